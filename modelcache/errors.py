@@ -1,0 +1,167 @@
+"""Everything that can go wrong, named for what the caller should do next.
+
+Responsible for: the classes, their stable `kind` and exit code, and the one line a person reads.
+Leaves to others: translating foreign exceptions, which each edge that owns a library does itself.
+
+| error | what to do next | kind | exit code |
+|---|---|---|---|
+| UsageError | ask for something else | usage | 2 |
+| VerificationError | drop the bytes, blame the source | integrity | 3 |
+| NotFoundError | try the next source | not_found | 4 |
+| ModelNotAvailableError | fetch it first | not_found | 4 |
+| TransientError | wait, then the same source again | network | 5 |
+| SourceError | try the next source | network | 5 |
+| StoreError | stop: no source can help; free the disk, then run again | local | 6 |
+| LockedError | wait for the holder | locked | 7 |
+| Paused | nothing is lost; run again to go on | interrupted | 130 |
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reason = Literal["not_installed", "downloading", "verifying", "error"]
+
+
+class ModelCacheError(Exception):
+    """The base of all errors of this package.
+
+    `message` says in one line what happened; `next_step` (may be empty) what to do;
+    `kept_bytes` counts what a later run need not fetch again. None of them ever
+    holds a token, a query string or userinfo.
+    """
+
+    kind: str = "error"
+    exit_code: int = 1
+
+    def __init__(self, message: str, *, next_step: str = "", kept_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = next_step
+        self.kept_bytes = kept_bytes
+
+    def line(self) -> str:
+        """What happened, what was kept, what to do: one line for a person."""
+        kept = f"{self.kept_bytes:,} bytes kept" if self.kept_bytes else ""
+        return "; ".join(" ".join(clause.split()) for clause in (self.message, kept, self.next_step) if clause)
+
+
+class UsageError(ModelCacheError):
+    """What was asked for cannot be meant: a malformed digest, an unknown scheme, options that contradict."""
+
+    kind = "usage"
+    exit_code = 2
+
+
+class VerificationError(ModelCacheError):
+    """Bytes are not what they were promised to be. `actual` is the digest that was found, if one was computed."""
+
+    kind = "integrity"
+    exit_code = 3
+
+    def __init__(self, message: str, *, actual: str = "", next_step: str = "", kept_bytes: int = 0) -> None:
+        super().__init__(message, next_step=next_step, kept_bytes=kept_bytes)
+        self.actual = actual
+
+
+class SourceError(ModelCacheError):
+    """This source cannot supply the file; another one may."""
+
+    kind = "network"
+    exit_code = 5
+
+
+class RangeRefusedError(SourceError):
+    """The source does not serve this range: a plain request for the whole may still work (RFC 9110, 14.2)."""
+
+
+class NotFoundError(SourceError):
+    """The source does not have the file, or does not let us have it (404, 410, 401, 403)."""
+
+    kind = "not_found"
+    exit_code = 4
+
+
+class TransientError(SourceError):
+    """The same source may work later. `retry_after_s` is its own wish (Retry-After), if it had one."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AbortedError(ModelCacheError):
+    """The request was ended from another thread; `Abort.cause` says why."""
+
+
+class StoreError(ModelCacheError):
+    """The disk refuses: full, read-only, forbidden, failing. No other source can help."""
+
+    kind = "local"
+    exit_code = 6
+
+
+class FencedError(StoreError):
+    """A writer whose partial was committed, discarded or given up meanwhile; it has written nothing since."""
+
+
+class LockedError(ModelCacheError):
+    """Somebody else is fetching this file and made no progress for the set time."""
+
+    kind = "locked"
+    exit_code = 7
+
+
+class PausedError(ModelCacheError):
+    """The download was paused; everything written is kept and the next fetch goes on from there."""
+
+    kind = "interrupted"
+    exit_code = 130
+
+
+class CancelledError(PausedError):
+    """The download was cancelled and its partials were removed."""
+
+
+class ModelNotAvailableError(ModelCacheError):
+    """No network was asked: the model is simply not here, or not whole."""
+
+    kind = "not_found"
+    exit_code = 4
+
+    def __init__(self, model_id: str, version: str | None, reason: Reason) -> None:
+        super().__init__(
+            f"Model {model_id}@{version or 'latest'} is not available: {reason}", next_step=f"fetch {model_id} first"
+        )
+        self.model_id = model_id
+        self.version = version
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailure:
+    """Why one source gave up: its name (scheme, host and path, no secrets), the reason and its kind."""
+
+    source: str
+    reason: str
+    kind: str
+
+
+class AllSourcesFailedError(ModelCacheError):
+    """Every source was tried; `failures` tells the story, one entry a source.
+
+    The kind is the gravest among them: wrong bytes before a broken network before a missing file.
+    """
+
+    _GRAVITY = (VerificationError, TransientError, NotFoundError)
+
+    def __init__(self, file: str, failures: tuple[SourceFailure, ...], *, kept_bytes: int = 0) -> None:
+        story = "; ".join(f"{failure.source}: {failure.reason}" for failure in failures) or "no source to ask"
+        super().__init__(f"{file} could not be fetched ({story})", kept_bytes=kept_bytes)
+        self.failures = failures
+        kinds = {failure.kind for failure in failures}
+        gravest = next((error for error in self._GRAVITY if error.kind in kinds), NotFoundError)
+        self.kind, self.exit_code = gravest.kind, gravest.exit_code
+        self.next_step = {
+            "integrity": "check the expected digest, or name another --mirror",
+            "network": "run the same command again to go on, or name another --mirror",
+        }.get(self.kind, "check the address and your access, or name a --mirror")
