@@ -1,0 +1,56 @@
+"""Every number a user may turn, with its default, once.
+
+Responsible for: names, types, defaults and bounds. Leaves to `wiring`: reading them from arguments,
+environment and configuration file.
+"""
+
+from dataclasses import dataclass, fields
+
+from modelcache.errors import UsageError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times end in _s (seconds), sizes in bytes, `resume_threshold` is a share from 0 to 1."""
+
+    connect_timeout: float = 10.0  # resolve and connect together
+    header_timeout: float = 30.0  # the whole header phase, also when it dribbles
+    stall_timeout: float = 30.0  # no byte for that long
+    slow_rate: int = 1024  # bytes/s; less than that over slow_window counts as a stall
+    slow_window: float = 60.0
+    attempts_per_source: int = 3  # without progress
+    requests_for_nothing: int = 20  # in a row, with less than 1 MiB gained between them
+    backoff: float = 1.0
+    backoff_factor: float = 2.0
+    retry_after_most: float = 60.0  # a source that asks for more is left
+    clean_restarts: int = 2  # after bytes proved wrong and no piece tells which
+    resume_threshold: float = 0.0  # below this share of the file, start again instead of resuming
+    parallel_files: int = 3
+    connections: int = 1  # per file; a file with piece digests uses at least one per source
+    piece_size: int = 4 * MIB
+    window: int = 256 * MIB  # how far ahead of the hash bytes are fetched
+    lock_timeout: float = 600.0  # waiting for another process that makes no progress
+    unpack_most: int = 1 << 40
+    unpack_entries: int = 100_000
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            least = 0 if setting.name in ("resume_threshold", "clean_restarts", "slow_rate", "backoff") else None
+            if not isinstance(value, (int, float)) or value != value or value < 0 or (least is None and value == 0):
+                raise UsageError(f"{setting.name} = {value!r}: a positive number is expected")
+        if self.resume_threshold > 1:
+            raise UsageError(f"resume_threshold = {self.resume_threshold!r}: a share from 0 to 1 is expected")
+
+    @classmethod
+    def parsed(cls, name: str, text: str) -> int | float:
+        """One setting from text, by the type of its default. UsageError names the setting."""
+        setting = next((field for field in fields(cls) if field.name == name), None)
+        if setting is None:
+            raise UsageError(f"unknown setting {name!r}")
+        try:
+            return int(text) if setting.type is int else float(text)
+        except ValueError:
+            raise UsageError(f"{name} = {text!r}: a number is expected") from None

@@ -1,0 +1,141 @@
+"""Durable, link-proof file operations, and what the disk's refusals mean to a person.
+
+Responsible for: the order write, sync, rename, sync the directory (I3); never following a symlink inside
+the cache (I17); translating OSError into StoreError with what to do (I25).
+Leaves to others: which paths, and what goes into the files.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from modelcache.errors import StoreError
+
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+BUFFER = 1 << 20
+
+_ADVICE = {
+    errno.ENOSPC: ("the disk is full", "free space, then run again to go on"),
+    errno.EDQUOT: ("the disk quota is used up", "free space, then run again to go on"),
+    errno.EROFS: ("the file system is read-only", "choose another MODELCACHE_HOME or --output"),
+    errno.EACCES: ("permission denied", "choose another MODELCACHE_HOME or --output, or mend its permissions"),
+    errno.EPERM: ("not permitted", "choose another MODELCACHE_HOME or --output, or mend its permissions"),
+    errno.EFBIG: ("the file is too large for this file system or limit", "choose a file system without that limit"),
+    errno.EMFILE: ("too many open files", "raise `ulimit -n`, then run again"),
+    errno.ENFILE: ("too many open files on this machine", "close some programs, then run again"),
+    errno.EIO: ("the disk failed to read or write", "check the disk, then run again"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter --output"),
+    errno.ELOOP: ("a symbolic link is in the way", "remove the link, then run again"),
+    errno.ENOTDIR: ("a file is where a folder should be", "move it away, then run again"),
+    errno.EISDIR: ("a folder is where a file should be", "move it away, then run again"),
+}
+
+
+def store_error(error: OSError, path: str) -> StoreError:
+    """What an OSError at `path` means and what to do, in one line."""
+    reason, advice = _ADVICE.get(error.errno or 0, (error.strerror or str(error), "mend it, then run again"))
+    return StoreError(f"{path}: {reason}", next_step=advice)
+
+
+@contextmanager
+def disk_errors(path: str) -> Iterator[None]:
+    """Translates every OSError inside into StoreError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise store_error(error, path) from error
+
+
+def sync_directory(path: str) -> None:
+    """Makes renames inside `path` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directories(path: str, mode: int = 0o700) -> None:
+    """Creates `path` and what it lacks above it. A symlink where the last folder should be is refused (I17)."""
+    with disk_errors(path):
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+        except FileNotFoundError:
+            make_directories(os.path.dirname(path), mode)
+            with suppress(FileExistsError):
+                os.mkdir(path, mode)
+            sync_directory(os.path.dirname(path))
+
+
+def write_atomic(path: str, content: bytes, mode: int = 0o600) -> None:
+    """Replaces a small file: a reader sees the old or the new whole, whatever is killed when (I3)."""
+    folder, name = os.path.split(path)
+    beside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    with disk_errors(path):
+        try:
+            fd = os.open(beside, CREATE, mode)
+            try:
+                write_all(fd, memoryview(content), 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(beside)
+            raise
+        sync_directory(folder)
+
+
+def read_small(path: str, most: int = 64 << 20) -> bytes | None:
+    """The content of a regular file of our own; None where there is none. Links and giants are refused."""
+    with disk_errors(path):
+        try:
+            fd = os.open(path, READ | os.O_NONBLOCK)  # a fifo in its place must not hang us
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+                raise StoreError(f"{path}: not a file of modelcache", next_step="move it away, then run again")
+            return os.read(fd, status.st_size) if status.st_size < BUFFER else b"".join(chunks_of(fd, 0, most))
+        finally:
+            os.close(fd)
+
+
+def write_all(fd: int, view: memoryview, offset: int) -> None:
+    """pwrite until all is written: a full disk may take a part first."""
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def chunks_of(fd: int, start: int, stop: int, buffer: memoryview | None = None) -> Iterator[memoryview]:
+    """Reads bytes in order through one buffer; each view is valid until the next. Ends early at the end of the file."""
+    buffer = memoryview(bytearray(min(BUFFER, max(1, stop - start)))) if buffer is None else buffer
+    while start < stop:
+        count = os.preadv(fd, [buffer[: min(len(buffer), stop - start)]], start)
+        if not count:
+            return
+        yield buffer[:count]
+        start += count
+
+
+def remove_tree(path: str) -> None:
+    """Removes a folder of ours with the plain files in it, following nothing. What is gone already is no error."""
+    with suppress(FileNotFoundError):
+        for entry in list(os.scandir(path)):
+            with suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    os.unlink(entry.path)
+        os.rmdir(path)

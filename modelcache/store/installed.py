@@ -1,0 +1,122 @@
+"""What a folder of files is known to be: the record `.manifest.json` beside them.
+
+Responsible for: the format, and the stamp (size, mtime_ns, inode) that makes a hit cost one stat per file.
+The store's model folders and the output folders of manifests have the same record. It is written last.
+Leaves to others: putting the files there, and hashing them.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+from modelcache.errors import StoreError
+from modelcache.store.disk import read_small, write_atomic
+
+RECORD = ".manifest.json"
+Proof = Literal["given", "listed", "cid", "first_use"]
+Condition = Literal["right", "changed", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """How a file looked when its bytes were last verified. `verified_at` is in ms since 1970."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    verified_at: int
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        status = os.stat(path, follow_symlinks=False)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, time.time_ns() // 1_000_000)
+
+    def judge(self, path: str) -> Condition:
+        """Costs one stat."""
+        try:
+            now = os.stat(path, follow_symlinks=False)
+        except OSError:
+            return "missing"
+        same = (now.st_size, now.st_mtime_ns, now.st_ino) == (self.size, self.mtime_ns, self.inode)
+        return "right" if same else "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledFile:
+    """One file: `proof` says who vouched for the digest, `verified` by which digest (or "unverified")."""
+
+    path: str
+    sha256: str
+    proof: Proof
+    verified: str
+    stamp: Stamp
+    urls: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return self.stamp.size
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Self:
+        stamp = Stamp(entry["size"], entry["mtime_ns"], entry["inode"], entry["verified_at"])
+        return cls(entry["path"], entry["sha256"], entry["proof"], entry["verified"], stamp, tuple(entry["urls"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path, "size": self.size, "sha256": self.sha256, "proof": self.proof,
+            "verified": self.verified, "mtime_ns": self.stamp.mtime_ns, "inode": self.stamp.inode,
+            "verified_at": self.stamp.verified_at, "urls": list(self.urls),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A version of a model in a folder."""
+
+    id: str
+    version: str
+    ref: str
+    files: tuple[InstalledFile, ...]
+    folder: str
+
+    @classmethod
+    def read(cls, folder: str) -> Self | None:
+        """None where there is no record, or none that can be believed: the files are then to be looked at anew."""
+        try:
+            content = read_small(os.path.join(folder, RECORD))
+            data = json.loads(content or b"")
+            if data["format"] != 1:
+                return None
+            files = tuple(InstalledFile.from_json(entry) for entry in data["files"])
+            return cls(str(data["id"]), str(data["version"]), str(data["ref"]), files, folder)
+        except (StoreError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def write(self) -> None:
+        files = [file.to_json() for file in self.files]
+        record = {"format": 1, "id": self.id, "version": self.version, "ref": self.ref, "files": files}
+        write_atomic(os.path.join(self.folder, RECORD), json.dumps(record).encode())
+
+    def file(self, path: str) -> InstalledFile | None:
+        return next((file for file in self.files if file.path == path), None)
+
+    def place(self, file: InstalledFile) -> str:
+        return f"{self.folder}/{file.path}"
+
+    def with_file(self, file: InstalledFile) -> Self:
+        """The same with this file put in or replaced."""
+        others = tuple(other for other in self.files if other.path != file.path)
+        return replace(self, files=tuple(sorted((*others, file), key=lambda each: each.path)))
+
+    def condition(self) -> Condition:
+        """The worst of its files: one stat each, no hash."""
+        worst: Condition = "right"
+        for file in self.files:
+            now = file.stamp.judge(f"{self.folder}/{file.path}")
+            if now == "missing":
+                return now
+            if now == "changed":
+                worst = now
+        return worst

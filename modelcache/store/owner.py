@@ -1,0 +1,80 @@
+"""Which process owns something on the disk, and whether that process is proven dead (I13).
+
+Responsible for: naming this process so that a reused pid cannot be mistaken for it.
+Leaves to others: what to do with a thing whose owner is dead, alive, or cannot be judged.
+"""
+
+import os
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process by host, boot, pid namespace, pid and start time (clock ticks since boot)."""
+
+    host: str
+    boot: str
+    space: int
+    pid: int
+    start: int
+
+    @classmethod
+    def mine(cls) -> Self:
+        return cls(socket.gethostname(), _boot(), _space(), os.getpid(), _start_of(os.getpid()) or 0)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """KeyError, TypeError or ValueError where it is not an owner."""
+        return cls(
+            str(fields["host"]), str(fields["boot"]), int(fields["space"]), int(fields["pid"]), int(fields["start"])
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def is_proven_dead(self) -> bool:
+        """True only where this process can judge: same host, boot and pid namespace, and that process is gone.
+
+        A process of ours counts as gone: whoever asks holds the lock that it would hold.
+        """
+        mine = Owner.mine()
+        if self.host == mine.host and self.boot and self.boot != mine.boot:
+            return True  # the machine was started anew since
+        if (self.host, self.boot, self.space) != (mine.host, mine.boot, mine.space):
+            return False
+        return self.pid == mine.pid or _start_of(self.pid) != self.start
+
+
+def _boot() -> str:
+    return _read("/proc/sys/kernel/random/boot_id").strip()
+
+
+def _space() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _start_of(pid: int) -> int | None:
+    """None where there is no such process."""
+    text = _read(f"/proc/{pid}/stat")
+    if text:
+        return int(text.rpartition(")")[2].split()[19])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return 0  # alive, on a system without /proc
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
