@@ -71,7 +71,14 @@ class SourceError(ModelCacheError):
 
 
 class RangeRefusedError(SourceError):
-    """The source does not serve this range: a plain request for the whole may still work (RFC 9110, 14.2)."""
+    """The source does not serve this range: a plain request for the whole may still work (RFC 9110, 14.2).
+
+    `total` is the size of its whole file in bytes where it said so (416).
+    """
+
+    def __init__(self, message: str, *, total: int | None = None) -> None:
+        super().__init__(message)
+        self.total = total
 
 
 class NotFoundError(SourceError):

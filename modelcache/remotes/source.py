@@ -6,6 +6,7 @@ Leaves to each source: speaking its protocol, refusing malformed replies, transl
 through the last byte of the body. Leaves to `transfer`: retries, fallback, and whether a byte is right.
 """
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ class Abort:
 
     def attach(self, sock: socket.socket) -> None:
         """Takes the socket now in use instead of the one before. Raises AbortedError if already fired."""
-        duplicate = sock.dup()  # survives the hand-over to TLS, which detaches the socket object it wraps
+        # survives the hand-over to TLS, which detaches the socket object it wraps; a TLS socket has no dup() of its own
+        duplicate = socket.socket(fileno=os.dup(sock.fileno()))
         with self._lock:
             self._release()
             self._held = duplicate
@@ -62,7 +64,7 @@ class Abort:
             self._release()
 
     def fire(self, cause: BaseException | None = None) -> None:
-        """Ends the request; the blocked thread raises AbortedError, and `cause` tells its owner why. The first counts."""
+        """Ends the request; the blocked thread raises AbortedError. `cause` tells its owner why; the first counts."""
         with self._lock:
             self.cause = self.cause or cause or AbortedError("the request was ended")
             self._shut()

@@ -1,0 +1,175 @@
+"""A file behind one URL, over HTTP.
+
+Responsible for: asking for a span (Range, If-Range), following redirects ourselves, and who may see the user's
+headers (I20).
+Leaves to others: connections and foreign errors (`connection`), what a reply means (`reply`), reading it (`body`),
+retries, header deadline and minimum rate (`transfer`, through `Abort`).
+
+Rules:
+- All headers a user gives, and the userinfo of the URL, are secrets: they go to the origin of the source's own URL
+  only, and not there either once a redirect has left it.
+- The URL a redirect leads to is never kept: each `open` starts at the source's own URL. 401 or 403 from a redirected
+  URL may be an expired signature and starts once more there.
+- A redirect leads into a private network only if the source's own host is in one.
+"""
+
+import base64
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from modelcache import __version__
+from modelcache.errors import ModelCacheError, SourceError, UsageError
+from modelcache.model import ModelFile
+from modelcache.remotes.body import Exchange, HttpBody
+from modelcache.remotes.connection import Connector, Hop, Timeouts
+from modelcache.remotes.reply import REDIRECTS, Head, is_ranged, promise_of, strong_etag
+from modelcache.remotes.source import Abort, Request, Traits
+from modelcache.urls import checked_url, is_private, origin_of, redirect_target, without_secrets
+
+MOST_REDIRECTS = 10
+MOST_CONNECTIONS = 8
+USER_AGENT = f"modelcache/{__version__}"
+_DEFAULT_TIMEOUTS = Timeouts()
+_OURS = frozenset(
+    ("accept-encoding", "connection", "content-length", "expect", "host", "if-match", "if-modified-since")
+    + ("if-none-match", "if-range", "if-unmodified-since", "keep-alive", "proxy-connection", "range", "te")
+    + ("trailer", "transfer-encoding", "upgrade")
+)
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The reply that is no redirect, and where it came from."""
+
+    exchange: Exchange
+    head: Head
+    url: str
+    redirected: bool
+
+
+class HttpSource:
+    """One URL. Threads may use it at the same time; connections are kept and shared.
+
+    headers: sent with each request to the URL's own origin, nowhere else. UsageError for a malformed URL or header.
+    """
+
+    kind = "http"
+
+    def __init__(
+        self, url: str, *, headers: Mapping[str, str] | None = None, timeouts: Timeouts = _DEFAULT_TIMEOUTS
+    ) -> None:
+        self.name = without_secrets(checked_url(url))
+        self._origin = origin_of(url)
+        self._url, userinfo = _without_userinfo(url)
+        self._secrets = userinfo | _checked_headers(headers or {})
+        self._connector = Connector(timeouts)
+        self._conditional = True
+        self._ranges = True
+
+    def traits(self, file: ModelFile) -> Traits | None:  # noqa: ARG002  the seam's argument
+        """What earlier replies have shown."""
+        return Traits(ranges=self._ranges, most_connections=MOST_CONNECTIONS)
+
+    def open(self, request: Request) -> HttpBody:
+        request.abort.check()
+        began = time.monotonic()
+        answer = self._settled_answer(request)
+        try:
+            promise = promise_of(answer.head, request, time.time())
+        except ModelCacheError:
+            answer.exchange.dismiss(_plain_length(answer.head))
+            raise
+        return HttpBody(
+            answer.exchange,
+            promise,
+            validator=answer.head.validator,
+            host=urlsplit(answer.url).netloc,
+            status=answer.head.status,
+            first_byte_s=time.monotonic() - began,
+        )
+
+    def close(self) -> None:
+        self._connector.close()
+
+    def _settled_answer(self, request: Request) -> _Answer:
+        conditions = _conditions(request, self._conditional)
+        answer = self._answer(request.abort, conditions)
+        if answer.head.status in (401, 403) and answer.redirected:
+            answer.exchange.drop()
+            answer = self._answer(request.abort, conditions)
+        if answer.head.status != 200 or "Range" not in conditions:
+            return answer
+        etag = strong_etag(answer.head.text("etag"))
+        if "If-Range" in conditions:
+            if etag != request.validator:
+                return answer
+            # Some CDNs answer an If-Range that matches with the whole: from now on, ask without it.
+            self._conditional = False
+            answer.exchange.drop()
+            answer = self._answer(request.abort, _conditions(request, conditional=False))
+        self._ranges = self._ranges and answer.head.status != 200
+        return answer
+
+    def _answer(self, abort: Abort, conditions: dict[str, str]) -> _Answer:
+        """Follows redirects. Whatever it raises, no connection is left behind."""
+        url, trusted, hop = self._url, True, Hop(abort)
+        for _ in range(MOST_REDIRECTS + 1):
+            headers = {"User-Agent": USER_AGENT, "Accept": "*/*"} | (self._secrets if trusted else {}) | conditions
+            exchange, head = self._exchange(url, headers, hop)
+            location = head.text("location")
+            if head.status not in REDIRECTS or not location:
+                return _Answer(exchange, head, url, redirected=url != self._url)
+            exchange.dismiss(_plain_length(head))
+            url = redirect_target(url, location)
+            trusted = trusted and origin_of(url) == self._origin
+            hop = Hop(abort, public_only=hop.public_only or not (hop.peer and is_private(hop.peer)))
+        raise SourceError(f"more than {MOST_REDIRECTS} redirects")
+
+    def _exchange(self, url: str, headers: Mapping[str, str], hop: Hop) -> tuple[Exchange, Head]:
+        try:
+            response = self._connector.get(url, headers, hop)
+        except ModelCacheError:
+            hop.abort.release()
+            raise
+        fields = {name: response.raw.headers.getlist(name) for name in response.raw.headers}
+        return Exchange(self._connector, response, hop), Head.of(response.status_code, fields)
+
+
+def _conditions(request: Request, conditional: bool) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity"}
+    if is_ranged(request):
+        headers["Range"] = f"bytes={request.start}-{'' if request.stop is None else request.stop - 1}"
+        if request.validator and conditional:
+            headers["If-Range"] = request.validator
+    return headers
+
+
+def _plain_length(head: Head) -> int | None:
+    length = head.text("content-length")
+    return int(length) if re.fullmatch("[0-9]{1,9}", length) and not head.text("transfer-encoding") else None
+
+
+def _without_userinfo(url: str) -> tuple[str, dict[str, str]]:
+    """The URL to ask, and its userinfo as the header it stands for."""
+    split = urlsplit(url)
+    userinfo, at, host = split.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    user, _, password = userinfo.partition(":")
+    token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    return split._replace(netloc=host).geturl(), {"Authorization": f"Basic {token}"}
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """In title case, so that one header has one key. UsageError never shows a value: it may be a secret."""
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise UsageError(f"the header {name[:40]!r} holds characters that no header may hold")
+        if name.lower() in _OURS:
+            raise UsageError(f"the header {name!r} cannot be set: the download itself needs it")
+    return {name.title(): value.strip(" \t") for name, value in headers.items()}
