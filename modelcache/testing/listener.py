@@ -7,6 +7,7 @@ Leaves to `wire` and `origin`: what is answered.
 A connection ends by an OSError in its own thread, whoever caused it: the client, a fault or `Listener.close`.
 """
 
+import os
 import selectors
 import socket
 import ssl
@@ -56,8 +57,10 @@ def _openssl(*arguments: str | Path) -> None:
 class Connection:
     """One accepted connection, used by its own thread; only `interrupt` may be called from another."""
 
-    def __init__(self, sock: socket.socket, closing: threading.Event) -> None:
+    def __init__(self, sock: socket.socket, closing: threading.Event, kill_server: Callable[[], None]) -> None:
         self.sock = sock
+        self.kill_server = kill_server
+        self.number = 0  # of those the listener accepted, from 1
         self._closing = closing
         self._lock = threading.Lock()
         self._open = True
@@ -92,16 +95,34 @@ class Connection:
     def send(self, sent: bytes | memoryview) -> None:
         self.sock.sendall(sent)
 
+    @property
+    def is_plain(self) -> bool:
+        return not isinstance(self.sock, ssl.SSLSocket)
+
+    def send_file(self, path: Path, start: int, stop: int) -> None:
+        """Sends a span of a file without it passing through this process (plain connections only)."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            while start < stop:
+                sent = os.sendfile(self.sock.fileno(), descriptor, start, stop - start)
+                if not sent:
+                    raise ConnectionAbortedError(f"{path} became shorter")
+                start += sent
+        finally:
+            os.close(descriptor)
+
     def wait(self, seconds: float) -> None:
         """Deliberate slowness. Raises ConnectionAbortedError as soon as the server closes."""
         if self._closing.wait(seconds):
             raise ConnectionAbortedError("the server closes")
 
     def wait_for(self, event: threading.Event, limit_s: float) -> None:
-        """Until `event`, at most `limit_s`. Raises ConnectionAbortedError as soon as the server closes."""
+        """Until `event`. Raises TimeoutError after `limit_s`, ConnectionAbortedError as soon as the server closes."""
         end = time.monotonic() + limit_s
-        while not event.wait(_POLL_S) and time.monotonic() < end:
+        while not event.wait(_POLL_S):
             self.wait(0)
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody set the event within {limit_s} s")
 
     def wait_gone(self) -> None:
         """Until the client leaves or the server closes; what the client says meanwhile is ignored."""
@@ -155,9 +176,11 @@ class Connection:
 
 
 class Listener:
-    """Listens on a free port of `host` and gives each connection to `serve` on a daemon thread of its own."""
+    """Listens on `port` of `host` (0: a free one); each connection goes to `serve` on a daemon thread of its own."""
 
-    def __init__(self, serve: Callable[[Connection], None], host: str, tls: Certificate | None) -> None:
+    def __init__(
+        self, serve: Callable[[Connection], None], host: str, tls: Certificate | None = None, port: int = 0
+    ) -> None:
         self._serve = serve
         self._tls = _server_context(tls) if tls else None
         self._lock = threading.Lock()
@@ -165,27 +188,28 @@ class Listener:
         self._living: dict[threading.Thread, Connection] = {}
         self.accepted = 0
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, 0), family=family, backlog=256)
+        self._socket = socket.create_server((host, port), family=family, backlog=256)
         self._socket.setblocking(False)
         name = f"[{host}]" if ":" in host else host
-        self.base = f"{'https' if tls else 'http'}://{name}:{self._socket.getsockname()[1]}"
+        self.port: int = self._socket.getsockname()[1]
+        self.base = f"{'https' if tls else 'http'}://{name}:{self.port}"
         self._waker, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._accept, name=f"test server {self.base}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Dies at once: no new connections, all open ones end. From any thread; waits for nobody."""
+        """Dies at once: the port is closed, all connections end. From any thread; waits for none of them."""
         with self._lock:
             if not self._closing.is_set():
                 self._closing.set()
                 self._waker.send(b"x")
             for connection in self._living.values():
                 connection.interrupt()
+        self._thread.join()  # and with it the listening socket
 
     def close(self) -> None:
         """Stops and joins all threads."""
         self.stop()
-        self._thread.join()  # and with it the listening socket
         with self._lock:
             threads = list(self._living)
         for thread in threads:
@@ -206,10 +230,11 @@ class Listener:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls:
             sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        connection = Connection(sock, self._closing)
+        connection = Connection(sock, self._closing, self.stop)
         thread = threading.Thread(target=self._live, args=(connection,), name="test connection", daemon=True)
         with self._lock:
             self.accepted += 1
+            connection.number = self.accepted
             self._living[thread] = connection
             thread.start()  # under the lock: `close` joins only what has started
             if self._closing.is_set():

@@ -22,20 +22,20 @@ RESET: Final = _Reset.RESET
 """As an item of a reply: the connection ends here with a RST (the bytes before it arrive)."""
 
 Item = bytes | threading.Event | float | _Reset
-Reply = bytes | Sequence[Item]
+Script = bytes | Sequence[Item]
 
 
 class Wire:
     """Answers the i-th request with exactly the i-th reply; the last reply repeats. Ready when constructed.
 
-    A reply is bytes, or a list of bytes, seconds to wait, Events to wait for (at most 30 s) and `RESET`. An empty
-    reply with `close=True` hangs up. Requests are counted over all connections, in the order their heads arrive.
+    A reply is bytes, or a list of bytes, seconds to wait, Events to wait for (hangs up after 30 s) and `RESET`. An
+    empty reply with `close=True` hangs up. Requests are counted over all connections, in the order their heads arrive.
 
     close: hang up (FIN) after each reply; else the connection waits for its next request.
     """
 
     def __init__(
-        self, *replies: Reply, close: bool = True, host: str = "127.0.0.1", tls: Certificate | None = None
+        self, *replies: Script, close: bool = True, host: str = "127.0.0.1", tls: Certificate | None = None
     ) -> None:
         if not replies:
             raise ValueError("a Wire needs at least one reply")
