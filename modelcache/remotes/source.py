@@ -42,6 +42,7 @@ class Abort:
         self._lock = threading.Lock()
         self._held: socket.socket | None = None
         self.cause: BaseException | None = None
+        self.attached = False  # a socket was handed over: DNS is done
 
     @property
     def fired(self) -> bool:
@@ -53,7 +54,7 @@ class Abort:
         duplicate = socket.socket(fileno=os.dup(sock.fileno()))
         with self._lock:
             self._release()
-            self._held = duplicate
+            self._held, self.attached = duplicate, True
             if self.fired:
                 self._shut()
         self.check()
@@ -117,6 +118,7 @@ class Body(Protocol):
     host: who really answered (after redirects), without secrets.
     status: HTTP status, 0 where the source has none.
     first_byte_s: seconds from asking to the end of the headers.
+    framed: whether a body that was cut short would be noticed (a length, or chunks with an end).
     """
 
     start: int
@@ -125,6 +127,7 @@ class Body(Protocol):
     host: str
     status: int
     first_byte_s: float
+    framed: bool
 
     def __iter__(self) -> Iterator[Chunk]: ...
 

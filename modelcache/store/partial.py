@@ -130,6 +130,7 @@ class Partial:
         self._piece_size = piece_size
         self._written = journal.facts.written
         self._proven: set[int] = set()
+        self._refusals: dict[int, int] = {}
         self._writers: list[SpanWriter] = []
         self._changed = threading.Condition()
         self._stopped = False
@@ -148,8 +149,8 @@ class Partial:
         """Claims what an earlier run left under `base` for this key, or begins anew.
 
         `window` is how far, in bytes, writers may be ahead of the follower; `piece_size` is that of the pieces
-        measured along the way. The caller holds the key's lock. Raises StoreError. Bytes of a partial that cannot be read, or that was
-        begun for another size, are thrown away.
+        measured along the way. The caller holds the key's lock. Raises StoreError. Bytes of a partial that cannot
+        be read, or that was begun for another size, are thrown away.
         """
         make_directories(base)
         with disk_errors(base):
@@ -300,6 +301,11 @@ class Partial:
             return True
         return False
 
+    def refusals(self) -> int:
+        """How often the follower found the same piece wrong: more than once is a source that cuts and lies."""
+        with self._changed:
+            return max(self._refusals.values(), default=0)
+
     def wrong_digest(self) -> Digest | None:
         """After `await_proof`: the first expected digest that the file does not have."""
         return self._follower.checks.wrong()
@@ -409,6 +415,7 @@ class Partial:
 
     def refused(self, span: Span) -> None:
         with self._changed:
+            self._refusals[span.start] = self._refusals.get(span.start, 0) + 1
             self._take_back(span)
 
     def followed(self, position: int, error: OSError | None) -> None:
