@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from modelcache.errors import UsageError
-from modelcache.names import checked_path, file_name_of
-from modelcache.urls import identity_of, without_secrets
+from modelcache.names import check_conflicts, checked_path, file_name_of
+from modelcache.urls import checked_url, identity_of, without_secrets
 
 HEX_LENGTHS = {"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32, "blake3": 64}
 STRENGTH = ("sha256", "sha512", "blake3", "sha1", "md5")  # sha256 first: it is also the name of the blob
@@ -46,7 +46,7 @@ class Digest:
         name = (prefix if colon else algorithm or "sha256").lower().replace("-", "")
         value = rest.lower()
         if name not in HEX_LENGTHS:
-            raise UsageError(f"unknown checksum algorithm {name!r}: one of {', '.join(HEX_LENGTHS)}")
+            raise UsageError(f"unknown checksum algorithm {name[:20]!r}: one of {', '.join(HEX_LENGTHS)}")
         if algorithm is not None and name != algorithm:
             raise UsageError(f"a {algorithm} digest is expected, not {name}")
         if not re.fullmatch(f"[0-9a-f]{{{HEX_LENGTHS[name]}}}", value):
@@ -144,12 +144,15 @@ class Manifest:
             return cls._of(default_id, "", "", data)
         if "model" in _mapping(data, "the manifest"):
             listed = _mapping(_mapping(data["model"], "model").get("files"), "model.files")
-            return cls._of(
-                default_id, "", "", [{"path": path, **_mapping(entry, path)} for path, entry in listed.items()]
-            )
-        if data.get("format") != 1:
-            raise UsageError(f"the manifest has format {data.get('format')!r}; this version reads format 1")
-        return cls._of(_text(data, "id", default_id), _text(data, "version", ""), _text(data, "ref", ""), data["files"])
+            entries = [{**_mapping(entry, f"the entry {path[:80]!r}"), "path": path} for path, entry in listed.items()]
+            return cls._of(default_id, "", "", entries)
+        if (found := data.get("format")) != 1:
+            shown = found if isinstance(found, int) else "unknown"
+            raise UsageError(f"the manifest has format {shown}; this version reads format 1")
+        model_id, version = _text(data, "id", default_id), _text(data, "version")
+        # Both become folders of the store: foreign text chooses no path (I18).
+        checked = checked_path(model_id, parts=1), version and checked_path(version, parts=1)
+        return cls._of(*checked, _text(data, "ref"), data.get("files"))
 
     @classmethod
     def _of(cls, model_id: str, version: str, ref: str, entries: object) -> Self:
@@ -158,6 +161,7 @@ class Manifest:
         files = tuple(ModelFile.from_json(entry) for entry in entries)
         if not files:
             raise UsageError("the manifest lists no files")
+        check_conflicts(file.path for file in files)
         return cls(model_id, version, without_secrets(ref), files)
 
     def to_json(self) -> dict[str, Any]:
@@ -177,7 +181,8 @@ class Ref:
     def parse(cls, text: str) -> Self:
         """UsageError for a scheme that nothing here serves, or a name that cannot be an id."""
         if re.match(r"(?i)https?://", text):
-            return cls(id=_url_id(text), url=text)
+            url = checked_url(text)
+            return cls(id=_url_id(url), url=url)
         scheme, colon, _ = text.partition(":")
         if colon:
             raise UsageError(f"unknown scheme {scheme + ':'!r}: http://, https:// or the id of an installed model")
@@ -193,7 +198,8 @@ class Ref:
 def _url_id(url: str) -> str:
     import hashlib
 
-    return f"url--{file_name_of(url)}--{hashlib.sha256(identity_of(url).encode()).hexdigest()[:8]}"
+    name = file_name_of(url).replace("@", "_")  # an id has no "@": what follows one is a version
+    return f"url--{name}--{hashlib.sha256(identity_of(url).encode()).hexdigest()[:8]}"
 
 
 def _mapping(value: object, what: str) -> dict[str, Any]:
@@ -226,7 +232,7 @@ def _urls(fields: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _pieces(value: object, size: int | None, path: str) -> PieceDigests | None:
-    if value is None or size is None:
+    if value is None or not size:  # an empty file has no piece
         return None
     fields = _mapping(value, f"pieces of {path}")
     length, hexes = fields.get("size"), fields.get("blake3")
