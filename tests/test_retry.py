@@ -86,6 +86,14 @@ def test_a_source_that_gains_may_fail_for_ever() -> None:
     assert not budget.failed(0)
 
 
+def test_success_gives_everything_back() -> None:
+    budget = Budget(attempts=2, requests=3)
+    assert [budget.failed(1), budget.failed(0)] == [True, True]
+    budget.succeeded()
+    assert budget.failures == 0
+    assert [budget.failed(1), budget.failed(1), budget.failed(1)] == [True, True, False]
+
+
 @given(st.lists(st.integers(0, 1 << 19), max_size=200))
 def test_no_source_costs_more_than_twenty_requests_a_mebibyte(moves: list[int]) -> None:
     budget = Budget()
