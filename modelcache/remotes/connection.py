@@ -14,7 +14,7 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +64,14 @@ class Hop:
         if self.public_only and is_private(address):
             raise SourceError("it redirects to a private address, which is not followed")
         self.peer = address
+
+    def abandon(self) -> None:
+        """Closes the socket of an exchange that failed: what urllib3 left open holds it until it is collected."""
+        self.abort.release()
+        if self.sock is not None:
+            with suppress(OSError):
+                os.close(self.sock.detach())
+            self.sock = None
 
 
 _hop: ContextVar[Hop] = ContextVar("modelcache_hop")
@@ -158,18 +166,20 @@ class Connector:
         """The reply once its headers are here, whatever its status. A kept connection that turns out to be closed
         is replaced. Raises TransientError, SourceError or AbortedError."""
         while True:
+            hop.fresh = False
             try:
                 with self.translating(hop):
                     return self._send(url, headers, hop)
-            except _DroppedError:
-                if hop.fresh:
+            except ModelCacheError as error:
+                hop.abandon()
+                if hop.fresh or not isinstance(error, _DroppedError):
                     raise
 
     def _send(self, url: str, headers: Mapping[str, str], hop: Hop) -> requests.Response:
         # Neither Session.request nor Session.send: they add netrc and cookies, and read a redirect's body to its end.
         prepared = requests.Request("GET", url, headers=dict(headers)).prepare()
         settings = self._session.merge_environment_settings(url, {}, True, None, None)
-        bundle: bool | str = settings["verify"]
+        bundle = settings["verify"] or True
         if isinstance(bundle, str) and not os.path.exists(bundle):
             raise SourceError(f"the CA bundle {bundle} does not exist", next_step="mend or unset REQUESTS_CA_BUNDLE")
         adapter = self._session.get_adapter(url)

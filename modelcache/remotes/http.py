@@ -34,9 +34,9 @@ MOST_CONNECTIONS = 8
 USER_AGENT = f"modelcache/{__version__}"
 _DEFAULT_TIMEOUTS = Timeouts()
 _OURS = frozenset(
-    ("accept-encoding", "connection", "content-length", "expect", "host", "if-match", "if-modified-since")
-    + ("if-none-match", "if-range", "if-unmodified-since", "keep-alive", "proxy-connection", "range", "te")
-    + ("trailer", "transfer-encoding", "upgrade")
+    {"accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "range"}
+    | {"if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since"}
+    | {"te", "trailer", "transfer-encoding", "upgrade"}
 )
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -131,11 +131,7 @@ class HttpSource:
         raise SourceError(f"more than {MOST_REDIRECTS} redirects")
 
     def _exchange(self, url: str, headers: Mapping[str, str], hop: Hop) -> tuple[Exchange, Head]:
-        try:
-            response = self._connector.get(url, headers, hop)
-        except ModelCacheError:
-            hop.abort.release()
-            raise
+        response = self._connector.get(url, headers, hop)
         fields = {name: response.raw.headers.getlist(name) for name in response.raw.headers}
         return Exchange(self._connector, response, hop), Head.of(response.status_code, fields)
 
