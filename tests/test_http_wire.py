@@ -223,6 +223,10 @@ def test_a_reply_out_of_order_says_what_is_wrong(sent, request_, kind, words):
 CUT = {
     "counted": (whole("Content-Length: 9"), ask(), "the connection ended after 5 of 9 bytes"),
     "counted, reset": ([whole("Content-Length: 9"), RESET], ask(), "the connection was reset"),
+    "long, reset": ([whole("Content-Length: 99999"), RESET], ask(), "the connection was reset"),
+    "long, silent": ([whole("Content-Length: 99999"), 30.0], ask(), "no byte for 0.3 s"),
+    "long chunk, silent": ([chunked(b"fffff\r\nhello"), 30.0], ask(), "no byte for 0.3 s"),
+    "until closed, silent": ([whole(), 30.0], ask(), "no byte for 0.3 s"),
     "counted, silent": ([whole("Content-Length: 9"), 30.0], ask(), "no byte for 0.3 s"),
     "part": (part("bytes 2-9/10", body=b"hello"), ask(2), "the body ended after 5 of 8 bytes"),
     "until closed, size known": (whole(), ask(size=9), "the body ended after 5 of 9 bytes"),

@@ -32,19 +32,45 @@ class Framing(Protocol):
         """At most one read from the network; 0 at the end of the body as its framing tells it."""
 
 
+class Reader:
+    """The buffered reader that http.client read the head with.
+
+    Its `readinto1` copies what is buffered and then waits for more where the view has room for it: a cut at that
+    moment would lose what had arrived. So the first read after a line takes no more than the buffer can hold.
+    """
+
+    def __init__(self, buffered: io.BufferedReader) -> None:
+        self._buffered = buffered
+        self._ahead = True
+
+    def readinto(self, view: memoryview) -> int:
+        """At most one read from the network. EOFError at the end of the connection."""
+        most = io.DEFAULT_BUFFER_SIZE if self._ahead else len(view)
+        self._ahead = False
+        count = self._buffered.readinto1(view[:most])
+        if not count:
+            raise EOFError
+        return count
+
+    def line(self) -> bytes:
+        self._ahead = True
+        line = self._buffered.readline(_LONGEST_LINE)
+        if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+            raise EOFError
+        return line
+
+
 class Counted:
     """A body of `length` bytes."""
 
-    def __init__(self, reader: io.BufferedReader, length: int) -> None:
+    def __init__(self, reader: Reader, length: int) -> None:
         self._reader = reader
         self._left = length
 
     def readinto(self, view: memoryview) -> int:
         if not self._left:
             return 0
-        count = self._reader.readinto1(view[: self._left])
-        if not count:
-            raise EOFError
+        count = self._reader.readinto(view[: self._left])
         self._left -= count
         return count
 
@@ -52,7 +78,7 @@ class Counted:
 class Chunked:
     """RFC 9112, 7.1. http.client's own reading of it believes `-5`, `1_0` and a chunk that does not end."""
 
-    def __init__(self, reader: io.BufferedReader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._left = 0
         self._inside = False
@@ -63,16 +89,14 @@ class Chunked:
             self._next()
         if self._ended:
             return 0
-        count = self._reader.readinto1(view[: self._left])
-        if not count:
-            raise EOFError
+        count = self._reader.readinto(view[: self._left])
         self._left -= count
         return count
 
     def _next(self) -> None:
-        if self._inside and self._line() != b"\r\n":
+        if self._inside and self._reader.line() != b"\r\n":
             raise TransientError("the chunk framing is broken")
-        size = _CHUNK_SIZE.fullmatch(self._line())
+        size = _CHUNK_SIZE.fullmatch(self._reader.line())
         if not size:
             raise TransientError("the chunk framing is broken")
         self._inside, self._left = True, int(size[1], 16)
@@ -82,25 +106,22 @@ class Chunked:
 
     def _skip_trailers(self) -> None:
         for _ in range(_MOST_TRAILERS + 1):
-            if self._line() == b"\r\n":
+            if self._reader.line() == b"\r\n":
                 return
         raise TransientError("the chunk framing is broken: too many trailers")
-
-    def _line(self) -> bytes:
-        line = self._reader.readline(_LONGEST_LINE)
-        if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
-            raise EOFError
-        return line
 
 
 class UntilClosed:
     """A body that ends with its connection: only a known size or digest can tell a cut from the end."""
 
-    def __init__(self, reader: io.BufferedReader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     def readinto(self, view: memoryview) -> int:
-        return self._reader.readinto1(view)
+        try:
+            return self._reader.readinto(view)
+        except EOFError:
+            return 0
 
 
 class Foreign:
@@ -124,9 +145,10 @@ class Exchange:
         self._hop = hop
 
     def framing(self, length: int | None, chunked: bool) -> Framing:
-        reader = getattr(getattr(self.raw, "_fp", None), "fp", None)
-        if not isinstance(reader, io.BufferedReader):
+        buffered = getattr(getattr(self.raw, "_fp", None), "fp", None)
+        if not isinstance(buffered, io.BufferedReader):
             return Foreign(self.raw)
+        reader = Reader(buffered)
         if chunked:
             return Chunked(reader)
         return UntilClosed(reader) if length is None else Counted(reader, length)

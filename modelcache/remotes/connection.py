@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
@@ -149,12 +150,23 @@ class _Adapter(HTTPAdapter):
         return manager
 
 
+class _Session(requests.Session):
+    """Takes proxies and the CA bundle from the environment, and nothing else: no cookies, no netrc."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: redirects are ours, and a session that sees one reads its body to the end, however long."""
+
+
 class Connector:
     """Sends GETs over kept connections; up to `KEPT_CONNECTIONS` threads use one at the same time."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
-        self._session = requests.Session()  # for the environment's proxies and CA bundle
+        self._session = _Session()
         self._session.mount("https://", self._adapter())
         self._session.mount("http://", self._adapter())
 
@@ -171,22 +183,25 @@ class Connector:
                 with self.translating(hop):
                     return self._send(url, headers, hop)
             except ModelCacheError as error:
+                was_kept = hop.sock is not None and not hop.fresh
                 hop.abandon()
-                if hop.fresh or not isinstance(error, _DroppedError):
+                if not (was_kept and isinstance(error, _DroppedError)):
                     raise
 
     def _send(self, url: str, headers: Mapping[str, str], hop: Hop) -> requests.Response:
-        # Neither Session.request nor Session.send: they add netrc and cookies, and read a redirect's body to its end.
+        # Not Session.request, which adds netrc and cookies.
         prepared = requests.Request("GET", url, headers=dict(headers)).prepare()
         settings = self._session.merge_environment_settings(url, {}, True, None, None)
         bundle = settings["verify"] or True
         if isinstance(bundle, str) and not os.path.exists(bundle):
             raise SourceError(f"the CA bundle {bundle} does not exist", next_step="mend or unset REQUESTS_CA_BUNDLE")
-        adapter = self._session.get_adapter(url)
         token = _hop.set(hop)
         try:
             limits = (self.timeouts.connect_s, self.timeouts.stall_s)
-            return adapter.send(prepared, True, limits, bundle, proxies=settings["proxies"])
+            proxies = settings["proxies"]
+            return self._session.send(
+                prepared, stream=True, timeout=limits, verify=bundle, proxies=proxies, allow_redirects=False
+            )
         finally:
             _hop.reset(token)
 

@@ -29,6 +29,8 @@ from modelcache.remotes.reply import REDIRECTS, Head, is_ranged, promise_of, str
 from modelcache.remotes.source import Abort, Request, Traits
 from modelcache.urls import checked_url, is_private, origin_of, redirect_target, without_secrets
 
+__all__ = ["HttpSource", "Timeouts"]
+
 MOST_REDIRECTS = 10
 MOST_CONNECTIONS = 8
 USER_AGENT = f"modelcache/{__version__}"
