@@ -42,7 +42,7 @@ class _TarContent(io.RawIOBase):
         self._left = content_bytes + MOST_TAR_HEADER_BYTES
 
     def read(self, _size: int = -1, /) -> bytes:
-        """tarfile takes more or less than it asked for; never an empty answer, which can make it ask for ever."""
+        """More or less than was asked for: tarfile keeps what it does not need yet."""
         piece = next(self._pieces, b"")
         if not piece:
             raise RefusedError("it ends too early")
