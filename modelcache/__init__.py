@@ -1,3 +1,61 @@
-"""modelcache: one verified, resumable cache for model files."""
+"""modelcache: one verified, resumable cache for model files.
+
+    import modelcache as mc
+    model = mc.fetch("https://host/model.gguf", sha256="…")
+
+Importing this package loads nothing else: each name is fetched from its module when it is first used.
+"""
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from modelcache.api import fetch, on_event, path, repair, verify
+    from modelcache.cache import Cache
+    from modelcache.download import Download
+    from modelcache.errors import (
+        AllSourcesFailedError,
+        LockedError,
+        ModelCacheError,
+        ModelNotAvailableError,
+        PausedError,
+        StoreError,
+        UsageError,
+        VerificationError,
+    )
+    from modelcache.model import Manifest
+    from modelcache.outcome import File, Model
+
+_HOMES = {
+    "api": ("fetch", "on_event", "path", "repair", "verify"),
+    "cache": ("Cache",),
+    "download": ("Download",),
+    "errors": (
+        "AllSourcesFailedError", "LockedError", "ModelCacheError", "ModelNotAvailableError", "PausedError",
+        "StoreError", "UsageError", "VerificationError",
+    ),
+    "model": ("Manifest",),
+    "outcome": ("File", "Model"),
+}  # fmt: skip
+
+__all__ = [
+    "AllSourcesFailedError", "Cache", "Download", "File", "LockedError", "Manifest", "Model", "ModelCacheError",
+    "ModelNotAvailableError", "PausedError", "StoreError", "UsageError", "VerificationError", "__version__", "fetch",
+    "on_event", "path", "repair", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            from importlib import import_module
+
+            value = getattr(import_module(f"modelcache.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'modelcache' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

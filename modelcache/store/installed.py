@@ -8,6 +8,7 @@ Leaves to others: putting the files there, and hashing them.
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -80,6 +81,7 @@ class Installed:
     ref: str
     files: tuple[InstalledFile, ...]
     folder: str
+    missing: tuple[str, ...] = ()  # files of the model that could not be had
 
     @classmethod
     def read(cls, folder: str) -> Self | None:
@@ -90,13 +92,16 @@ class Installed:
             if data["format"] != 1:
                 return None
             files = tuple(InstalledFile.from_json(entry) for entry in data["files"])
-            return cls(str(data["id"]), str(data["version"]), str(data["ref"]), files, folder)
+            missing = tuple(map(str, data.get("missing", ())))
+            return cls(str(data["id"]), str(data["version"]), str(data["ref"]), files, folder, missing)
         except (StoreError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self) -> None:
         files = [file.to_json() for file in self.files]
         record = {"format": 1, "id": self.id, "version": self.version, "ref": self.ref, "files": files}
+        if self.missing:
+            record["missing"] = list(self.missing)
         write_atomic(os.path.join(self.folder, RECORD), json.dumps(record).encode())
 
     def file(self, path: str) -> InstalledFile | None:
@@ -110,9 +115,12 @@ class Installed:
         others = tuple(other for other in self.files if other.path != file.path)
         return replace(self, files=tuple(sorted((*others, file), key=lambda each: each.path)))
 
+    def lacking(self, paths: Iterable[str]) -> Self:
+        return replace(self, missing=tuple(paths))
+
     def condition(self) -> Condition:
         """The worst of its files: one stat each, no hash."""
-        worst: Condition = "right"
+        worst: Condition = "missing" if self.missing or not self.files else "right"
         for file in self.files:
             now = file.stamp.judge(f"{self.folder}/{file.path}")
             if now == "missing":

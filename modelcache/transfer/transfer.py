@@ -28,6 +28,7 @@ from modelcache.errors import (
     TransientError,
     VerificationError,
 )
+from modelcache.events import FactType
 from modelcache.model import Digest, ModelFile, Span
 from modelcache.plan import Scoreboard, Standing
 from modelcache.remotes.source import Source
@@ -41,7 +42,7 @@ GRACE_S = 0.3  # for a worker to report after its request was ended
 SMALLEST_SPAN, LARGEST_SPAN = 16 << 20, 64 << 20  # of big files over several connections
 SMALL_FILE = 64 << 20  # below it, one connection is enough
 
-Tell = Callable[[str, str, str], None]  # (fact type, message, source)
+Tell = Callable[[FactType, str, str], None]  # (type, message, source)
 
 
 class Transfer:
@@ -243,7 +244,7 @@ class Transfer:
             wait = self._board.failed(standing, error, worker.moved, time.monotonic(), random.random())  # noqa: S311
         else:
             standing.give_up(error)
-        kind = "piece_failed" if isinstance(error, VerificationError) else "source_failed"
+        kind: FactType = "piece_failed" if isinstance(error, VerificationError) else "source_failed"
         again = f"; again in {wait:.1f} s" if wait and len(self._sources) == 1 else ""
         self._tell(kind, error.message + again, standing.name)
 

@@ -1,0 +1,73 @@
+"""Whether a folder holds what a manifest lists: in an instant where that was proven before.
+
+Responsible for: trusting a stamp, reading what has none, and recording what was read and right.
+"""
+
+import os
+from contextlib import suppress
+
+from modelcache.errors import StoreError
+from modelcache.model import Manifest, ModelFile
+from modelcache.names import joined
+from modelcache.outcome import UNVERIFIED, Audit
+from modelcache.report import Report
+from modelcache.store.installed import Installed, InstalledFile, Stamp
+
+
+def check(manifest: Manifest, folder: str) -> Report:
+    """One row a file: whole, corrupt, missing or unreadable. Nothing is fetched; only the record is written."""
+    folder = os.path.abspath(folder)
+    known = Installed.read(folder) or Installed(manifest.id, manifest.version, manifest.ref, (), folder)
+    record = known
+    audits = []
+    for file in manifest.files:
+        entry = known.file(file.path)
+        if entry is not None and _is_proven(known, entry, file):
+            audits.append(_audit(manifest, file, f"{folder}/{file.path}", entry.size))
+            continue
+        audit, read = _read(manifest, file, joined(folder, file.path))
+        audits.append(audit)
+        record = record.with_file(read) if read else record
+    if record != known:
+        with suppress(StoreError):  # a folder that is not ours to write to is read again next time
+            record.write()
+    return Report(f"{manifest.id} in {folder}", tuple(audit.to_row() for audit in audits))
+
+
+def _is_proven(record: Installed, entry: InstalledFile, file: ModelFile) -> bool:
+    expected = file.digest()
+    agrees = expected.hex == entry.sha256 if expected else not file.digests
+    return agrees and file.size in (None, entry.size) and entry.stamp.judge(f"{record.folder}/{entry.path}") == "right"
+
+
+def _read(manifest: Manifest, file: ModelFile, place: str) -> tuple[Audit, InstalledFile | None]:
+    from modelcache.pieces import PIECE_SIZE
+    from modelcache.store.blobs import read_back, wrong_spans
+
+    blank = _audit(manifest, file, place, file.size or 0)
+    if not os.path.isfile(place):
+        return _found(blank, "missing", "the file is not there"), None
+    try:
+        stamp = Stamp.of(place)
+        reading = read_back(place, file.digests, file.pieces.size if file.pieces else PIECE_SIZE)
+    except StoreError as error:
+        return _found(blank, "unreadable", error.message), None
+    if reading.wrong or file.size not in (None, reading.size) or reading.size < file.least_size:
+        wrong = wrong_spans(reading, file.pieces, file.size) if file.pieces and file.size else []
+        return _found(blank, "corrupt", f"it is not {reading.wrong or f'{file.size:,} bytes'}", tuple(wrong)), None
+    strongest = file.strongest
+    entry = InstalledFile(
+        file.path, reading.sha256.hex, "listed" if strongest else "first_use",
+        strongest.algorithm if strongest else UNVERIFIED, stamp,
+    )  # fmt: skip
+    return _found(blank, "whole", "" if strongest else "only its size could be checked"), entry
+
+
+def _audit(manifest: Manifest, file: ModelFile, place: str, size: int) -> Audit:
+    return Audit(manifest.id, manifest.version, file.path, place, size, "whole")
+
+
+def _found(audit: Audit, finding: str, reason: str, wrong: tuple[object, ...] = ()) -> Audit:
+    from dataclasses import replace
+
+    return replace(audit, finding=finding, reason=reason, wrong=wrong)  # type: ignore[arg-type]

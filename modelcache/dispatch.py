@@ -1,0 +1,86 @@
+"""Who is told what: one thread that runs subscribers, so that a slow one never slows a download.
+
+Responsible for: order, overwriting progress that nobody has looked at yet, never dropping a fact, and outliving a
+subscriber that fails. Leaves to `events`: what is told.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from modelcache.events import Event, Progress
+
+Subscriber = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Subscribers get each event in its wire form (product H). All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._subscribers: dict[object, Subscriber] = {}
+        self._facts: list[Event] = []
+        self._progress: dict[tuple[str, str], Progress] = {}
+        self._busy = False
+        self._thread: threading.Thread | None = None
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Returns a function that ends the subscription."""
+        key = object()
+        with self._changed:
+            self._subscribers = {**self._subscribers, key: subscriber}
+
+        def unsubscribe() -> None:
+            with self._changed:
+                self._subscribers = {each: fn for each, fn in self._subscribers.items() if each is not key}
+
+        return unsubscribe
+
+    def publish(self, event: Event) -> None:
+        """Returns at once. The last event of a file or model replaces no other."""
+        with self._changed:
+            if not self._subscribers:
+                return
+            if isinstance(event, Progress) and not event.done:
+                self._progress[event.model, event.file] = event
+            else:
+                self._facts += [*self._progress.values(), event]
+                self._progress.clear()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="modelcache-dispatcher", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def drain(self, timeout: float) -> None:
+        """Waits until subscribers have seen everything published so far, or the time is over."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            if threading.current_thread() is self._thread:
+                return  # a subscriber waits for a download: it cannot wait for itself
+            while (self._facts or self._progress or self._busy) and time.monotonic() < end:
+                self._changed.wait(end - time.monotonic())
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                while not (self._facts or self._progress):
+                    self._changed.wait()
+                events = [*self._facts, *self._progress.values()]
+                self._facts, self._progress, self._busy = [], {}, True
+                subscribers = list(self._subscribers.values())
+            for event in events:
+                wire = event.to_wire()
+                for subscriber in subscribers:
+                    _call(subscriber, wire)
+
+
+def _call(subscriber: Subscriber, wire: dict[str, Any]) -> None:
+    try:
+        subscriber(dict(wire))
+    except Exception:
+        log.exception("a subscriber failed on %s", wire["type"])

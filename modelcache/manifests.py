@@ -1,0 +1,68 @@
+"""Manifests from and for folders on this disk.
+
+Responsible for: describing a folder so that others can fetch it verified, with the digests of its pieces.
+Leaves to `model`: the format.
+"""
+
+import os
+from collections.abc import Iterator
+
+from modelcache.errors import UsageError
+from modelcache.install import version_of
+from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile
+from modelcache.names import check_conflicts, checked_path
+from modelcache.pieces import PIECE_SIZE
+from modelcache.store.blobs import read_back
+from modelcache.store.disk import disk_errors
+from modelcache.store.installed import RECORD
+
+
+def load(path: str) -> Manifest:
+    """Reads a manifest file. UsageError says what is wrong with it; its name stands in for a missing id."""
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"the manifest {path} cannot be read: {error.strerror}") from error
+    stem = os.path.basename(path).removesuffix(".json")
+    try:
+        return Manifest.parse(content, checked_path(stem, parts=1))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}") from error
+
+
+def make(folder: str, model_id: str, base_url: str = "", piece_size: int = PIECE_SIZE) -> Manifest:
+    """Reads every file below a folder, links left out. With `base_url` each file gets the URL it will have there."""
+    paths = sorted(paths_below(folder))
+    if not paths:
+        raise UsageError(f"{folder} holds no files")
+    check_conflicts(paths)
+    files = tuple(_described(folder, path, base_url, piece_size) for path in paths)
+    version = version_of({file.path: file.digests[0].hex for file in files})
+    return Manifest(checked_path(model_id, parts=1), version, "", files)
+
+
+def paths_below(folder: str) -> Iterator[str]:
+    """Relative names of the plain files below a folder, with `/`; our own records and hidden remains left out."""
+    with disk_errors(folder):
+        if not os.path.isdir(folder):
+            raise UsageError(f"{folder} is not a folder")
+        for parent, folders, names in os.walk(folder, onerror=_raise):
+            folders[:] = [name for name in folders if not name.endswith(".modelcache")]
+            for name in names:
+                path = os.path.join(parent, name)
+                if name != RECORD and not name.endswith(".modelcache") and not os.path.islink(path):
+                    yield checked_path(os.path.relpath(path, folder).replace(os.sep, "/"))
+
+
+def _described(folder: str, path: str, base_url: str, piece_size: int) -> ModelFile:
+    from urllib.parse import quote
+
+    reading = read_back(os.path.join(folder, path), (), piece_size)
+    urls = (f"{base_url.rstrip('/')}/{quote(path)}",) if base_url else ()
+    pieces = reading.pieces if reading.size > piece_size else None
+    return ModelFile(path, reading.size, (reading.sha256,), urls, pieces)
+
+
+def _raise(error: OSError) -> None:
+    raise error

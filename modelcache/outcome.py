@@ -1,0 +1,100 @@
+"""What a fetch gives back: files that are here, and how much is known of them.
+
+Responsible for: values a user holds, their text and JSON forms (product H). Nothing here touches the disk.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modelcache.model import Span
+
+Finding = Literal["whole", "corrupt", "missing", "unreadable"]
+Status = Literal["hit", "fetched", "resumed", "repaired", "linked"]
+UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file in place. `path` is absolute, `name` its path inside the model.
+
+    `verified` is the kind of digest that vouched for it, or "unverified": then only framing and size were checked,
+    and the digest is recorded for next time. `bytes_fetched` came over the network in this call;
+    `bytes_resumed` were here from an earlier one. `os.fspath(file)` is its path.
+    """
+
+    path: str
+    name: str
+    size: int
+    sha256: str
+    status: Status
+    verified: str
+    source: str = ""
+    bytes_fetched: int = 0
+    bytes_resumed: int = 0
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.name, "size": self.size, "sha256": self.sha256, "status": self.status,
+            "verified": self.verified, "source": self.source, "bytes_fetched": self.bytes_fetched,
+            "bytes_resumed": self.bytes_resumed,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model in place: `path` is its folder, `model["config.json"]` one of its files."""
+
+    ref: str
+    id: str
+    version: str
+    path: str
+    files: tuple[File, ...]
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __getitem__(self, name: str) -> File:
+        """KeyError where the model has no such file."""
+        for file in self.files:
+            if file.name == name:
+                return file
+        raise KeyError(name)
+
+    @property
+    def is_verified(self) -> bool:
+        return all(file.verified != UNVERIFIED for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `modelcache fetch --json`."""
+        files = [file.to_json() for file in self.files]
+        return {"ref": self.ref, "id": self.id, "version": self.version, "path": self.path, "files": files}
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was found of one file. `wrong` are the spans that differ; empty where no piece is known, too."""
+
+    model: str
+    version: str
+    path: str
+    place: str
+    size: int
+    finding: Finding
+    wrong: tuple[Span, ...] = ()
+    reason: str = ""
+
+    def to_row(self) -> dict[str, object]:
+        pieces = ", ".join(f"{span.start}-{span.stop - 1}" for span in self.wrong)
+        return {
+            "model": self.model, "version": self.version, "file": self.path, "finding": self.finding,
+            "size": self.size, "wrong_bytes": pieces, "reason": self.reason,
+        }  # fmt: skip

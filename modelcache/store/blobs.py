@@ -1,0 +1,140 @@
+"""Blobs: files that were proven once, called by their SHA-256.
+
+Responsible for: finding, committing and reading them back, what is known of their pieces, and setting rotten ones
+aside. Leaves to `links`: giving them names people use.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from modelcache.errors import StoreError, UsageError
+from modelcache.model import Digest, ModelFile, PieceDigests, Span
+from modelcache.pieces import Checks, PieceHasher, Pieces
+from modelcache.store.disk import READ, chunks_of, disk_errors, make_directories, read_small, write_atomic
+from modelcache.store.layout import Layout
+from modelcache.store.partial import Partial
+
+MODE = 0o444
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a full read of a file found. `wrong` is the first expected digest it does not have."""
+
+    size: int
+    digests: dict[str, Digest]
+    wrong: Digest | None
+    pieces: PieceDigests
+
+    @property
+    def sha256(self) -> Digest:
+        return self.digests["sha256"]
+
+
+def read_back(path: str, expected: tuple[Digest, ...], piece_size: int) -> Reading:
+    """Reads all bytes once. StoreError where that is not possible: unreadable is not corrupt (I25)."""
+    checks = Checks(expected)
+    flat = b""
+    with disk_errors(path):
+        fd = os.open(path, READ)
+        try:
+            size = os.fstat(fd).st_size
+            hasher = PieceHasher(Pieces(size, piece_size), 0)
+            for chunk in chunks_of(fd, 0, size):
+                checks.update(chunk)
+                flat += b"".join(digest for _, digest in hasher.feed(chunk))
+        finally:
+            os.close(fd)
+    return Reading(size, checks.result(), checks.wrong(), PieceDigests(piece_size, flat))
+
+
+def find(layout: Layout, file: ModelFile) -> Digest | None:
+    """The SHA-256 of a blob that may be this file, by any digest that is known. It is not read."""
+    candidates = [digest for digest in file.digests if digest.algorithm == "sha256"]
+    candidates += filter(None, (_alias(layout, digest) for digest in file.digests if digest.algorithm != "sha256"))
+    return next((sha256 for sha256 in candidates if exists(layout, sha256)), None)
+
+
+def exists(layout: Layout, sha256: Digest) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(layout.blob(sha256)).st_mode)
+    except OSError:
+        return False
+
+
+def commit(layout: Layout, partial: Partial) -> Digest:
+    """Makes a proven partial a blob. Raises as `Partial.commit` does."""
+    digests = partial.digests()
+    pieces = partial.piece_digests()
+    sha256 = digests["sha256"]
+    make_directories(os.path.dirname(layout.blob(sha256)))
+    partial.commit(layout.blob(sha256), MODE)
+    with suppress(StoreError):  # only knowledge that makes a later repair cheaper
+        note(layout, digests, pieces)
+    return sha256
+
+
+def note(layout: Layout, digests: dict[str, Digest], pieces: PieceDigests | None) -> None:
+    """Keeps what a full read of a blob proved: its other digests and its pieces."""
+    sha256 = digests["sha256"]
+    for digest in digests.values():
+        if digest != sha256:
+            make_directories(os.path.dirname(layout.alias(digest)))
+            write_atomic(layout.alias(digest), sha256.hex.encode())
+    if pieces is not None:
+        save_pieces(layout, sha256, pieces)
+
+
+def save_pieces(layout: Layout, sha256: Digest, pieces: PieceDigests) -> None:
+    """The file: one line of JSON, then 32 bytes a piece, zeros where one was not measured."""
+    header = {"format": 1, "piece": pieces.size, "sha256": hashlib.sha256(pieces.blake3).hexdigest()}
+    make_directories(os.path.dirname(layout.pieces(sha256)))
+    write_atomic(layout.pieces(sha256), json.dumps(header).encode() + b"\n" + pieces.blake3)
+
+
+def load_pieces(layout: Layout, sha256: Digest, size: int) -> PieceDigests | None:
+    """All piece digests of a blob of `size` bytes; None unless every one is known and the file is sound."""
+    with suppress(StoreError, ValueError, KeyError, TypeError, RecursionError):
+        header, _, flat = (read_small(layout.pieces(sha256)) or b"").partition(b"\n")
+        fields = json.loads(header)
+        pieces = PieceDigests(int(fields["piece"]), flat)
+        sound = fields["format"] == 1 and hashlib.sha256(flat).hexdigest() == fields["sha256"]
+        whole = len(flat) == 32 * len(Pieces(size, pieces.size)) and pieces.size > 0
+        if sound and whole and all(pieces[index] != bytes(32) for index in range(len(pieces))):
+            return pieces
+    return None
+
+
+def wrong_spans(reading: Reading, expected: PieceDigests, size: int) -> list[Span]:
+    """The pieces in which a file differs from what it was, as spans of the right file of `size` bytes."""
+    pieces = Pieces(size, expected.size)
+    return [
+        pieces.span(index)
+        for index in range(len(pieces))
+        if index >= len(reading.pieces) or reading.pieces[index] != expected[index]
+    ]
+
+
+def set_aside(layout: Layout, path: str) -> str:
+    """Gives a rotten file a second name in the quarantine, for whoever wants to look; returns that name."""
+    make_directories(layout.quarantine)
+    target = os.path.join(layout.quarantine, f"{os.path.basename(path)[:150]}.{time.time_ns()}")
+    with disk_errors(path):
+        try:
+            os.link(path, target, follow_symlinks=False)
+        except OSError:
+            os.rename(path, target)  # a file system without hard links: it is gone from its place then
+    return target
+
+
+def _alias(layout: Layout, digest: Digest) -> Digest | None:
+    try:
+        text = (read_small(layout.alias(digest)) or b"").decode(errors="replace")
+        return Digest.parse(text, "sha256")
+    except (StoreError, UsageError):
+        return None

@@ -1,0 +1,64 @@
+"""Where everything lies under the root of a store. Content goes by hash, names through `names` (I18).
+
+    blobs/sha256/<2 hex>/<hex>           proven, mode 0444; the name is the proof
+    pieces/sha256/<2 hex>/<hex>.pieces   BLAKE3 of its pieces
+    aliases/<algorithm>/<hex>            text: the sha256
+    partials/<key>.<token>/              on the way
+    models/<id>/<version>/<path>         links to blobs, and the record `.manifest.json`
+    registry.json  locks/  quarantine/
+
+Responsible for: these paths, as text. Leaves to others: creating them.
+"""
+
+import os
+from dataclasses import dataclass
+
+from modelcache.model import Digest, ModelFile
+from modelcache.names import checked_path, joined
+from modelcache.urls import identity_of
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    root: str
+
+    def blob(self, sha256: Digest) -> str:
+        return os.path.join(self.root, "blobs", "sha256", sha256.hex[:2], sha256.hex)
+
+    def pieces(self, sha256: Digest) -> str:
+        return os.path.join(self.root, "pieces", "sha256", sha256.hex[:2], sha256.hex + ".pieces")
+
+    def alias(self, digest: Digest) -> str:
+        return os.path.join(self.root, "aliases", digest.algorithm, digest.hex)
+
+    def model(self, model_id: str, version: str) -> str:
+        return joined(os.path.join(self.models, checked_path(model_id, parts=1)), checked_path(version, parts=1))
+
+    def lock(self, key: str) -> str:
+        return os.path.join(self.root, "locks", key + ".lock")
+
+    @property
+    def models(self) -> str:
+        return os.path.join(self.root, "models")
+
+    @property
+    def partials(self) -> str:
+        return os.path.join(self.root, "partials")
+
+    @property
+    def quarantine(self) -> str:
+        return os.path.join(self.root, "quarantine")
+
+    @property
+    def registry(self) -> str:
+        return os.path.join(self.root, "registry.json")
+
+
+def key_of(file: ModelFile) -> str:
+    """What a partial of this file is called: its strongest digest, else a hash of where it comes from."""
+    if file.strongest:
+        return f"{file.strongest.algorithm}-{file.strongest.hex}"
+    import hashlib
+
+    where = identity_of(file.urls[0]) if file.urls else file.path
+    return "url-" + hashlib.sha256(where.encode()).hexdigest()

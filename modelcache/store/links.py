@@ -1,0 +1,127 @@
+"""Gives proven bytes the names people use: links inside the store, copies outside it.
+
+Responsible for: never showing half a file under such a name (I6), and never letting an edit of an output reach the
+cache (I5). Leaves to `blobs`: whether the bytes are right to begin with; a copy is hashed all the same.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+
+from modelcache.errors import LockedError, VerificationError
+from modelcache.model import Digest
+from modelcache.store.disk import (
+    READ,
+    chunks_of,
+    disk_errors,
+    make_directories,
+    output_mode,
+    sync_directory,
+    write_all,
+)
+
+FICLONE = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
+
+
+def link(blob: str, target: str) -> None:
+    """Makes `target` a hard link to the blob, replacing what is there; a copy where links are not possible."""
+    make_directories(os.path.dirname(target))
+    with disk_errors(target):
+        if _same_inode(blob, target):
+            return
+        beside = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}.tmp"
+        try:
+            os.link(blob, beside, follow_symlinks=False)
+            os.rename(beside, target)
+        except OSError:
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+            if not os.path.isfile(blob) or os.path.isdir(target):
+                raise
+            copy(blob, target, Digest("sha256", os.path.basename(blob)), 0o444)
+            return
+        sync_directory(os.path.dirname(target))
+
+
+def copy(source: str, target: str, sha256: Digest, mode: int | None = None) -> None:
+    """Makes `target` an independent copy, proven by reading the copy back; a reflink where the disk can.
+
+    The temporary name is fixed by destination and digest, so that a rerun replaces what a kill left. Raises
+    VerificationError if the source is not what its digest says, LockedError if another process is copying to the
+    same place, StoreError. `mode` None is that of a new file under the umask.
+    """
+    folder, name = os.path.split(target)
+    make_directories(folder, 0o777)
+    beside = f"{folder}/.{name[:100]}.{sha256.hex[:16]}.modelcache"
+    with disk_errors(target):
+        fd = _own(beside, target)
+        try:
+            _fill(fd, source, sha256)
+            os.fchmod(fd, output_mode() if mode is None else mode)
+            os.fsync(fd)
+            os.rename(beside, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+            raise
+        finally:
+            os.close(fd)
+        sync_directory(folder)
+
+
+def _fill(fd: int, source: str, sha256: Digest) -> None:
+    hashed = hashlib.sha256()
+    whence = os.open(source, READ)
+    try:
+        size = os.fstat(whence).st_size
+        try:
+            fcntl.ioctl(fd, FICLONE, whence)
+        except OSError:
+            position = 0
+            for chunk in chunks_of(whence, 0, size):
+                write_all(fd, chunk, position)
+                position += len(chunk)
+    finally:
+        os.close(whence)
+    for chunk in chunks_of(fd, 0, size):
+        hashed.update(chunk)
+    if hashed.hexdigest() != sha256.hex:
+        raise VerificationError(f"{source} is not what it was: sha256 {sha256.hex[:12]}… expected")
+
+
+def _own(beside: str, target: str) -> int:
+    """Opens the temporary file for this process alone, empty. The lock goes with the descriptor."""
+    while True:
+        fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same_inode_as(fd, beside):
+                os.ftruncate(fd, 0)
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise LockedError(f"another process is writing {target}", next_step="wait for it, then run again") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # its owner renamed it meanwhile: begin anew
+
+
+def _same_inode_as(fd: int, path: str) -> bool:
+    mine = os.fstat(fd)
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _same_inode(one: str, other: str) -> bool:
+    first = os.lstat(one)
+    try:
+        second = os.lstat(other)
+    except FileNotFoundError:
+        return False
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)

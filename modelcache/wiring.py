@@ -1,0 +1,93 @@
+"""The only place that reads settings and makes sources.
+
+Responsible for: argument over environment over configuration file over default; the root of the cache; which
+sources a file has and which of them gets the caller's headers. Leaves to others: using them.
+The working directory is never looked at: a cloned repository must not choose sources.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from modelcache.errors import UsageError
+from modelcache.model import ModelFile
+from modelcache.settings import Settings
+from modelcache.urls import checked_url, origin_of
+
+if TYPE_CHECKING:
+    from modelcache.remotes.source import Source
+
+PREFIX = "MODELCACHE_"
+NOT_SETTINGS = {"HOME", "CONFIG", "PROGRESS", "FALLBACK"}
+
+
+def root_of(root: str | os.PathLike[str] | None = None) -> str:
+    """Where the cache lives: the argument, MODELCACHE_HOME, else the platform's cache folder."""
+    chosen = os.fspath(root) if root is not None else os.environ.get("MODELCACHE_HOME")
+    if not chosen:
+        import platformdirs
+
+        chosen = platformdirs.user_cache_dir("modelcache", appauthor=False)
+    return os.path.abspath(os.path.expanduser(chosen))
+
+
+def settings_for(root: str, overrides: Mapping[str, Any]) -> Settings:
+    """UsageError names the setting, and where it stands, when it is wrong."""
+    known = {field.name: field.type for field in fields(Settings)}
+    values = _from_file(root, known) | _from_environment(known)
+    unknown = set(overrides) - set(known)
+    if unknown:
+        raise UsageError(f"unknown setting {sorted(unknown)[0]!r}")
+    return Settings(**values | {name: value for name, value in overrides.items() if value is not None})
+
+
+def sources_for(file: ModelFile, headers: Mapping[str, str], settings: Settings) -> "list[Source]":
+    """The sources of a file, in the order of its urls.
+
+    `headers` may hold secrets: only sources of the first url's origin get them (I20).
+    """
+    from modelcache.remotes.connection import Timeouts
+    from modelcache.remotes.http import HttpSource
+
+    timeouts = Timeouts(connect_s=settings.connect_timeout, stall_s=settings.stall_timeout)
+    urls = list(dict.fromkeys(checked_url(url) for url in file.urls))
+    return [
+        HttpSource(url, headers=headers if origin_of(url) == origin_of(urls[0]) else {}, timeouts=timeouts)
+        for url in urls
+    ]
+
+
+def _from_environment(known: Mapping[str, Any]) -> dict[str, Any]:
+    names = {PREFIX + name.upper(): name for name in known}
+    found = {names[variable]: text for variable, text in os.environ.items() if variable in names and text}
+    values = {}
+    for name, text in found.items():
+        try:
+            values[name] = Settings.parsed(name, text)
+        except UsageError as error:
+            raise UsageError(f"{PREFIX}{name.upper()}: {error.message}") from error
+    return values
+
+
+def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    path = os.environ.get("MODELCACHE_CONFIG") or os.path.join(root, "modelcache.toml")
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(1 << 20)
+    except FileNotFoundError:
+        if os.environ.get("MODELCACHE_CONFIG"):
+            raise UsageError(f"MODELCACHE_CONFIG names {path}, which is not there") from None
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    import tomllib
+
+    try:
+        table = tomllib.loads(content.decode())
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    unknown = [name for name in table if name not in known]
+    if unknown:
+        raise UsageError(f"{path}: unknown setting {unknown[0]!r}")
+    return table
