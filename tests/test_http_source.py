@@ -237,6 +237,13 @@ def test_a_redirect_from_outside_into_a_private_network_is_refused(source_of, mo
         assert inside.connections == 0
 
 
+@pytest.mark.parametrize("size", [100, 10**9])
+def test_the_body_of_a_redirect_is_not_waited_for(source_of, size):
+    head = f"HTTP/1.1 302 Found\r\nLocation: /g\r\nContent-Length: {size}\r\n\r\nmoved"
+    with Wire([head.encode(), 30.0], b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello") as wire:
+        assert read(source_of(wire.url("f"), timeouts=Timeouts(stall_s=5))) == b"hello"
+
+
 # ---- connections
 
 
@@ -439,10 +446,12 @@ def test_a_socks_proxy_is_refused_in_words(source_of, monkeypatch):
 
 
 class Ended:
-    """Reads in a thread until `reached` (else: the first bytes), ends it, and notes how it ended and how fast."""
+    """Reads in a thread until `reached`, or until `size` bytes are here; ends it and notes how it ended, how fast."""
 
-    def __init__(self, source: HttpSource, reached: threading.Event | None = None, abort: Abort | None = None) -> None:
-        self._reading = threading.Event()
+    def __init__(
+        self, source: HttpSource, reached: threading.Event | None = None, abort: Abort | None = None, size: int = 5
+    ) -> None:
+        self._reading, self._size = threading.Event(), size
         self.error: ModelCacheError | None = None
         self.got = b""
         self._source, self._abort = source, abort or Abort()
@@ -459,7 +468,8 @@ class Ended:
             with self._source.open(ask(abort=self._abort)) as body:
                 for chunk in body:
                     self.got += chunk.data
-                    self._reading.set()
+                    if len(self.got) >= self._size:
+                        self._reading.set()
         except ModelCacheError as error:
             self.error = error
 
@@ -485,24 +495,25 @@ class Raw:
 
     def __init__(self, *serve: Callable[[socket.socket, threading.Event], None]) -> None:
         self.reached = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = self._peer = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/f"
         self._thread = threading.Thread(target=self._work, args=(serve,), daemon=True)
         self._thread.start()
 
     def _work(self, serve: tuple[Callable[[socket.socket, threading.Event], None], ...]) -> None:
         for one in serve:
-            with suppress(OSError), self._listener.accept()[0] as peer:
-                one(peer, self.reached)
+            with suppress(OSError), self._listener.accept()[0] as self._peer:
+                one(self._peer, self.reached)
 
     def __enter__(self) -> "Raw":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        for ours in (self._listener, self._peer):
+            with suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
+        self._listener.close()
 
 
 class Tunnel:
@@ -565,6 +576,17 @@ def test_an_abort_fired_before_asks_nobody(source_of):
         assert origin.connections == 0
 
 
+def test_an_abort_fired_before_shuts_what_it_is_given():
+    abort = Abort()
+    abort.fire()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(AbortedError):
+            abort.attach(ours)
+        abort.release()
+        assert theirs.recv(1) == b""
+
+
 def test_an_abort_ends_a_connect(source_of, full_listener):
     abort = Watched()
     Ended(source_of(f"http://127.0.0.1:{full_listener}/f"), abort.handed_over, abort).assert_at_once()
@@ -621,12 +643,11 @@ def test_an_abort_ends_a_body_that_only_its_end_would_delimit(source_of):
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_an_abort_ends_a_body_on_a_kept_connection(source_of, trusted, secure):
-    hold = Hold(500_000)
     with Origin({"f": CONTENT}, tls=trusted if secure else None) as origin:
         source = source_of(origin.url("f"))
         read(source, ask(0, 10))
-        origin.faults(hold)
-        Ended(source, hold.reached).assert_at_once()
+        origin.faults(Hold(500_000))
+        Ended(source, size=500_000).assert_at_once()
         assert origin.connections == 1
 
 

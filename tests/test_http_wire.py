@@ -158,6 +158,12 @@ UNUSABLE = {
         VerificationError,
         "5 bytes promised, at least 8 expected",
     ),
+    "part of something smaller than the least": (
+        part("bytes 2-4/5"),
+        ask(2, least_size=8),
+        VerificationError,
+        "5 bytes promised, at least 8 expected",
+    ),
     "whole of another size for a range": (
         whole("Content-Length: 9"),
         ask(2, size=5),
@@ -186,6 +192,18 @@ UNUSABLE = {
     "304": (reply("304 Not Modified"), ask(), SourceError, "304"),
     "300": (reply("300 Multiple Choices", "Location: /b"), ask(), SourceError, "300"),
     "redirect to nowhere": (reply("302 Found"), ask(), SourceError, "302: a redirect to nowhere"),
+    "redirect to two places": (
+        reply("302 Found", "Location: /a", "Location: /b"),
+        ask(),
+        SourceError,
+        "302: a redirect to nowhere",
+    ),
+    "redirect with a control character": (
+        reply("302 Found", "Location: /a\x07b"),
+        ask(),
+        SourceError,
+        "not followed",
+    ),
     "redirect to a file": (reply("302 Found", "Location: file:///etc/passwd"), ask(), SourceError, "not followed"),
     "401": (reply("401 Unauthorized"), ask(), NotFoundError, 'pass --header "Authorization: Bearer …"'),
     "403": (reply("403 Forbidden"), ask(), NotFoundError, "403: access is not allowed"),

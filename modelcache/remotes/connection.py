@@ -69,10 +69,10 @@ class Hop:
     def abandon(self) -> None:
         """Closes the socket of an exchange that failed: what urllib3 left open holds it until it is collected."""
         self.abort.release()
-        if self.sock is not None:
+        if isinstance(self.sock, socket.socket):  # TLS inside TLS to a proxy is something else
             with suppress(OSError):
                 os.close(self.sock.detach())
-            self.sock = None
+        self.sock = None
 
 
 _hop: ContextVar[Hop] = ContextVar("modelcache_hop")

@@ -123,11 +123,11 @@ class HttpSource:
         for _ in range(MOST_REDIRECTS + 1):
             headers = {"User-Agent": USER_AGENT, "Accept": "*/*"} | (self._secrets if trusted else {}) | conditions
             exchange, head = self._exchange(url, headers, hop)
-            location = head.text("location")
-            if head.status not in REDIRECTS or not location:
+            locations = set(head.fields.get("location", ()))
+            if head.status not in REDIRECTS or len(locations) != 1:
                 return _Answer(exchange, head, url, redirected=url != self._url)
             exchange.dismiss(_plain_length(head))
-            url = redirect_target(url, location)
+            url = redirect_target(url, locations.pop())
             trusted = trusted and origin_of(url) == self._origin
             hop = Hop(abort, public_only=hop.public_only or not (hop.peer and is_private(hop.peer)))
         raise SourceError(f"more than {MOST_REDIRECTS} redirects")
