@@ -83,6 +83,11 @@ def unpack(path: str, into: str, *, name: str = "", limits: UnpackLimits = DEFAU
         raise VerificationError(f"{kind.name} cannot be unpacked: {error}") from error
 
 
+def stem_of(name: str) -> str:
+    """The name of an archive without the suffixes of its kind; UsageError if it is not one that we unpack."""
+    return _Kind.of(os.path.basename(name)).stem
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """`name` is called so; `stem` without its suffix. `form` is tar, zip or file; `coding` what that is packed with."""

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from modelcache.errors import ModelCacheError, StoreError, UsageError, VerificationError
 from modelcache.names import checked_path
-from modelcache.unpack import UnpackLimits, unpack
+from modelcache.unpack import UnpackLimits, stem_of, unpack
 
 LOW_FLOOR = UnpackLimits(ratio_floor=1 << 20)
 CODINGS: dict[str, Callable[[bytes], bytes]] = {
@@ -461,6 +461,11 @@ def test_only_known_suffixes_are_unpacked(tmp_path: Path) -> None:
     for name in ("model.bin", "model", ".gz", ".tar.gz", "gz"):
         with pytest.raises(UsageError, match="kind of file"):
             unpacked(tmp_path, gzip.compress(b""), name)
+
+
+def test_the_stem_is_the_name_without_what_tells_the_kind() -> None:
+    names = ["a/model.v1.TAR.gz", "x.tgz", "model.onnx.zst", "a.zip"]
+    assert [stem_of(name) for name in names] == ["model.v1", "x", "model.onnx", "a"]
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
