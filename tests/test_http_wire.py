@@ -297,6 +297,21 @@ def test_an_empty_file_with_a_surplus_is_an_error():
     assert (read.got, type(read.error)) == (b"", VerificationError)
 
 
+FRAMED = {
+    "counted": (whole("Content-Length: 5"), ask(), True),
+    "chunked": (chunked(b"5\r\nhello\r\n0\r\n\r\n"), ask(), True),
+    "size known": (whole(), ask(size=5), True),
+    "part": (part("bytes 2-4/*"), ask(2), True),
+    "until closed": (whole(), ask(), False),
+}
+
+
+@pytest.mark.parametrize(("sent", "request_", "framed"), FRAMED.values(), ids=FRAMED)
+def test_a_body_tells_whether_a_cut_would_be_noticed(sent, request_, framed):
+    with Wire(sent) as wire:
+        assert Read(wire, request_).body.framed is framed
+
+
 DATE = "Date: Wed, 01 Jan 2025 00:00:10 GMT"
 VALIDATORS = {
     "strong etag": ((f"ETag: {ETAG}",), ETAG),

@@ -223,6 +223,7 @@ class HttpBody:
         self.host = host
         self.status = status
         self.first_byte_s = first_byte_s
+        self.framed = promise.stop is not None or promise.chunked
         self._exchange = exchange
         self._promise = promise
         self._open = True
