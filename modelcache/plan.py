@@ -7,7 +7,7 @@ is told when all have failed. Leaves to `transfer`: doing it. Orders *within* a 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelcache.errors import SourceError, SourceFailure, TransientError
+from modelcache.errors import SourceError, SourceFailure, TransientError, VerificationError
 from modelcache.retry import Backoff, Budget
 from modelcache.settings import Settings
 
@@ -23,16 +23,37 @@ class Standing:
     not_before: float = 0.0
     faults: int = 0  # transient ones: the next source comes first (product A5)
     blames: int = 0
+    doubted: bool = False  # contradicts what others gave: asked only when they are gone
     ranged: bool = True  # serves ranges, as far as is known
-    refused: bool = False  # its one restart after an unusable answer to a range is spent
+    refused: bool = False  # its one plain request after an unusable answer to a range is spent
+    renewed: bool = False  # its one new beginning for a changed validator is spent, where a digest will tell
     gone: bool = False  # is not asked again in this transfer
     workers: int = 0
     reason: str = ""  # of its last failure
     kind: str = ""
+    _moved: int = 0  # since the last restart
+    _furthest: int = 0
 
-    def give_up(self, error: SourceError) -> None:
+    def give_up(self, error: SourceError | VerificationError) -> None:
         self.gone = True
         self.reason, self.kind = error.message, error.kind
+
+    def gained(self, moved_bytes: int) -> int:
+        """Counts bytes that it moved; returns how many of them it had never moved before.
+
+        After a restart it brings the same bytes once more: no progress, or cutting and restarting never ends.
+        """
+        self._moved += moved_bytes
+        gain = max(0, self._moved - self._furthest)
+        self._furthest += gain
+        return gain
+
+    def restarted(self, *, afresh: bool) -> None:
+        """All bytes are absent again; `afresh`: through no fault of any connection, so they count once more."""
+        self._moved = 0
+        self.doubted = False
+        if afresh:
+            self._furthest = 0
 
 
 class Scoreboard:
@@ -45,45 +66,72 @@ class Scoreboard:
             Standing(index, name, Budget(settings.attempts_per_source, settings.requests_for_nothing))
             for index, name in enumerate(names)
         ]
-        self.wrongs = 0  # how often bytes proved wrong, whoever was to blame
+        self._wrongs = 0  # how often the whole proved wrong, whoever was to blame
+        self._seen: set[tuple[str, str]] = set()  # (source, digest) of whole files that were wrong
 
-    def pick(self, now: float, *, ranged_only: bool = False) -> Standing | None:
-        """The best source that may be asked now: least blamed, least busy, least faulty, first in order."""
-        ready = [one for one in self._hopeful() if one.not_before <= now and one.workers < one.most_workers]
+    def hopeful(self) -> list[Standing]:
+        """Who may still be asked: the good; without any the doubted; without those the blamed, within bounds."""
+        alive = [one for one in self.all if not one.gone]
+        unblamed = [one for one in alive if not one.blames]
+        if unblamed:
+            return [one for one in unblamed if not one.doubted] or unblamed
+        return alive if self._wrongs <= self._settings.clean_restarts else []
+
+    def pick(self, now: float, among: Sequence[Standing], *, ranged_only: bool = False) -> Standing | None:
+        """The best of those that may be asked now: least blamed, least busy, least faulty, first in order."""
+        ready = [one for one in among if one.not_before <= now and one.workers < one.most_workers]
         ready = [one for one in ready if one.ranged or not ranged_only]
         return min(
             ready, key=lambda one: (one.blames, not one.ranged, one.workers, one.faults, one.index), default=None
         )
 
-    def next_at(self) -> float | None:
-        """When somebody may be asked again; None: never, all have failed."""
-        return min((one.not_before for one in self._hopeful()), default=None)
-
-    def failed(self, one: Standing, error: TransientError, moved_bytes: int, now: float, jitter: float) -> float:
+    def failed(self, one: Standing, error: TransientError, gained_bytes: int, now: float, jitter: float) -> float:
         """A fault that may pass. Returns for how many seconds this source is left alone (others may go on)."""
-        one.faults += 1
         one.reason, one.kind = error.message, error.kind
-        may_try = one.budget.failed(moved_bytes)
         wish = error.retry_after_s or 0.0
+        if one.workers and not gained_bytes:
+            one.most_workers = one.workers  # it serves its other connections: this one was one too many
+            return 0.0
+        one.faults += 1
+        may_try = one.budget.failed(gained_bytes)
         if not may_try or wish > self._settings.retry_after_most:
             one.gone = True
             if wish > self._settings.retry_after_most:
                 one.reason += f", and asks to wait {wish:.0f} s"
             return 0.0
-        wait = max(wish, self._backoff.delay_s(max(1, one.budget.failures), jitter) if not moved_bytes else 0.0)
+        wait = max(wish, self._backoff.delay_s(max(1, one.budget.failures), jitter) if not gained_bytes else 0.0)
         one.not_before = now + wait
         return wait
 
     def blame(self, one: Standing, reason: str) -> None:
         """Its bytes proved wrong: it is asked again only when nobody else is left (product A6)."""
         one.blames += 1
-        self.wrongs += 1
-        one.reason, one.kind = reason, "integrity"
+        one.reason, one.kind = reason, VerificationError.kind
+
+    def judge(self, culprit: Standing | None, reason: str, digest: str) -> bool:
+        """The whole proved wrong; None: nobody can be blamed for it. Returns whether to try once more at all."""
+        self._wrongs += 1
+        if culprit is not None:
+            self.blame(culprit, reason)
+            culprit.gone = (culprit.name, digest) in self._seen  # the same wrong bytes twice: it has another file
+            self._seen.add((culprit.name, digest))
+        return self._wrongs <= self._settings.clean_restarts + len(self.all)
+
+    def doubt(self, names: set[str]) -> None:
+        """A piece of several sources is wrong once more: the one of them that failed most comes after the others."""
+        trusted = [one for one in self.hopeful() if not one.doubted and not one.blames]
+        suspects = [one for one in trusted if one.name in names and one.faults]
+        if suspects and len(trusted) > 1:
+            max(suspects, key=lambda one: one.faults).doubted = True
+
+    def restarted(self, *, afresh: bool = False) -> None:
+        for one in self.all:
+            one.restarted(afresh=afresh)
 
     def failures(self) -> tuple[SourceFailure, ...]:
         return tuple(SourceFailure(one.name, one.reason or "was not asked", one.kind) for one in self.all)
 
-    def _hopeful(self) -> list[Standing]:
-        alive = [one for one in self.all if not one.gone]
-        unblamed = [one for one in alive if not one.blames]
-        return unblamed or (alive if self.wrongs <= self._settings.clean_restarts else [])
+
+def next_at(among: Sequence[Standing]) -> float | None:
+    """When one of them may be asked again; None: never."""
+    return min((one.not_before for one in among), default=None)

@@ -126,7 +126,8 @@ class Partial:
         self._file = file
         self._fd = fd
         self._journal = journal
-        self._window = window
+        # The follower takes whole pieces: a smaller window would hold a writer back for ever.
+        self._window = max(window, 2 * (self.given.length if self.given else BUFFER))
         self._piece_size = piece_size
         self._written = journal.facts.written
         self._proven: set[int] = set()
@@ -252,7 +253,7 @@ class Partial:
         """Blocks the writer while it is a window ahead of the follower: memory of the page cache stays flat."""
         with self._changed:
             writer.held = True
-            while writer.position - self._hashed > self._window and not (self._stopped or self._error):
+            while writer.position - self._hashed > self._window and not (self._stopped or self._error or writer.fenced):
                 self._changed.wait()
             writer.held = False
 
@@ -302,7 +303,7 @@ class Partial:
         return False
 
     def refusals(self) -> int:
-        """How often the follower found the same piece wrong: more than once is a source that cuts and lies."""
+        """How often one and the same piece proved wrong, whoever noticed: the most of all pieces."""
         with self._changed:
             return max(self._refusals.values(), default=0)
 
@@ -415,7 +416,6 @@ class Partial:
 
     def refused(self, span: Span) -> None:
         with self._changed:
-            self._refusals[span.start] = self._refusals.get(span.start, 0) + 1
             self._take_back(span)
 
     def followed(self, position: int, error: OSError | None) -> None:
@@ -448,6 +448,7 @@ class Partial:
             writer.recorded = position
 
     def _take_back(self, span: Span) -> None:
+        self._refusals[span.start] = self._refusals.get(span.start, 0) + 1
         with disk_errors(self.path):
             self._journal.dropped(*span)
         self._changed.notify_all()

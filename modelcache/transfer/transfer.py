@@ -5,9 +5,13 @@ Rules:
 1. Each step asks the partial what is absent; no offset is kept here (A2).
 2. Sources are mixed only as far as proof allows: with piece digests any mix; with a whole digest one source after
    another; with neither, one source under one strong validator, and a fallback begins anew.
-3. A fault that may pass lets the next source go on at once; only when all are waiting is there a pause (A5).
+3. A fault that may pass lets the next source go on at once; only when all are waiting is there a pause (A5). Where a
+   fallback would cost all bytes that are here, their source has its tries first.
 4. Wrong bytes are absent again, and their source is asked only when nobody else is left (A6).
-5. Whatever happens, the partial keeps what it has; a stop ends every request within 0.5 s and fences those
+5. A size that was only told by a source binds nobody: a source that says otherwise has its turn when those that
+   agree have failed.
+6. Only bytes further than ever before are progress: whatever sources do, the transfer ends.
+7. Whatever happens, the partial keeps what it has; a stop ends every request within 0.5 s and fences those
    threads that cannot be woken.
 
 Responsible for: workers, deadlines, order, blame. Runs in its caller's thread, which only waits.
@@ -19,8 +23,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from modelcache.errors import (
+    AbortedError,
     AllSourcesFailedError,
     FencedError,
     RangeRefusedError,
@@ -30,23 +36,23 @@ from modelcache.errors import (
 )
 from modelcache.events import FactType
 from modelcache.model import Digest, ModelFile, Span
-from modelcache.plan import Scoreboard, Standing
-from modelcache.remotes.source import Source
+from modelcache.plan import Scoreboard, Standing, next_at
+from modelcache.remotes.source import Source, Traits
 from modelcache.settings import Settings
 from modelcache.store.partial import Partial
 from modelcache.transfer.control import Control
-from modelcache.transfer.worker import Worker
+from modelcache.transfer.worker import OtherSizeError, Worker
 
 TICK_S = 0.1
 GRACE_S = 0.3  # for a worker to report after its request was ended
 SMALLEST_SPAN, LARGEST_SPAN = 16 << 20, 64 << 20  # of big files over several connections
 SMALL_FILE = 64 << 20  # below it, one connection is enough
 
-Tell = Callable[[FactType, str, str], None]  # (type, message, source)
+Tell = Callable[[FactType, str, str], None]  # (type, message, source); called from several threads
 
 
 class Transfer:
-    """One run for one file. `run` is called once; `progress` may be read from any thread."""
+    """One run for one file. `run` is called once; `received` may be read from any thread."""
 
     def __init__(
         self,
@@ -65,27 +71,31 @@ class Transfer:
         self._settings = settings
         self._control = control
         self._tell = tell
-        self._sources = [source for source in sources if source.traits(file) is not None]
-        self._board = Scoreboard([source.name for source in self._sources], settings)
+        able = [(source, traits) for source in sources if (traits := source.traits(file)) is not None]
+        self._sources = [source for source, _ in able]
+        self._board = _scoreboard(able, settings)
         self._workers: set[Worker] = set()
         self._reports: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._guard = threading.Lock()
         self._received = 0
         self._exclusive: Worker | None = None
-        self._loyal = not (file.digests or file.pieces)  # all bytes from one source
-        self._wrong_before: set[tuple[str, str]] = set()
+        self._has_proof = bool(file.digests or file.pieces)
+        self._is_loyal = not self._has_proof  # all bytes from one source
+        self._is_void = False  # the bytes here are wrong for sure, but nobody would notice
+        self._refusals = 0
 
     def run(self) -> dict[str, Digest]:
         """Returns the digests of the file, once all expected ones are right; the partial can be committed then.
 
-        Raises AllSourcesFailedError, StoreError, or PausedError when the control was stopped. The partial keeps its
-        bytes, except those that were proven wrong.
+        Raises AllSourcesFailedError, StoreError, PausedError when the control was stopped, or VerificationError when
+        the digests expected of the file and of its pieces contradict each other. The partial keeps its bytes, except
+        those that were proven wrong.
         """
         self._begin()
         try:
             while not (self.partial.is_written() and not self._workers and self._is_proven()):
                 self._control.check()
-                self._check_refusals()
+                self._count_refusals()
                 if not self.partial.is_written():
                     self._hire()
                 self._attend()
@@ -99,32 +109,37 @@ class Transfer:
         with self._guard:
             return self._received + sum(worker.received for worker in self._workers)
 
-    # -- what is asked of whom ----------------------------------------------------------------------------------------
-
     def _begin(self) -> None:
-        share = self.partial.resumed_bytes / self.partial.size if self.partial.size else 1.0
-        if self.partial.resumed_bytes and share < self._settings.resume_threshold:
-            self.partial.restart()
+        self._weigh_reset("")
         if self.partial.resumed_bytes:
             self._tell("resumed", f"{self.partial.resumed_bytes:,} bytes are here already", "")
+
+    def _restart(self, why: str, source: str, *, afresh: bool = False) -> None:
+        self.partial.restart()
+        self._board.restarted(afresh=afresh)
+        self._is_void = False
+        self._tell("restarted", why, source)
+
+    # -- what is asked of whom ----------------------------------------------------------------------------------------
 
     def _hire(self) -> None:
         """Gives absent spans to sources, as far as connections and rule 2 allow."""
         while len(self._workers) < self._most_workers():
             span = self._next_span()
-            standing = self._next_source() if span else None
+            standing = self._board.pick(time.monotonic(), self._candidates(), ranged_only=bool(self._workers))
             if span is None or standing is None:
                 return
             if not self._workers and not self._may_continue(standing):
-                self._tell("restarted", "bytes of another source or version are dropped", standing.name)
-                self.partial.restart()
+                self._restart("bytes of another source or version are dropped", standing.name)
                 continue
             self._start(standing, span)
 
     def _start(self, standing: Standing, span: Span) -> None:
         source = self._sources[standing.index]
-        worker = Worker(self, source, standing, span)
         with self._guard:
+            if self._exclusive is not None:
+                return
+            worker = Worker(self, source, standing, self.partial.writer(span, source.name))
             self._workers.add(worker)
         standing.workers += 1
         self.tries += 1
@@ -139,7 +154,7 @@ class Transfer:
             return 1
         if self.file.pieces:
             return max(self._settings.connections, len(able))
-        if self._loyal and not self.partial.facts.validators.get(self.source):
+        if not self._has_proof and not self.partial.facts.validators.get(self.source):
             return 1
         return self._settings.connections if self.partial.size >= SMALL_FILE else 1
 
@@ -166,22 +181,27 @@ class Transfer:
         length = self.file.pieces.size if self.file.pieces else 1
         return -(-stop // length) * length
 
-    def _next_source(self) -> Standing | None:
-        """Without piece digests, a source at work is joined by no other (rule 2)."""
-        chosen = self._board.pick(time.monotonic(), ranged_only=bool(self._workers))
-        if chosen is None or self.file.pieces or not self._workers:
-            return chosen
-        active = next(iter(self._workers)).standing
-        fit = not (active.gone or active.blames) and active.not_before <= time.monotonic()
-        return active if fit and active.workers < active.most_workers else None
+    def _candidates(self) -> list[Standing]:
+        """Whom rule 2 lets fetch the next bytes. Without piece digests a source at work is joined by no other."""
+        if self.file.pieces:
+            return self._board.hopeful()
+        if self._workers:
+            active = next(iter(self._workers)).standing
+            return [] if active.gone or active.blames else [active]
+        wrote = self.partial.facts.wrote if self._is_loyal else set()
+        keeper = [one for one in self._board.hopeful() if {one.name} == wrote and self._may_continue(one)]
+        return keeper or self._board.hopeful()
 
     def _may_continue(self, standing: Standing) -> bool:
         """Whether bytes of this source may join those that are here."""
         facts = self.partial.facts
-        if not facts.written.size or not self._loyal:
+        if self.file.pieces:
             return True
-        same = facts.wrote <= {standing.name}
-        return same and (bool(self.file.digests) or standing.name in facts.validators)
+        if standing.doubted:
+            return False
+        if not facts.written.size or not self._is_loyal:
+            return True
+        return facts.wrote <= {standing.name} and (self._has_proof or standing.name in facts.validators)
 
     def claim_alone(self, worker: Worker) -> bool:
         """For a worker whose source sends the whole file: nobody else writes while it does."""
@@ -191,6 +211,11 @@ class Transfer:
                 return True
         return False
 
+    def renew(self, standing: Standing) -> None:
+        """Called by a worker that is alone."""
+        standing.renewed = True
+        self._restart("it has another version now", standing.name)
+
     # -- what comes back ----------------------------------------------------------------------------------------------
 
     def _attend(self) -> None:
@@ -198,19 +223,18 @@ class Transfer:
         if not self._workers:
             self._rest()
             return
-        try:
+        with suppress(queue.Empty):
             self._settle(self._reports.get(timeout=TICK_S))
-        except queue.Empty:
-            self._enforce_deadlines()
+        self._enforce_deadlines()
 
     def _rest(self) -> None:
         """Nobody works: bytes are being proven, or every source is to be left alone for a while."""
         if self.partial.is_written():
             return
-        moment = self._board.next_at()
+        moment = next_at(self._candidates())
         if moment is None:
-            raise AllSourcesFailedError(self.file.path, self._board.failures(), kept_bytes=self.partial.written_bytes)
-        self._control.wait_until(min(moment, time.monotonic() + 1))
+            raise self._all_failed()
+        self._control.wait_until(moment)
 
     def _settle(self, worker: Worker) -> None:
         """Draws the consequences of how a worker ended."""
@@ -219,10 +243,13 @@ class Transfer:
         self._leave(worker)
         error = worker.error
         if error is None:
+            worker.standing.gained(worker.moved)
             worker.standing.budget.succeeded()
-        elif isinstance(error, (TransientError, RangeRefusedError, VerificationError, SourceError)):
-            self._blame(worker, error)
-        elif not (isinstance(error, FencedError) and self._control.stopped):
+        elif isinstance(error, (SourceError, VerificationError)):
+            self._weigh(worker, error)
+        elif isinstance(error, AbortedError) or (isinstance(error, FencedError) and self._control.stopped):
+            worker.standing.gained(worker.moved)  # we ended it: nobody's fault
+        else:
             raise error
 
     def _leave(self, worker: Worker) -> None:
@@ -233,100 +260,117 @@ class Transfer:
             self._received += worker.received
         worker.standing.workers -= 1
 
-    def _blame(self, worker: Worker, error: SourceError | VerificationError) -> None:
-        standing = worker.standing
-        wait = 0.0
+    def _weigh(self, worker: Worker, error: SourceError | VerificationError) -> None:
+        """What an error means for its source."""
+        standing, wait = worker.standing, 0.0
+        gain = standing.gained(worker.moved)
         if isinstance(error, VerificationError):
-            self._board.blame(standing, error.message)
+            self._blame(worker, error)
         elif isinstance(error, RangeRefusedError):
             self._refused(standing, error)
         elif isinstance(error, TransientError):
-            wait = self._board.failed(standing, error, worker.moved, time.monotonic(), random.random())  # noqa: S311
+            wait = self._board.failed(standing, error, gain, time.monotonic(), random.random())  # noqa: S311
+            standing.doubted = standing.doubted or isinstance(error, OtherSizeError)
         else:
             standing.give_up(error)
         kind: FactType = "piece_failed" if isinstance(error, VerificationError) else "source_failed"
         again = f"; again in {wait:.1f} s" if wait and len(self._sources) == 1 else ""
         self._tell(kind, error.message + again, standing.name)
+        if isinstance(error, TransientError) and worker.pace is not None:
+            self._weigh_reset(standing.name)
+
+    def _blame(self, worker: Worker, error: VerificationError) -> None:
+        """Its bytes, or what it promised before the first of them, are wrong. Its other connections end too."""
+        standing = worker.standing
+        if worker.received and self._has_proof:
+            self._board.blame(standing, error.message)
+        else:
+            standing.give_up(error)
+            self._is_void = self._is_void or worker.received > 0
+        for other in self._workers:
+            if other.standing is standing:
+                other.end(None)
 
     def _refused(self, standing: Standing, error: RangeRefusedError) -> None:
         """An unusable answer to a range: one plain request for the whole, once a source and run (I7)."""
-        here = self.partial.written_bytes
-        if error.total is not None and self.partial.size is None and here == error.total and not self._loyal:
+        if error.total == self.partial.written_bytes and self.partial.size is None and not self._is_loyal:
             self.partial.settle_size(error.total)  # nothing is absent: what is here is to be verified
             return
         standing.ranged = False
         if standing.refused:
             standing.give_up(error)
-        if self._workers:
-            return  # they go on without it; should they fail, it may still send the whole
-        standing.refused = True
-        if error.total is not None and error.total != self.partial.size and not self.file.pieces:
-            self.partial.restart()  # the content has another length now: it is another version
+        standing.refused = not self._workers  # the others go on; should they fail, it may still send the whole
+
+    def _weigh_reset(self, source: str) -> None:
+        """Below the threshold a broken stream begins anew instead of being resumed (product A7)."""
+        here, size = self.partial.written_bytes, self.partial.size
+        if here and size and not self._workers and here / size < self._settings.resume_threshold:
+            self._restart(f"{here:,} of {size:,} bytes are too few to resume", source)
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            late = self._lateness(worker, now)
+            late = worker.lateness(now, self._settings)
             if late:
                 worker.end(TransientError(late))
+            elif worker.is_held and self._is_gap_behind():
+                worker.end(None)
             if worker.ended_at is not None and now - worker.ended_at > GRACE_S:
                 self._abandon(worker)
+
+    def _is_gap_behind(self) -> bool:
+        """Whether the first absent bytes are nobody's task: then whoever waits for their proof waits for ever."""
+        return self.partial.unclaimed()[:1] == self.partial.missing()[:1]
 
     def _abandon(self, worker: Worker) -> None:
         worker.abandon()
         self._leave(worker)
         if isinstance(worker.abort.cause, TransientError):
-            self._blame(worker, worker.abort.cause)
-
-    def _lateness(self, worker: Worker, now: float) -> str:
-        """What a worker's source has let pass, in words; empty while all is well (I23)."""
-        settings = self._settings
-        if worker.headers_at is None:
-            if not worker.abort.attached and now - worker.started > settings.connect_timeout:
-                return f"the name did not resolve within {settings.connect_timeout:g} s"
-            whole = settings.connect_timeout + settings.header_timeout
-            return f"no complete answer within {whole:g} s" if now - worker.started > whole else ""
-        slow = worker.is_too_slow(now, settings.slow_window, settings.slow_rate)
-        return f"less than {settings.slow_rate:,} bytes/s for {settings.slow_window:g} s" if slow else ""
+            self._weigh(worker, worker.abort.cause)
 
     # -- proof and the end --------------------------------------------------------------------------------------------
 
     def _is_proven(self) -> bool:
         """Every byte is written: waits for the follower. False if bytes turned out wrong and are absent again."""
+        if self._is_void:
+            self._restart("a body without its promised end proves nothing", "")
+            return False
         self._tell("verifying", "all bytes are here", "")
         while not self.partial.await_proof(TICK_S):
             self._control.check()
             if not self.partial.is_written():
                 return False
         wrong = self.partial.wrong_digest()
-        if wrong is None:
-            return True
-        self._judge_whole(wrong, self.partial.digests()[wrong.algorithm].hex)
-        return False
+        if wrong is not None:
+            self._judge(wrong, self.partial.digests()[wrong.algorithm].hex)
+        return wrong is None
 
-    def _judge_whole(self, wrong: Digest, actual: str) -> None:
+    def _judge(self, wrong: Digest, actual: str) -> None:
         """No piece tells which bytes are wrong: all go. One source is blamed, several are not (A6, I9)."""
-        wrote = self.partial.facts.wrote
-        resumed = self.partial.resumed_bytes > 0
         message = f"the file is not {wrong.algorithm} {wrong.hex[:12]}… but {actual[:12]}…"
-        culprit = next((one for one in self._board.all if {one.name} == wrote), None)
+        if self.file.pieces:
+            raise VerificationError(f"{message}, though each of its pieces is right: the digests contradict each other")
+        wrote = self.partial.facts.wrote or {self.source}
+        resumed = self.partial.resumed_bytes > 0
+        culprit = next((one for one in self._board.all if {one.name} == wrote and not resumed), None)
         self._tell("piece_failed", message, culprit.name if culprit else "")
-        self.partial.restart()
-        self._loyal = True  # the clean retry uses one source alone
-        if culprit is None or resumed:
-            self._board.wrongs += 1
-        else:
-            self._board.blame(culprit, message)
-            if (culprit.name, actual) in self._wrong_before:
-                culprit.gone = True  # the same wrong bytes twice: it has another file
-            self._wrong_before.add((culprit.name, actual))
-        if self._board.wrongs > self._settings.clean_restarts + len(self._sources):
-            raise AllSourcesFailedError(self.file.path, self._board.failures())
+        self._is_loyal = True  # the clean retry uses one source alone
+        may_try = self._board.judge(culprit, message, actual)
+        self._restart("one clean download", "", afresh=True)
+        if not may_try:
+            raise self._all_failed()
 
-    def _check_refusals(self) -> None:
+    def _count_refusals(self) -> None:
         """A piece that arrives wrong in parts has nobody to blame; it does not go on for ever all the same."""
-        if self.partial.refusals() > self._settings.clean_restarts + 1:
-            raise AllSourcesFailedError(self.file.path, self._board.failures(), kept_bytes=self.partial.written_bytes)
+        refusals = self.partial.refusals()
+        if 1 < refusals != self._refusals:
+            self._board.doubt(self.partial.facts.wrote)
+        self._refusals = refusals
+        if refusals >= self._settings.clean_restarts + len(self._sources):
+            raise self._all_failed()
+
+    def _all_failed(self) -> AllSourcesFailedError:
+        return AllSourcesFailedError(self.file.path, self._board.failures(), kept_bytes=self.partial.written_bytes)
 
     def _dismiss(self) -> None:
         """Ends all requests; threads that do not come back in time are fenced."""
@@ -343,3 +387,10 @@ class Transfer:
         for worker in list(self._workers):
             worker.abandon()
             self._leave(worker)
+
+
+def _scoreboard(able: Sequence[tuple[Source, Traits]], settings: Settings) -> Scoreboard:
+    board = Scoreboard([source.name for source, _ in able], settings)
+    for standing, (_, traits) in zip(board.all, able, strict=True):
+        standing.ranged, standing.most_workers = traits.ranges, traits.most_connections
+    return board
