@@ -80,7 +80,7 @@ class PieceHasher:
     def feed(self, data: memoryview) -> list[tuple[int, bytes]]:
         """Returns (index, BLAKE3) of each piece that these bytes complete."""
         done = []
-        while data:
+        while data and self._offset < self._pieces.size:
             index = self._pieces.at(self._offset)
             room = self._pieces.span(index).stop - self._offset
             if self._hash is not None:

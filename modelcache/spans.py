@@ -48,6 +48,11 @@ class SpanSet:
     def covers(self, start: int, stop: int) -> bool:
         return self.run_end(start) >= stop
 
+    def overlaps(self, start: int, stop: int) -> bool:
+        """Whether any byte of the span is in."""
+        index = bisect_right(self._stops, start)
+        return start < stop and index < len(self._starts) and self._starts[index] < stop
+
     def run_end(self, offset: int) -> int:
         """Where the unbroken run that contains `offset` ends; `offset` itself when that byte is not in."""
         index = bisect_right(self._starts, offset) - 1

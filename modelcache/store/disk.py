@@ -63,16 +63,20 @@ def sync_directory(path: str) -> None:
 def make_directories(path: str, mode: int = 0o700) -> None:
     """Creates `path` and what it lacks above it. A symlink where the last folder should be is refused (I17)."""
     with disk_errors(path):
+        parent = os.path.dirname(path)
         try:
             os.mkdir(path, mode)
-        except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         except FileNotFoundError:
-            make_directories(os.path.dirname(path), mode)
+            if parent in ("", path):
+                raise
+            make_directories(parent, mode)
             with suppress(FileExistsError):
                 os.mkdir(path, mode)
-            sync_directory(os.path.dirname(path))
+            sync_directory(parent)
+        except FileExistsError:
+            pass
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 
 def write_atomic(path: str, content: bytes, mode: int = 0o600) -> None:
@@ -106,7 +110,7 @@ def read_small(path: str, most: int = 64 << 20) -> bytes | None:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > most:
                 raise StoreError(f"{path}: not a file of modelcache", next_step="move it away, then run again")
-            return os.read(fd, status.st_size) if status.st_size < BUFFER else b"".join(chunks_of(fd, 0, most))
+            return b"".join(map(bytes, chunks_of(fd, 0, status.st_size)))  # copies: the views share one buffer
         finally:
             os.close(fd)
 
@@ -130,14 +134,13 @@ def chunks_of(fd: int, start: int, stop: int, buffer: memoryview | None = None) 
 
 
 def remove_tree(path: str) -> None:
-    """Removes a folder of ours with the plain files in it, following nothing. What is gone already is no error."""
+    """Removes a folder of ours with all that is in it, following no link. What is gone already is no error."""
     with suppress(FileNotFoundError):
-        for entry in list(os.scandir(path)):
-            with suppress(FileNotFoundError):
-                if entry.is_dir(follow_symlinks=False):
-                    remove_tree(entry.path)
-                else:
-                    os.unlink(entry.path)
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            os.unlink(path)
+            return
+        for name in os.listdir(path):
+            remove_tree(os.path.join(path, name))
         os.rmdir(path)
 
 

@@ -8,6 +8,7 @@ Leaves to `partial`: what is written so far, and what a bad piece means.
 import threading
 from typing import Protocol
 
+from modelcache.errors import StoreError
 from modelcache.model import Span
 from modelcache.pieces import Checks, new_hash
 from modelcache.store.disk import BUFFER, chunks_of
@@ -25,20 +26,29 @@ class Followed(Protocol):
     def refused(self, span: Span) -> None:
         """The span was read and is wrong."""
 
-    def followed(self, position: int, error: OSError | None) -> None:
-        """Everything before `position` is hashed, or reading failed there."""
+    def followed(self, position: int) -> None:
+        """Everything before `position` is hashed."""
+
+    def failed(self, error: OSError | StoreError) -> None:
+        """The disk refused: the file will not be proven."""
 
 
 class Follower:
-    """Runs until the end of the file is hashed, the partial stops it, or the disk cannot be read."""
+    """Runs until the end of the file is hashed, the partial stops it, or the disk refuses."""
 
     def __init__(self, partial: Followed, fd: int, checks: Checks) -> None:
         self._partial = partial
         self._fd = fd
         self.checks = checks
+        self._stopping = False
         self._buffer = memoryview(bytearray(BUFFER))
         self._thread = threading.Thread(target=self._run, name="modelcache-follower", daemon=True)
         self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the thread has ended, however much is left to hash. `await_bytes` must return None by now."""
+        self._stopping = True
+        self._thread.join()
 
     def join(self) -> None:
         self._thread.join()
@@ -46,27 +56,31 @@ class Follower:
     def _run(self) -> None:
         position = 0
         try:
-            while span := self._partial.await_bytes(position):
-                if span.size == 0:
-                    break
+            while (span := self._partial.await_bytes(position)) is not None and span.size:
                 position = self._hash(span)
-                self._partial.followed(position, None)
-        except OSError as error:
-            self._partial.followed(position, error)
+                if self._stopping:
+                    return
+                self._partial.followed(position)
+        except (OSError, StoreError) as error:
+            self._partial.failed(error)
 
     def _hash(self, span: Span) -> int:
         """Returns how far the proof reaches now: the end of the span, or its start if it was refused."""
         expected = self._partial.needs_proof(span)
-        if expected is None:
-            for chunk in chunks_of(self._fd, *span, self._buffer):
-                self.checks.update(chunk)
-            return span.stop
-        self.checks.mark()
-        piece = new_hash("blake3")
+        piece = new_hash("blake3") if expected is not None else None
+        if piece is not None:
+            self.checks.mark()
+        position = span.start
         for chunk in chunks_of(self._fd, *span, self._buffer):
-            piece.update(chunk)
+            if self._stopping:
+                return position
+            if piece is not None:
+                piece.update(chunk)
             self.checks.update(chunk)
-        if piece.digest() == expected:
+            position += len(chunk)
+        if position < span.stop:
+            raise OSError(0, "somebody made it shorter")
+        if piece is None or piece.digest() == expected:
             return span.stop
         self.checks.back()
         self._partial.refused(span)

@@ -4,26 +4,34 @@ Responsible for: the file format. Line 1 is a JSON header; then one line a fact,
 
     w START STOP SOURCE      bytes written from that source
     x START STOP             bytes taken back: they proved wrong, or belong to another version
-    s INDEX NAME             a source, by the index that the w lines use
+    s "NAME"                 a source; the w lines call the first one 0, the next 1
     v [SOURCE, VALIDATOR]    what the source calls the content it serves; [] forgets all of them
     z SIZE                   the size of the file, as a source told it; -1 forgets it
     o OWNER                  the process that has the partial from here on
 
 A torn or garbled line ends the reading: what is not known to be written is fetched again. Nothing is
-synced: a partial is a guess anyway (I9).
+synced: a partial is a guess anyway (I9). Whoever opens a journal goes on in a copy of what could be read,
+so that neither the torn line nor a former owner who still appends reaches it (I12).
 """
 
+import errno
 import json
 import os
+import re
+import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from modelcache.spans import SpanSet
-from modelcache.store.disk import CREATE, READ, WRITE
+from modelcache.store.disk import CREATE, READ, write_all
 from modelcache.store.owner import Owner
 
 FORMAT = 1
 _MOST_BYTES = 64 << 20
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_NUMBER = "([0-9]{1,19})"
+_NUMBER_LINES = {"w": re.compile(f"{_NUMBER} {_NUMBER} {_NUMBER}"), "x": re.compile(f"{_NUMBER} {_NUMBER}")}
 
 
 @dataclass(slots=True)
@@ -38,123 +46,193 @@ class Facts:
     owner: Owner | None = None
     size: int | None = None
 
+    def add(self, start: int, stop: int, source: str) -> None:
+        self.wrote.add(source)
+        self.written.add(start, stop)
+
+    def remove(self, start: int, stop: int) -> None:
+        self.written.remove(start, stop)
+        if not self.written.size:
+            self.wrote.clear()
+
 
 class Journal:
-    """Appends facts. One write call a line, so that a kill leaves at most one torn line, the last."""
+    """Appends facts. One write call a line, so that a kill leaves at most one torn line, the last.
 
-    def __init__(self, fd: int, facts: Facts) -> None:
+    Not safe for several threads at once. A fact that the disk refused is not in the file; the rest still is.
+    """
+
+    def __init__(self, fd: int, facts: Facts, end: int) -> None:
         self._fd = fd
+        self._end = end
         self.facts = facts
 
     @classmethod
     def create(cls, path: str, header: dict[str, Any]) -> "Journal":
-        fd = os.open(path, CREATE | os.O_APPEND, 0o600)
-        journal = cls(fd, Facts({"format": FORMAT, **header}))
-        journal._append(json.dumps(journal.facts.header))
-        return journal
+        return cls._holding(path, Facts({"format": FORMAT, **header}), b"")
 
     @classmethod
     def open(cls, path: str) -> "Journal | None":
-        """None where there is no journal that can be read: its partial is of no use."""
-        facts = read_facts(path)
+        """None where there is no journal of ours: its partial is of no use. OSError where it cannot be read now."""
+        content = _content(path)
+        facts, end = _parsed(content)
         if facts is None:
             return None
-        fd = os.open(path, WRITE | os.O_APPEND)
-        os.write(fd, b"\n")  # closes a torn line; empty lines mean nothing
-        return cls(fd, facts)
+        beside = path + ".new"
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
+        journal = cls._holding(beside, facts, content[:end])
+        try:
+            os.rename(beside, path)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    @classmethod
+    def _holding(cls, path: str, facts: Facts, content: bytes) -> "Journal":
+        journal = cls(os.open(path, CREATE, 0o600), facts, 0)
+        try:
+            journal._append(content or json.dumps(facts.header).encode() + b"\n")
+        except BaseException:
+            journal.close()
+            os.unlink(path)
+            raise
+        return journal
 
     def wrote(self, start: int, stop: int, source: str) -> None:
         if source not in self.facts.sources:
-            self._append(f"s {len(self.facts.sources)} {source}")
+            self._line("s", json.dumps(source))
             self.facts.sources.append(source)
-        self.facts.wrote.add(source)
-        self.facts.written.add(start, stop)
-        self._append(f"w {start} {stop} {self.facts.sources.index(source)}")
+        self._line("w", f"{start} {stop} {self.facts.sources.index(source)}")
+        self.facts.add(start, stop, source)
 
     def dropped(self, start: int, stop: int) -> None:
-        self.facts.written.remove(start, stop)
-        if not self.facts.written.size:
-            self.facts.wrote.clear()
-        self._append(f"x {start} {stop}")
+        self.facts.remove(start, stop)  # first: a full disk does not make wrong bytes right
+        self._line("x", f"{start} {stop}")
 
     def called(self, source: str, validator: str) -> None:
         if validator and self.facts.validators.get(source) != validator:
+            self._line("v", json.dumps([source, validator]))
             self.facts.validators[source] = validator
-            self._append("v " + json.dumps([source, validator]))
 
     def owned_by(self, owner: Owner) -> None:
+        self._line("o", json.dumps(owner.to_json()))
         self.facts.owner = owner
-        self._append("o " + json.dumps(owner.to_json()))
 
     def sized(self, size: int) -> None:
+        self._line("z", str(size))
         self.facts.size = size
-        self._append(f"z {size}")
 
     def begin_anew(self) -> None:
         """Nothing of the content stays, nor what sources said about it."""
-        self.dropped(0, 2**63 - 1)
+        end = 2**63 - 1
+        self.facts.remove(0, end)
         self.facts.validators.clear()
         self.facts.size = None
-        self._append("v []")
-        self._append("z -1")
+        self._append(f"x 0 {end}\nv []\nz -1\n".encode())
 
     def close(self) -> None:
         os.close(self._fd)
+        self._fd = -1  # a late line must not go into whatever file gets this number next
 
-    def _append(self, line: str) -> None:
-        os.write(self._fd, line.encode() + b"\n")
+    def _line(self, kind: str, rest: str) -> None:
+        self._append(f"{kind} {rest}\n".encode())
+
+    def _append(self, lines: bytes) -> None:
+        try:
+            write_all(self._fd, memoryview(lines), self._end)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._end)  # a full disk took a part of it
+            raise
+        self._end += len(lines)
 
 
 def read_facts(path: str) -> Facts | None:
     """Reads a journal without touching it. None: absent, not ours, of another format, or garbage from the start."""
     try:
-        fd = os.open(path, READ | os.O_NONBLOCK)
+        return _parsed(_content(path))[0]
     except OSError:
         return None
+
+
+def _content(path: str) -> bytes:
+    """Empty where there is no file of ours."""
     try:
-        content = os.read(fd, min(os.fstat(fd).st_size, _MOST_BYTES))
-    except OSError:
-        return None
+        fd = os.open(path, READ | os.O_NONBLOCK)  # a fifo in its place must not hang us
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return b""
+        raise
+    try:
+        status = os.fstat(fd)
+        return os.read(fd, min(status.st_size, _MOST_BYTES)) if stat.S_ISREG(status.st_mode) else b""
     finally:
         os.close(fd)
-    first, _, rest = content.partition(b"\n")
+
+
+def _parsed(content: bytes) -> tuple[Facts | None, int]:
+    """The facts, and where the last line that was believed ends."""
+    first, newline, rest = content.partition(b"\n")
     try:
         header = json.loads(first)
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            return None
     except (ValueError, RecursionError):
-        return None
-    facts = Facts(header)
+        return None, 0
+    if not newline or not isinstance(header, dict) or header.get("format") != FORMAT:
+        return None, 0
+    facts, end = Facts(header), len(first) + 1
     for line in rest.split(b"\n")[:-1]:  # what follows the last line end is torn
         if line and not _apply(facts, line):
             break
-    return facts
+        end += len(line) + 1
+    return facts, end
 
 
 def _apply(facts: Facts, line: bytes) -> bool:
     """Adds one line's fact; False for garbage."""
     kind, _, rest = line.decode(errors="replace").partition(" ")
+    if kind in _NUMBER_LINES:
+        return _apply_numbers(facts, kind, rest)
     try:
-        if kind == "s":
-            facts.sources.append(rest.split(" ", 1)[1])
-        elif kind == "v":
-            pair = json.loads(rest)
-            facts.validators = {**facts.validators, str(pair[0]): str(pair[1])} if pair else {}
-        elif kind == "z":
-            facts.size = int(rest) if 0 <= int(rest) < 2**63 else None
-        elif kind == "o":
-            facts.owner = Owner.from_json(json.loads(rest))
-        elif kind in ("w", "x"):
-            start, stop, *source = map(int, rest.split(" "))
-            if not 0 <= start <= stop < 2**63:
-                return False
-            if kind == "x":
-                facts.written.remove(start, stop)
-            else:
-                facts.wrote.add(facts.sources[source[0]])
-                facts.written.add(start, stop)
-        else:
+        value = json.loads(rest)
+    except (ValueError, RecursionError):
+        return False
+    match kind, value:
+        case "s", str():
+            facts.sources.append(value)
+        case "v", []:
+            facts.validators.clear()
+        case "v", [str(source), str(validator)]:
+            facts.validators[source] = validator
+        case "z", int() if not isinstance(value, bool) and -1 <= value < 2**63:
+            facts.size = value if value >= 0 else None
+        case "o", dict():
+            return _apply_owner(facts, value)
+        case _:
             return False
-    except (ValueError, IndexError, KeyError, TypeError, RecursionError):
+    return True
+
+
+def _apply_owner(facts: Facts, value: dict[str, Any]) -> bool:
+    try:
+        facts.owner = Owner.from_json(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _apply_numbers(facts: Facts, kind: str, rest: str) -> bool:
+    found = _NUMBER_LINES[kind].fullmatch(rest)
+    if not found:
+        return False
+    start, stop, *source = map(int, found.groups())
+    if start > stop or stop >= 2**63:
+        return False
+    if kind == "x":
+        facts.remove(start, stop)
+    elif source[0] < len(facts.sources):
+        facts.add(start, stop, facts.sources[source[0]])
+    else:
         return False
     return True

@@ -9,6 +9,8 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+UNKNOWN = 0  # the start time of a process whose start this system does not tell
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -22,29 +24,30 @@ class Owner:
 
     @classmethod
     def mine(cls) -> Self:
-        return cls(socket.gethostname(), _boot(), _space(), os.getpid(), _start_of(os.getpid()) or 0)
+        pid = os.getpid()
+        return cls(socket.gethostname(), _boot(), _space(), pid, _start_of(pid) or UNKNOWN)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
-        """KeyError, TypeError or ValueError where it is not an owner."""
-        return cls(
-            str(fields["host"]), str(fields["boot"]), int(fields["space"]), int(fields["pid"]), int(fields["start"])
-        )
+    def from_json(cls, fields: object) -> Self:
+        """ValueError where it is not an owner."""
+        match fields:
+            case {"host": str(host), "boot": str(boot), "space": int(space), "pid": int(pid), "start": int(start)}:
+                if space >= 0 and 0 < pid < 2**31 and start >= 0:
+                    return cls(host, boot, space, pid, start)
+        raise ValueError("not an owner")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def is_proven_dead(self) -> bool:
-        """True only where this process can judge: same host, boot and pid namespace, and that process is gone.
-
-        A process of ours counts as gone: whoever asks holds the lock that it would hold.
-        """
+        """True only where this process can judge: same host, boot and pid namespace, and that process is gone."""
         mine = Owner.mine()
         if self.host == mine.host and self.boot and self.boot != mine.boot:
             return True  # the machine was started anew since
         if (self.host, self.boot, self.space) != (mine.host, mine.boot, mine.space):
             return False
-        return self.pid == mine.pid or _start_of(self.pid) != self.start
+        start = _start_of(self.pid)
+        return start is None or (UNKNOWN not in (start, self.start) and start != self.start)
 
 
 def _boot() -> str:
@@ -69,7 +72,7 @@ def _start_of(pid: int) -> int | None:
         return None
     except OSError:
         pass
-    return 0  # alive, on a system without /proc
+    return UNKNOWN  # alive, on a system without /proc, or hidden from us there
 
 
 def _read(path: str) -> str:

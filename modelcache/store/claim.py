@@ -1,0 +1,175 @@
+"""Having the folder of a partial is owning it: the fence when locks lie (I12).
+
+Responsible for: claiming what an earlier run left, by renaming it to a token of ours, or beginning anew; and how much
+of it can be believed. Leaves to `partial`: everything after that.
+
+The data is read-only once its owner has ended all its writers. Where it is not, and the owner is not proven dead,
+its bytes are copied to a new inode: that owner may still write, into the old one, which nobody sees any more.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+from modelcache.model import ModelFile, Span
+from modelcache.spans import SpanSet
+from modelcache.store.disk import CREATE, READ, WRITE, chunks_of, disk_errors, make_directories, remove_tree, write_all
+from modelcache.store.journal import Journal, read_facts
+from modelcache.store.owner import Owner
+
+END = 2**63 - 1  # the stop of a file whose size nobody knows yet
+RELEASED = 0o400  # the mode of data that nobody writes any more
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A folder that is ours, with its files open."""
+
+    folder: str
+    fd: int
+    journal: Journal
+
+
+def claim(base: str, key: str, file: ModelFile) -> Claim:
+    """Raises StoreError; then everything is left as it is. What is of no use for this file is removed."""
+    make_directories(base)
+    with disk_errors(base):
+        for name in found(base, key):
+            claimed = _taken(base, name, key, file)
+            if claimed:
+                return claimed
+        return _begun(os.path.join(base, _token_of(key)), key, file)
+
+
+def found(base: str, key: str) -> list[str]:
+    """Names of the partials of a key, the one with most bytes first."""
+    try:
+        names = [name for name in os.listdir(base) if name.rpartition(".")[0] == key]
+    except FileNotFoundError:
+        return []
+    if len(names) < 2:
+        return names
+
+    def size(name: str) -> int:
+        facts = read_facts(os.path.join(base, name, "journal"))
+        return facts.written.size if facts else -1
+
+    return sorted(names, key=size, reverse=True)
+
+
+def _token_of(key: str) -> str:
+    return f"{key}.{secrets.token_hex(8)}"
+
+
+def _begun(folder: str, key: str, file: ModelFile) -> Claim:
+    with ExitStack() as undo:
+        os.mkdir(folder, 0o700)
+        undo.callback(remove_tree, folder)
+        fd = os.open(os.path.join(folder, "data"), CREATE, 0o600)
+        undo.callback(os.close, fd)
+        header = {"key": key, "size": file.size, "path": file.path}
+        journal = Journal.create(os.path.join(folder, "journal"), header)
+        undo.callback(journal.close)
+        journal.owned_by(Owner.mine())
+        undo.pop_all()
+        return Claim(folder, fd, journal)
+
+
+def _taken(base: str, name: str, key: str, file: ModelFile) -> Claim | None:
+    """None where somebody else was faster, where it is another user's, or where it was of no use and is gone."""
+    folder = os.path.join(base, _token_of(key))
+    try:
+        os.rename(os.path.join(base, name), folder)
+        claimed = _opened(folder, file) if stat.S_ISDIR(os.lstat(folder).st_mode) else None
+        if claimed is None:
+            remove_tree(folder)
+    except (FileNotFoundError, PermissionError):
+        return None
+    return claimed
+
+
+def _opened(folder: str, file: ModelFile) -> Claim | None:
+    """None where it is not a partial, or was begun for another size."""
+    with ExitStack() as undo:
+        journal = Journal.open(os.path.join(folder, "journal"))
+        if journal is None:
+            return None
+        undo.callback(journal.close)
+        if file.size is not None and journal.facts.header.get("size") not in (None, file.size):
+            return None
+        fd = _data(os.path.join(folder, "data"), journal)
+        if fd is None:
+            return None
+        undo.callback(os.close, fd)
+        _believe(fd, journal, journal.facts.size if file.size is None else file.size)
+        journal.owned_by(Owner.mine())
+        undo.pop_all()
+        return Claim(folder, fd, journal)
+
+
+def _data(path: str, journal: Journal) -> int | None:
+    """The data, open, where no former owner can reach it; None where there is no such file."""
+    with suppress(FileNotFoundError):
+        os.unlink(path + ".new")  # a copy that was cut short
+    try:
+        old = os.open(path, READ | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+    try:
+        status = os.fstat(old)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        owner = journal.facts.owner
+        if status.st_mode & 0o222 and not (owner and owner.is_proven_dead()):
+            return _copied(old, path, journal.facts.written)
+        os.fchmod(old, 0o600)
+        return os.open(path, WRITE)
+    finally:
+        os.close(old)
+
+
+def _copied(old: int, path: str, written: SpanSet) -> int:
+    beside = path + ".new"
+    new = os.open(beside, CREATE, 0o600)
+    try:
+        for span in written:
+            position = span.start
+            for chunk in chunks_of(old, *span):
+                write_all(new, chunk, position)
+                position += len(chunk)
+        os.rename(beside, path)
+    except BaseException:
+        os.close(new)
+        os.unlink(beside)
+        raise
+    return new
+
+
+def _believe(fd: int, journal: Journal, size: int | None) -> None:
+    """The journal may say more than the file holds: after a power cut the file may be shorter, or have holes."""
+    here = os.fstat(fd).st_size
+    end = here if size is None else min(here, size)
+    for hole in [*_holes(fd, end), Span(end, END)]:
+        if journal.facts.written.overlaps(*hole):
+            journal.dropped(*hole)
+
+
+def _holes(fd: int, end: int) -> Iterator[Span]:
+    """Where the file has no bytes before `end`, as far as the file system tells."""
+    position = 0
+    while position < end:
+        try:
+            start = min(os.lseek(fd, position, os.SEEK_DATA), end)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return
+            start = end  # nothing but a hole is left
+        if position < start:
+            yield Span(position, start)
+        position = os.lseek(fd, start, os.SEEK_HOLE) if start < end else end
