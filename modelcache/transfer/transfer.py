@@ -313,14 +313,8 @@ class Transfer:
             late = worker.lateness(now, self._settings)
             if late:
                 worker.end(TransientError(late))
-            elif worker.is_held and self._is_gap_behind():
-                worker.end(None)
             if worker.ended_at is not None and now - worker.ended_at > GRACE_S:
                 self._abandon(worker)
-
-    def _is_gap_behind(self) -> bool:
-        """Whether the first absent bytes are nobody's task: then whoever waits for their proof waits for ever."""
-        return self.partial.unclaimed()[:1] == self.partial.missing()[:1]
 
     def _abandon(self, worker: Worker) -> None:
         worker.abandon()
