@@ -35,7 +35,8 @@ from modelcache.store.writer import SpanWriter
 
 __all__ = ["END", "Partial", "SpanWriter", "found"]
 
-NEAR = 8 << 20  # a writer measures pieces only while the follower is that close: then the CPU has time
+NEAR = 8 << 20  # a writer measures pieces only while the follower is that close,
+SPARE_RATE = 256 << 20  # and while its bytes come slower than this, in bytes/s: then the CPU has time
 STRIDE = 4 << 20  # what the follower hashes before it says how far it is
 
 
@@ -163,12 +164,14 @@ class Partial:
             self._check_live(writer)
             if self._error:
                 raise self._error
+            now = time.monotonic()
+            is_slow = writer.position - writer.recorded < SPARE_RATE * (now - writer.recorded_at)
             self._record_until(writer, writer.position)
-            writer.recorded_at = time.monotonic()
-            lag = writer.position - self._hashed
+            writer.recorded_at = now
+            is_near = writer.position - self._hashed < NEAR
             self._changed.notify_all()
         if self.given is None and self.size is not None:
-            writer.measure(Pieces(self.size, self._piece_size) if lag < NEAR else None)
+            writer.measure(Pieces(self.size, self._piece_size) if is_slow and is_near else None)
 
     def hold_back(self, writer: SpanWriter) -> None:
         """Blocks the writer while it is a window ahead of the follower: memory of the page cache stays flat."""
