@@ -158,6 +158,11 @@ class Partial:
             self._check_open()
             self._journal.called(source, validator)
 
+    def begin(self, writer: SpanWriter) -> None:
+        """Pieces are measured from the first byte on, until it shows that there is no time for it."""
+        if self.given is None and self.size is not None and writer.position - self._hashed < NEAR:
+            writer.measure(Pieces(self.size, self._piece_size))
+
     def record(self, writer: SpanWriter) -> None:
         """Puts what the writer wrote into the journal; the follower may hash it now."""
         with self._changed:
