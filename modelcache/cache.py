@@ -106,7 +106,8 @@ class Cache:
         from modelcache.download import Download
         from modelcache.progress import subscriber_for
 
-        download = Download(order, self._workshop(), subscriber_for(progress, order.id))
+        sizes = {file.path: file.size for file in order.files}
+        download = Download(order, self._workshop(), subscriber_for(progress, order.id, sizes))
         with self._guard:
             self._running = [*(one for one in self._running if not one.has_ended), download]
         return download

@@ -1,28 +1,34 @@
 """Progress for people: bars in a terminal, lines where there is none.
 
-Responsible for: showing events on stderr. Runs in the dispatcher's thread, so a slow terminal slows no download.
-Leaves to `events`: what is told. tqdm is imported when the first bar is drawn.
+Responsible for: showing events on stderr, per file and for the whole model. Runs in the dispatcher's thread, so a
+slow terminal slows no download. Leaves to `events`: what is told. tqdm is imported when the first bar is drawn.
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from modelcache.dispatch import Subscriber
 from modelcache.errors import UsageError
 
+Sizes = Mapping[str, int | None]  # of each file of the model, None while unknown
+
 TOLD = ("resumed", "source_failed", "piece_failed", "restarted", "unverified", "repaired", "paused")
-STAGES = {"attempting": "connecting", "downloading": "", "success": "done", "completed": "done"}
+ENDS = {"success": "done", "completed": "done", "paused": "paused", "error": "failed"}
 LINE_EVERY_S = 10.0
+SPEED_OVER_MS = 5000
 MODES = ("auto", "text", "off")
 
 
-def subscriber_for(progress: bool | Subscriber | None, model: str) -> Subscriber | None:
+def subscriber_for(progress: bool | Subscriber | None, model: str, sizes: Sizes | None = None) -> Subscriber | None:
     """What shows the events of one model (of all, where `model` is empty), or None for silence.
 
     `progress` None: bars if stderr is a terminal. True: bars, or lines where it is none. A function: that function.
+    `sizes` are those of the files, for the sum of a model of several.
     MODELCACHE_PROGRESS is auto, text (lines) or off; UsageError for anything else.
     """
     if callable(progress):
@@ -31,9 +37,32 @@ def subscriber_for(progress: bool | Subscriber | None, model: str) -> Subscriber
     if mode not in MODES:
         raise UsageError(f"MODELCACHE_PROGRESS = {mode!r}: one of {', '.join(MODES)}")
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    if progress is False or mode == "off" or (progress is None and not terminal):
+    if sys.stderr is None or progress is False or mode == "off" or (progress is None and not terminal):
         return None
-    return _only(model, Bars() if terminal and mode == "auto" else Lines(sys.stderr))
+    bars = terminal and mode == "auto" and os.environ.get("TERM") != "dumb"
+    return _only(model, Bars(sizes) if bars else Lines(sys.stderr, sizes=sizes))
+
+
+def in_units(size: float) -> str:
+    """Bytes as a person reads them: `712 B`, `28.8 MiB`, `4.2 GiB`."""
+    unit, factor = _unit(size)
+    return f"{size / factor:.1f} {unit}" if factor > 1 else f"{size:.0f} B"
+
+
+def _unit(size: float) -> tuple[str, int]:
+    unit, factor = "B", 1
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1023.95 * factor:
+            break
+        unit, factor = larger, factor * 1024
+    return unit, factor
+
+
+def _share(here: int, total: int) -> str:
+    """`28.8/48.0 MiB`; without the total where it is not known."""
+    unit, factor = _unit(total)
+    decimals = 1 if factor > 1 else 0
+    return f"{here / factor:.{decimals}f}/{total / factor:.{decimals}f} {unit}" if total else in_units(here)
 
 
 def _only(model: str, show: Subscriber) -> Subscriber:
@@ -44,11 +73,71 @@ def _only(model: str, show: Subscriber) -> Subscriber:
     return filtered
 
 
-class Bars:
-    """A bar per file, and one for the whole when a model has several. Facts are written above them."""
+class _Sum:
+    """The bytes of a whole model, from the samples of its files."""
 
-    def __init__(self) -> None:
-        self._bars: dict[str, Any] = {}
+    def __init__(self, sizes: Sizes | None) -> None:
+        self._sizes = dict(sizes or {})
+        self._here: dict[str, int] = {}
+
+    @property
+    def here(self) -> int:
+        return sum(self._here.values())
+
+    @property
+    def total(self) -> int | None:
+        """None while the size of a file is unknown."""
+        known = [size for size in self._sizes.values() if size is not None]
+        return sum(known) if len(known) == len(self._sizes) else None
+
+    def add(self, event: dict[str, Any]) -> int:
+        """Takes a sample of a file; returns the bytes that were here before it was first seen."""
+        file, here = event["file"], event["bytesDownloaded"]
+        before = 0 if file in self._here else here
+        self._here[file] = here
+        self._sizes[file] = event["totalBytes"] or self._sizes.get(file)
+        return before
+
+
+class _Gauge:
+    """How far, and how fast in the last seconds, a stall included; at the end, in all the time."""
+
+    def __init__(self, here: int = 0) -> None:
+        self.here = self._before = here
+        self._samples: deque[tuple[int, int]] = deque()  # (ms, bytes that came since the beginning)
+        self._began_ms = 0
+
+    def move(self, here: int, at_ms: int, before: int = 0) -> None:
+        """`before` of these bytes did not come, they were here."""
+        self._before += before
+        if here < self.here:  # bytes proved wrong: what they took is no speed
+            self._samples.clear()
+            self._before = min(self._before, here)
+        self.here = here
+        self._began_ms = self._began_ms or at_ms
+        self._samples.append((at_ms, here - self._before))
+        while at_ms - self._samples[0][0] > SPEED_OVER_MS:
+            self._samples.popleft()
+
+    def text(self, total: int, note: str, *, ended: bool = False) -> str:
+        """In columns, so that a bar keeps its length while numbers grow."""
+        (since, before), (now, came) = self._samples[0], self._samples[-1]
+        if ended:
+            since, before = self._began_ms, 0
+        speed = 1000 * (came - before) / (now - since) if now > since else 0.0
+        rate = f"{in_units(speed)}/s" if speed else ""
+        left = f"{_clock((total - self.here) / speed)} left" if speed and total and not ended else ""
+        return f"{_share(self.here, total):>17} {rate:>11} {left:>9} {note}"
+
+
+class Bars:
+    """A bar per file at work, and one for the whole when a model has several. Facts are written above them."""
+
+    def __init__(self, sizes: Sizes | None = None) -> None:
+        self._sum = _Sum(sizes)
+        self._width = max((len(_short(name)) for name in sizes or ()), default=0)
+        self._bars: dict[str, Any] = {}  # by file; the whole is ""
+        self._new_bar: Callable[..., Any] | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["type"] in TOLD:
@@ -57,29 +146,45 @@ class Bars:
             self._draw(event)
 
     def _draw(self, event: dict[str, Any]) -> None:
-        if event["done"] and not event["file"]:
-            for bar in self._bars.values():
-                bar.close()
-            self._bars.clear()
+        file, ended, several = event["file"], event["status"] == "success", event["totalFiles"] > 1
+        if event["done"] and not file:
+            self._finish(ENDS.get(event["status"], event["status"]))
             return
-        bar = self._bars.get(event["file"]) or self._begin(event)
-        if event["totalBytes"]:
-            bar.total = event["totalBytes"]
-        stage = STAGES.get(event["status"], event["status"])
-        bar.set_postfix_str(stage or event["source"], refresh=False)
-        bar.n = event["bytesDownloaded"]
-        bar.refresh()
+        if several:
+            self._draw_sum(event)
+        if several and ended and file not in self._bars:
+            return  # it was here, or so small that its bar would only flash: the sum counts it
+        here, total = event["bytesDownloaded"], event["totalBytes"]
+        bar = self._bar(file, file, here)
+        note = "verifying" if total and here >= total else _host(event["gateway"])
+        bar.move(here, total, event["timestamp"], note)
+        if ended:
+            self._end(file, "done")
 
-    def _begin(self, event: dict[str, Any]) -> Any:
-        from tqdm import tqdm
+    def _draw_sum(self, event: dict[str, Any]) -> None:
+        before = self._sum.add(event)
+        bar = self._bar("", f"all {event['totalFiles']} files")
+        note = f"{event['completedFiles']} done"
+        bar.move(self._sum.here, self._sum.total or 0, event["timestamp"], note, before)
 
-        tqdm.monitor_interval = 0  # its thread would outlive the download
-        bar = tqdm(
-            total=event["totalBytes"] or None, initial=event["bytesDownloaded"], desc=_short(event["file"]), unit="B",
-            unit_scale=True, unit_divisor=1024, dynamic_ncols=True, file=sys.stderr, mininterval=0, smoothing=0.2,
-        )  # fmt: skip
-        self._bars[event["file"]] = bar
-        return bar
+    def _finish(self, end: str) -> None:
+        """The model's last event: no bar stays, whatever became of it."""
+        for file in sorted(self._bars, reverse=True):  # the whole is the last
+            self._end(file, end)
+
+    def _end(self, file: str, note: str) -> None:
+        """The bar becomes a line above the others, and those move up: no gap, no remains."""
+        places = sorted(abs(bar.pos) for bar in self._bars.values())
+        self._bars.pop(file).end(note)
+        for bar, place in zip(sorted(self._bars.values(), key=lambda bar: abs(bar.pos)), places, strict=False):
+            bar.settle(place)
+
+    def _bar(self, file: str, name: str, here: int = 0) -> Any:
+        """The bar of a file; a new one if it has none yet. (A tqdm without a total has no truth value.)"""
+        self._new_bar = self._new_bar or _bar_class()
+        if file not in self._bars:
+            self._bars[file] = self._new_bar(_Gauge(here), _short(name).ljust(self._width))
+        return self._bars[file]
 
     def _write(self, sentence: str) -> None:
         from tqdm import tqdm
@@ -87,29 +192,90 @@ class Bars:
         tqdm.write(sentence, file=sys.stderr)
 
 
-class Lines:
-    """A line when something happens, and one every ten seconds while bytes move."""
+def _bar_class() -> Callable[..., Any]:
+    from tqdm import tqdm
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    class Bar(tqdm):  # type: ignore[type-arg]
+        """A tqdm that shows what a gauge says: its own speed would count what was here, and no stall."""
+
+        monitor_interval = 0  # a thread that would outlive the download
+        state = ""
+
+        def __init__(self, gauge: _Gauge, name: str) -> None:
+            self.gauge = gauge
+            super().__init__(desc=name, bar_format="{desc}: {state}", dynamic_ncols=True, file=sys.stderr)
+
+        def move(self, here: int, total: int, at_ms: int, note: str, before: int = 0) -> None:
+            self.gauge.move(here, at_ms, before)
+            self.n, self.total, self.state = here, total or None, self.gauge.text(total, note)
+            self.bar_format = "{l_bar}{bar}|{state}" if total else "{desc}: {state}"
+            self.refresh()
+
+        def settle(self, place: int) -> None:
+            if abs(self.pos) != place:
+                self.clear()
+                self.pos = -place
+            self.refresh()
+
+        def end(self, note: str) -> None:
+            self.state = self.gauge.text(int(self.total or 0), note, ended=True)
+            self.close()
+
+        @property
+        def format_dict(self) -> Any:
+            return {**super().format_dict, "state": self.state}
+
+    return Bar
+
+
+class Lines:
+    """A line when something happens, and one every ten seconds while a download runs."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, sizes: Sizes | None = None) -> None:
         self._stream = stream
         self._clock = clock
         self._last = clock()
+        self._sum = _Sum(sizes)
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["type"] in (*TOLD, "file_ready"):
             self._print(_sentence(event))
-        elif event["type"] == "model_download_progress" and self._clock() - self._last >= LINE_EVERY_S:
-            self._last = self._clock()
-            here, total, speed = (f"{event[key]:,}" for key in ("bytesDownloaded", "totalBytes", "downloadSpeed"))
-            self._print(f"{event['file']}: {here} of {total} bytes, {speed} bytes/s, {event['eta']:.0f} s left")
+        elif event["type"] == "model_download_progress" and event["file"]:
+            self._sum.add(event)
+            if self._clock() - self._last >= LINE_EVERY_S:
+                self._last = self._clock()
+                self._print(self._state(event))
+
+    def _state(self, event: dict[str, Any]) -> str:
+        """How far the file is, or the model if it has several."""
+        files, total, speed = event["totalFiles"], self._sum.total, event["downloadSpeed"]
+        name = f"{event['modelId']}: {event['completedFiles']} of {files} files" if files > 1 else event["file"]
+        share = f" ({100 * self._sum.here // total} %)" if total else ""
+        left = f", {_clock((total - self._sum.here) / speed)} left" if total and speed else ""
+        comma = "," if files > 1 else ":"
+        return f"{name}{comma} {_share(self._sum.here, total or 0)}{share}, {in_units(speed)}/s{left}"
 
     def _print(self, sentence: str) -> None:
         print(sentence, file=self._stream, flush=True)
 
 
 def _sentence(event: dict[str, Any]) -> str:
-    where = event["file"] or event["modelId"]
-    return f"{where}: {event['gateway'] + ': ' if event['gateway'] else ''}{event['message']}"
+    where, message = event["file"] or event["modelId"], event["message"]
+    if message.startswith(where):
+        return str(message)
+    source = "" if event["type"] == "file_ready" else _host(event["gateway"])
+    return ": ".join(part for part in (where, source, message) if part)
+
+
+def _host(gateway: str) -> str:
+    """Where a source is, as far as it matters to people: the path is the file's."""
+    return urlsplit(gateway).netloc or gateway
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _short(name: str, most: int = 28) -> str:
