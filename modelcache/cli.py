@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from modelcache import __version__
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, UsageError
+from modelcache.store.disk import store_error
 
 INTERRUPTED, TERMINATED = 130, 143
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4, "whole": 0}
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         return 0
+    except OSError as error:  # where no layer expects one: no file handle is left to import a module, say
+        return _failed(store_error(error, str(error.filename or "modelcache")), options)
     return code
 
 

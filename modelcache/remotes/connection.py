@@ -27,7 +27,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import wait_for_write
 
-from modelcache.errors import AbortedError, ModelCacheError, SourceError, TransientError
+from modelcache.errors import AbortedError, ModelCacheError, SourceError, StoreError, TransientError
 from modelcache.remotes.source import Abort
 from modelcache.urls import is_private
 
@@ -94,6 +94,8 @@ class _HandsOverSockets(HTTPConnection):
             try:
                 sock = _connected(address, left_s / (len(addresses) - index), hop.abort)
             except OSError as error:
+                if _is_shortage(error):
+                    raise _shortage() from error
                 failure = error
                 continue
             for option in self.socket_options or ():
@@ -213,6 +215,8 @@ class Connector:
         except FOREIGN as error:
             if hop.abort.fired:
                 raise _aborted() from error
+            if any(_is_shortage(one) for one in _nested(error)):
+                raise _shortage() from error
             raise _translated(error, hop, self.timeouts) from error
         except ModelCacheError as error:
             if hop.abort.fired and not isinstance(error, AbortedError):
@@ -229,6 +233,15 @@ class _DroppedError(TransientError):
 
 def _aborted() -> AbortedError:
     return AbortedError("the request was ended")
+
+
+def _is_shortage(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def _shortage() -> StoreError:
+    """Of file handles: no other source can help, and no second try."""
+    return StoreError("no connection: too many open files", next_step="raise `ulimit -n`, then run again")
 
 
 def _resolved(host: str, port: int) -> list[Any]:
