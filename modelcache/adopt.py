@@ -5,16 +5,22 @@ The originals are never changed, and share no inode with the store (I5).
 """
 
 import os
+from collections.abc import Callable
 
 from modelcache.errors import StoreError, UsageError
+from modelcache.events import Fact, FactType
 from modelcache.install import install
 from modelcache.manifests import paths_below
 from modelcache.model import ModelFile
 from modelcache.names import check_conflicts, checked_path
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Model
-from modelcache.store import blobs, links
+from modelcache.store import blobs, links, sharing
 from modelcache.store.installed import Installed
+from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.removal import drop
+
+DRAIN_S = 1.0
 
 
 def adopt(shop: Workshop, path: str, model: str, version: str, *, replace: bool) -> Model:
@@ -22,24 +28,46 @@ def adopt(shop: Workshop, path: str, model: str, version: str, *, replace: bool)
     folder, names = _files(path)
     check_conflicts(names)
     readings = {name: blobs.read_back(os.path.join(folder, name), (), shop.settings.piece_size) for name in names}
-    here = Installed.read(shop.layout.model(model, version))
-    if here and not replace:
-        now = {file.path: file.sha256 for file in here.files}
-        if now != {name: reading.sha256.hex for name, reading in readings.items()}:
+    files = tuple(ModelFile(name, reading.size, (reading.sha256,)) for name, reading in readings.items())
+    order = Order(model, model, version, files, single=False)
+    with locked(shop.layout.model_lock(model), Subject(model, version), Patience(0.0)):
+        here = Installed.read(shop.layout.model(model, version))
+        now = {file.path: file.sha256 for file in here.files} if here else {}
+        if here and not replace and now != {file.path: file.digests[0].hex for file in files}:
             raise UsageError(
                 f"{model}@{version} is here with other files", next_step="pass --replace or another --version"
             )
-    fetched = []
-    for name, reading in readings.items():
-        if not blobs.exists(shop.layout, reading.sha256):
-            links.copy(os.path.join(folder, name), shop.layout.blob(reading.sha256), reading.sha256, blobs.MODE)
-            blobs.note(shop.layout, reading.digests, reading.pieces)
-        file = ModelFile(name, reading.size, (reading.sha256,))
-        fetched.append(Fetched(file, reading.sha256, reading.size, "linked", "cache"))
-    order = Order(model, model, version, tuple(one.file for one in fetched), single=False)
-    result = install(order, shop, fetched, lambda *_, **__: None)
+        for name, reading in readings.items():
+            _copy(shop, os.path.join(folder, name), reading)
+        fetched = [Fetched(file, file.digests[0], file.size or 0, "linked", "cache") for file in files]
+        result = install(order, shop, fetched, _tell(shop, order))
+        if here and (stale := set(now) - set(names)):
+            drop(shop.layout, Installed.read(here.folder) or here, stale)
+    shop.dispatcher.drain(DRAIN_S)
     assert isinstance(result, Model)
     return result
+
+
+def _copy(shop: Workshop, path: str, reading: blobs.Reading) -> None:
+    """Makes it a blob. One that is there already is read before it is believed."""
+    layout = shop.layout
+    blob = layout.blob(reading.sha256)
+    if blobs.is_right(layout, reading.sha256):
+        return
+    was_rotten = blobs.exists(layout, reading.sha256)
+    if was_rotten:
+        blobs.set_aside(layout, blob)
+    links.copy(path, blob, reading.sha256, blobs.MODE)
+    blobs.note(layout, reading.digests, reading.pieces)
+    if was_rotten:
+        sharing.relink(layout, shop.registry, reading.sha256)
+
+
+def _tell(shop: Workshop, order: Order) -> Callable[..., None]:
+    def tell(kind: FactType, message: str, *, path: str, version: str) -> None:
+        shop.dispatcher.publish(Fact(kind, order.id, message, version=version, path=path))
+
+    return tell
 
 
 def _files(path: str) -> tuple[str, list[str]]:
@@ -52,4 +80,6 @@ def _files(path: str) -> tuple[str, list[str]]:
     if not os.path.exists(path):
         raise StoreError(f"{path} is not there", next_step="check the path")
     folder, name = os.path.split(path)
+    if os.path.islink(path):
+        raise UsageError(f"{path} is a link", next_step="name the file that it leads to")
     return folder, [checked_path(name, parts=1)]

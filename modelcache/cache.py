@@ -1,55 +1,92 @@
 """The cache: the object users hold.
 
-Responsible for: turning what a user says into an `Order`, hits, and everything that is asked of installed models.
-Leaves to others: fetching (`download`), reading and repairing (`audit`), where settings and sources come from
-(`wiring`). Making a Cache does no I/O; a hit imports no network library and hashes nothing.
+Responsible for: what can be asked of it, and what belongs to one process (threads, locks, connections).
+Leaves to others: what is meant and whether it is here (`ordering`), fetching (`download`), reading and repairing
+(`audit`), where settings and sources come from (`wiring`). Making a Cache does no I/O; a hit imports no network
+library and hashes nothing.
 """
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from modelcache.errors import ModelNotAvailableError, Reason, UsageError
-from modelcache.install import version_of
-from modelcache.model import Digest, Manifest, ModelFile, Ref
-from modelcache.names import checked_path, file_name_of
+from modelcache.model import Manifest, Ref
+from modelcache.names import checked_path
 from modelcache.order import Order, Workshop
+from modelcache.ordering import Wish, digests_of, hit, order_of
 from modelcache.outcome import File, Model
 from modelcache.report import Report
-from modelcache.store.installed import Installed, Proof
+from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
-from modelcache.store.registry import Registry, installed_under
-from modelcache.urls import checked_url
-from modelcache.wiring import root_of, settings_for, sources_for
+from modelcache.store.locks import is_held
+from modelcache.store.shelf import Shelf
+from modelcache.wiring import checked, fallback_for, root_of, settings_for, sources_for
 
 if TYPE_CHECKING:
     from modelcache.download import Download
 
+Path = str | os.PathLike[str]
 Show = bool | Callable[[dict[str, Any]], None] | None
-STOP_WITHIN_S = 2.0
+STOP_WITHIN_S = 1.5
 
 
 class Cache:
     """A store of models under `root` (default: MODELCACHE_HOME, else the platform's cache folder).
 
     `settings` are those of `modelcache.settings.Settings`; they come before the environment and the configuration
-    file. All methods may be called from any thread, and from a child after a fork.
+    file; UsageError for wrong ones. All methods may be called from any thread, and from a child after a fork.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+    def __init__(self, root: Path | None = None, **settings: Any) -> None:
         self.root = root_of(root)
-        self._overrides = settings
+        self._overrides = checked(settings)
+        self._shelf = Shelf(Layout(self.root))
         self._guard = threading.Lock()
         self._shop: Workshop | None = None
         self._pid = 0
         self._running: list[Download] = []
+        self._fallback: Cache | None = None
 
     def __repr__(self) -> str:
         return f"Cache({self.root!r})"
 
     # -- fetching -----------------------------------------------------------------------------------------------------
+
+    @overload
+    def fetch(
+        self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
+        output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
+        progress: Show = ..., wait: Literal[False], cache: bool = ..., strict: bool = ..., require_digest: bool = ...,
+        unpack: Literal[False] = ...,
+    ) -> "Download": ...  # fmt: skip
+
+    @overload
+    def fetch(
+        self, ref: Manifest, *, output: Path | None = ..., mirrors: Iterable[str] = ...,
+        headers: Mapping[str, str] | None = ..., progress: Show = ..., wait: Literal[True] = ..., cache: bool = ...,
+        strict: bool = ..., require_digest: bool = ...,
+    ) -> Model: ...  # fmt: skip
+
+    @overload
+    def fetch(
+        self, ref: str, *, sha256: str, checksum: str | None = ..., size: int | None = ...,
+        output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
+        progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
+        require_digest: bool = ..., unpack: bool = ...,
+    ) -> File: ...  # fmt: skip
+
+    @overload
+    def fetch(
+        self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
+        output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
+        progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
+        require_digest: bool = ..., unpack: bool = ...,
+    ) -> Model | File: ...  # fmt: skip
 
     def fetch(
         self,
@@ -58,7 +95,7 @@ class Cache:
         sha256: str | None = None,
         checksum: str | None = None,
         size: int | None = None,
-        output: str | os.PathLike[str] | None = None,
+        output: Path | None = None,
         mirrors: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
         progress: Show = None,
@@ -66,6 +103,7 @@ class Cache:
         cache: bool = True,
         strict: bool = False,
         require_digest: bool = False,
+        unpack: bool = False,
     ) -> "Model | File | Download":
         """Gives a verified local path, from here or from whichever source works.
 
@@ -76,107 +114,73 @@ class Cache:
         mirrors: further URLs of the same file; for a manifest, URLs of folders that hold its files.
         headers: sent to the origin of the first URL and to no other.
         progress: None shows a bar where stderr is a terminal, True always, False never; a function gets each event.
-        wait: False returns the running Download at once, unless everything is here.
+        wait: False returns the Download at once; it may have ended already.
         cache: False puts the file at `output` alone.
         strict: reads what is here from end to end instead of trusting its stamp.
         require_digest: refuses what nothing can be verified against.
+        unpack: unpacks the archive into a new folder, `output` or one beside it: `file.unpacked`.
 
         Returns a File for a URL, a Model otherwise. Raises AllSourcesFailedError, VerificationError, StoreError,
         LockedError, PausedError or UsageError; whatever was written is kept, and the next call goes on from there.
         """
-        order = self._order(ref, _digests(sha256, checksum), size, tuple(mirrors))
-        place = _output(order, output, cache)
-        order = replace(
-            order, headers=dict(headers or {}), output=place, cached=cache, strict=strict, require_digest=require_digest
-        )
-        hit = self._hit(order)
-        if hit is not None:
-            return hit
-        download = self._begin(order, progress)
+        place = None if output is None else os.fspath(output)
+        if unpack and not (wait and cache):
+            raise UsageError("unpacking waits for the file and needs the cache")
+        wish = Wish(
+            digests_of(sha256, checksum), size, None if unpack else place, tuple(mirrors), dict(headers or {}), cache,
+            strict, require_digest,
+        )  # fmt: skip
         if not wait:
-            return download
+            return self._start(ref, wish, progress)
+        result = self._fetched(ref, wish, progress)
+        if unpack:
+            folder = self.unpack(result, place)
+            assert isinstance(result, File)
+            return replace(result, unpacked=folder)
+        return result
+
+    def _fetched(self, ref: str | Manifest, wish: Wish, progress: Show) -> Model | File:
+        order = order_of(self._shelf, ref, wish)
+        here = hit(order, self._shelf.layout)
+        if here is not None and not callable(progress) and self._shop is None:
+            return here  # nobody is to be told
+        download = self._start(ref, wish, progress)
         try:
             return download.result()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             download.pause()
             download.wait_stopped(STOP_WITHIN_S)
+            interrupt.kept_bytes = download.kept_bytes  # type: ignore[attr-defined]
+            interrupt.add_note(f"{download.kept_bytes:,} bytes kept; fetch it again to go on")
             raise
 
-    def _begin(self, order: Order, progress: Show) -> "Download":
+    def _start(self, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
+        """A download under way, or ended if all is here."""
         from modelcache.download import Download
         from modelcache.progress import subscriber_for
 
-        sizes = {file.path: file.size for file in order.files}
-        download = Download(order, self._workshop(), subscriber_for(progress, order.id, sizes))
+        order = order_of(self._shelf, ref, wish)
+        here = hit(order, self._shelf.layout)
+        other = None if here else self._elsewhere()
+        if other is not None:
+            return other._start(ref, wish, progress)
+        if here is None and order.cached:
+            self._shelf.check_ref(order.id, order.ref)
+
+        def renew() -> tuple[Order, Model | File | None]:
+            again = order_of(self._shelf, ref, wish)
+            return again, hit(again, self._shelf.layout)
+
+        download = Download(order, self._workshop(), renew, subscriber_for(progress, order.id))
         with self._guard:
             self._running = [*(one for one in self._running if not one.has_ended), download]
+        if here is None:
+            download.begin()
+        else:
+            download.be_ready(here)
         return download
 
-    def _order(
-        self, ref: str | Manifest, digests: tuple[Digest, ...], size: int | None, mirrors: tuple[str, ...]
-    ) -> Order:
-        if isinstance(ref, Manifest):
-            if digests or size is not None:
-                raise UsageError("a manifest brings its own digests and sizes")
-            return _order_of_manifest(ref, mirrors)
-        parsed = Ref.parse(ref)
-        if parsed.url:
-            return self._order_of_url(parsed, digests, size, mirrors)
-        if digests or size is not None:
-            raise UsageError("a digest or size goes with a URL, not with the id of a model")
-        return self._order_of_id(parsed, mirrors)
-
-    def _order_of_url(self, ref: Ref, digests: tuple[Digest, ...], size: int | None, mirrors: tuple[str, ...]) -> Order:
-        if size is not None and not 0 <= size < 2**63:
-            raise UsageError(f"size {size} is not a number of bytes")
-        proof: Proof = "given"
-        if not digests:
-            recorded = self._registry.recorded(ref.id)
-            digests, proof = ((Digest("sha256", recorded),), "first_use") if recorded else ((), "given")
-        urls = (ref.url, *(checked_url(mirror) for mirror in mirrors))
-        file = ModelFile(file_name_of(ref.url), size, digests, urls)
-        return Order(ref.shown, ref.id, self._version(file), (file,), single=True, proof=proof)
-
-    def _version(self, file: ModelFile) -> str:
-        """Of a file, as far as its digests tell."""
-        sha256 = file.digest()
-        if sha256 is None and file.digests:
-            from modelcache.store.blobs import find
-
-            sha256 = find(self._layout, file)
-        return sha256.hex[:12] if sha256 else ""
-
-    def _order_of_id(self, ref: Ref, mirrors: tuple[str, ...]) -> Order:
-        """A model that is installed, or was: its record tells the digests and where the files came from."""
-        record = self._record(ref)
-        if record is None:
-            raise ModelNotAvailableError(ref.id, ref.version or None, "not_installed")
-        files = tuple(
-            ModelFile(file.path, max(0, file.size), (Digest("sha256", file.sha256),), file.urls)
-            for file in record.files
-        )
-        return _mirrored(Order(record.ref, record.id, record.version, files, single=False, proof="listed"), mirrors)
-
-    def _hit(self, order: Order) -> Model | File | None:
-        """Everything is in place and looks as it did when it was last verified: one stat a file, no hash."""
-        if order.strict or not order.version or (order.output and order.single):
-            return None
-        folder = order.output or self._layout.model(order.id, order.version)
-        record = Installed.read(folder)
-        if record is None or record.missing:
-            return None
-        files = []
-        for wanted in order.files:
-            entry = record.file(wanted.path)
-            if entry is None or not _agrees(wanted, entry.sha256, order.version, order.single):
-                return None
-            place = record.place(entry)
-            if entry.stamp.judge(place) != "right":
-                return None
-            files.append(File(place, entry.path, entry.size, entry.sha256, "hit", entry.verified, "cache"))
-        return files[0] if order.single else Model(order.ref, order.id, order.version, folder, tuple(files))
-
-    def unpack(self, fetched: File | Model, output: str | os.PathLike[str] | None = None) -> str:
+    def unpack(self, fetched: File | Model, output: Path | None = None) -> str:
         """Unpacks an archive that was fetched into one new folder: `output`, else one beside it, called by its stem.
 
         Returns the folder; one that an earlier call made beside the archive is returned as it is. UsageError for a
@@ -187,8 +191,8 @@ class Cache:
         if not isinstance(fetched, File):
             raise UsageError("one archive is unpacked, not a model of several files")
         beside = os.path.join(os.path.dirname(fetched.path), stem_of(fetched.name))
-        folder = os.path.abspath(os.fspath(output)) if output else beside
-        if not output and os.path.isdir(folder):
+        folder = os.path.abspath(os.fspath(output)) if output is not None else beside
+        if output is None and os.path.isdir(folder):
             return folder
         settings = self._workshop().settings
         limits = UnpackLimits(total_bytes=settings.unpack_most, entries=settings.unpack_entries)
@@ -201,36 +205,35 @@ class Cache:
         """Where a model is; of a URL, where its file is. No network, nothing is read but stats.
 
         Raises ModelNotAvailableError with the reason: not_installed, downloading, verifying (it changed since it
-        was verified: fetch or verify it), error (it is corrupt or incomplete).
+        was verified: fetch or verify it), error (it is corrupt or incomplete, or fetching it was paused or failed).
         """
         ref = _with_version(Ref.parse(model), version)
-        record = self._record(ref)
+        cache = self._holder(ref)
+        record = cache._shelf.record(ref)
         if record is None:
-            reason: Reason = "downloading" if self._is_running(ref.id) else "not_installed"
-            raise ModelNotAvailableError(ref.id, ref.version or None, reason)
-        condition = record.condition()
-        if condition != "right" or self._registry.versions(record.id).get(record.version, "ready") != "ready":
-            changed = condition == "changed" and all(file.stamp.inode >= 0 for file in record.files)
+            raise ModelNotAvailableError(ref.id, ref.version or None, cache._why_not(ref.id))
+        if cache._shelf.status(record) != "ready":
+            distrusted = record.missing or any(file.is_distrusted for file in record.files)
+            changed = record.condition() == "changed" and not distrusted
             raise ModelNotAvailableError(record.id, record.version, "verifying" if changed else "error")
         return record.place(record.files[0]) if ref.url else record.folder
 
     def models(self) -> Report:
         """What is installed: one row a version."""
-        rows = []
-        for record in installed_under(self._layout.models):
-            status = self._registry.versions(record.id).get(record.version, "ready")
-            rows.append(
-                {
-                    "model": record.id, "version": record.version, "files": len(record.files),
-                    "size": sum(max(0, file.size) for file in record.files),
-                    "status": status if record.condition() == "right" else "error", "ref": record.ref,
-                }
-            )  # fmt: skip
+        rows = [
+            {
+                "model": record.id, "version": record.version, "files": len(record.files),
+                "size": sum(max(0, file.size) for file in record.files), "status": cache._shelf.status(record),
+                "ref": record.ref,
+            }
+            for cache in self._caches() for record in cache._shelf.all()
+        ]  # fmt: skip
         return Report("installed models", tuple(rows))
 
     def info(self, model: str, version: str | None = None) -> Report:
         """One row a file. Raises ModelNotAvailableError."""
-        record = self._present(_with_version(Ref.parse(model), version))
+        ref = _with_version(Ref.parse(model), version)
+        record = self._holder(ref)._shelf.present(ref)
         rows = [
             {
                 "file": file.path, "size": file.size, "sha256": file.sha256, "verified": file.verified,
@@ -246,15 +249,17 @@ class Cache:
         from modelcache.audit import verify
         from modelcache.transfer.control import Control
 
-        records = [self._present(_with_version(Ref.parse(model), version))] if model else self._all()
-        audits = [audit for record in records for audit in verify(self._workshop(), record, Control())]
+        audits = [
+            audit for cache, record in self._chosen(model, version)
+            for audit in verify(cache._workshop(), record, Control())
+        ]  # fmt: skip
         return Report("verified files", tuple(audit.to_row() for audit in audits))
 
-    def check(self, manifest: Manifest, folder: str | os.PathLike[str]) -> Report:
+    def check(self, manifest: Manifest, folder: Path) -> Report:
         """Whether a folder holds what the manifest lists. A file that was verified before costs one stat."""
         from modelcache.check import check
 
-        return check(manifest, os.fspath(folder))
+        return check(manifest, os.path.expanduser(os.fspath(folder)))
 
     def repair(
         self,
@@ -266,50 +271,39 @@ class Cache:
     ) -> Report:
         """Makes models right again, fetching only the pieces that are wrong; without names, all that are known corrupt.
 
-        Rows say what was done to each file; `repaired` is False where no source had it, with the reason.
+        `headers` and `mirrors` are for one model, which is named, as in `fetch`. Rows say what was done to each file;
+        `repaired` is False where no source had it, with the reason.
         """
-        from modelcache.audit import Repairer, verify
-        from modelcache.progress import subscriber_for
-        from modelcache.transfer.control import Control
+        from modelcache.audit import repair
 
-        shop, control = self._workshop(), Control()
-        subscriber = subscriber_for(progress, "")
-        unsubscribe = shop.dispatcher.subscribe(subscriber) if subscriber else _nothing
-        records = [self._present(Ref.parse(model)) for model in models] if models else self._corrupt()
-        repairer = Repairer(shop, headers or {}, tuple(checked_url(url) for url in mirrors), control)
-        try:
-            audits = [(record, audit) for record in records for audit in verify(shop, record, control)]
-            rows = [
-                repairer.row(record, audit)
-                for record, audit in audits
-                if audit.finding in ("corrupt", "missing", "unreadable")
-            ]
-            shop.dispatcher.drain(STOP_WITHIN_S)
-        finally:
-            unsubscribe()
+        wish = Wish(mirrors=tuple(mirrors), headers=dict(headers or {}))
+        if (wish.headers or wish.mirrors) and len(models) != 1:
+            raise UsageError("headers and mirrors go with one model: name it")
+        chosen = [one for model in models for one in self._chosen(model, None)] if models else self._corrupt()
+        rows: list[dict[str, object]] = []
+        for cache, record in chosen:
+            with cache._shown(progress, record.id) as shop:
+                rows += repair(shop, record, wish)
         return Report("repaired files", tuple(rows))
 
     def remove(self, model: str, version: str | None = None) -> int:
-        """Takes a version of a model away (the default one, if none is named). Returns the bytes freed."""
+        """Takes a version of a model away (the default one, if none is named). Returns the bytes freed.
+
+        Raises LockedError while it is being fetched, ModelNotAvailableError if there is no such model.
+        """
         from modelcache.events import Fact
         from modelcache.store.removal import remove
 
-        record = self._present(_with_version(Ref.parse(model), version))
-        shop = self._workshop()
+        ref = _with_version(Ref.parse(model), version)
+        cache = self._holder(ref)
+        record, shop = cache._shelf.remains(ref), cache._workshop()
         freed = remove(shop.layout, shop.registry, record)
-        shop.dispatcher.publish(
-            Fact(
-                "removed",
-                record.id,
-                f"{record.id}@{record.version} is removed",
-                version=record.version,
-                path=record.folder,
-            )
-        )
+        message = f"{record.id}@{record.version} is removed"
+        shop.dispatcher.publish(Fact("removed", record.id, message, version=record.version, path=record.folder))
         shop.dispatcher.drain(STOP_WITHIN_S)
         return freed
 
-    def add(self, path: str | os.PathLike[str], model: str, version: str = "1", *, replace: bool = False) -> Model:
+    def add(self, path: Path, model: str, version: str = "1", *, replace: bool = False) -> Model:
         """Takes a file or a folder of this disk into the store, as a copy (a reflink where the disk can).
 
         UsageError if that version is here with other bytes, unless `replace`.
@@ -317,38 +311,39 @@ class Cache:
         from modelcache.adopt import adopt
 
         checked_path(model, parts=1), checked_path(version, parts=1)
-        return adopt(self._workshop(), os.path.abspath(os.fspath(path)), model, version, replace=replace)
+        cache = self._elsewhere() or self
+        cache._shelf.check_ref(model, model)
+        return adopt(cache._workshop(), os.path.abspath(os.fspath(path)), model, version, replace=replace)
 
     # -- events and ending --------------------------------------------------------------------------------------------
 
     def on_event(self, subscriber: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         """Calls the function with every event (product H), from one thread. Returns a function that ends it."""
-        return self._workshop().dispatcher.subscribe(subscriber)
+        ends = [cache._workshop().dispatcher.subscribe(subscriber) for cache in self._caches()]
+
+        def unsubscribe() -> None:
+            for end in ends:
+                end()
+
+        return unsubscribe
 
     def close(self) -> None:
         """Pauses what runs, and returns when nothing is written any more, within 2 s."""
-        if self._pid == os.getpid():
-            for download in self._running:
-                download.pause()
-            for download in self._running:
-                download.wait_stopped(STOP_WITHIN_S)
+        if self._fallback:
+            self._fallback.close()
+        if self._pid != os.getpid():
+            return
+        end = time.monotonic() + STOP_WITHIN_S
+        for download in self._running:
+            download.pause()
+        for download in self._running:
+            download.wait_stopped(max(0.0, end - time.monotonic()))
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _layout(self) -> Layout:
-        return Layout(self.root)
-
-    @property
-    def _registry(self) -> Registry:
-        layout = self._layout
-        return Registry(layout.registry, layout.models, layout.lock("registry"))
-
     def _workshop(self) -> Workshop:
         """One per process: a child after a fork inherits neither threads nor locks nor connections."""
-        if self._pid != os.getpid():
-            self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
-            self._pid, self._shop, self._running = os.getpid(), None, []
+        self._adopt_process()
         with self._guard:
             if self._shop is None:
                 import atexit
@@ -356,85 +351,63 @@ class Cache:
                 from modelcache.dispatch import Dispatcher
 
                 settings = settings_for(self.root, self._overrides)
-                self._shop = Workshop(self._layout, self._registry, settings, Dispatcher(), sources_for)
+                shelf = self._shelf
+                self._shop = Workshop(shelf.layout, shelf.registry, settings, Dispatcher(), sources_for)
                 atexit.register(self.close)
             return self._shop
 
-    def _record(self, ref: Ref) -> Installed | None:
-        version = ref.version or self._registry.default(ref.id)
-        return Installed.read(self._layout.model(ref.id, version)) if version else None
+    def _adopt_process(self) -> None:
+        if self._pid != os.getpid():
+            self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
+            self._pid, self._shop, self._running = os.getpid(), None, []
 
-    def _present(self, ref: Ref) -> Installed:
-        record = self._record(ref)
-        if record is None:
-            raise ModelNotAvailableError(ref.id, ref.version or None, "not_installed")
-        return record
+    def _elsewhere(self) -> "Cache | None":
+        """The cache to use where nothing can be written here (product A8)."""
+        if self._fallback is None and (place := fallback_for(self.root)):
+            self._fallback = Cache(place, **self._overrides)
+        return self._fallback
 
-    def _all(self) -> list[Installed]:
-        return list(installed_under(self._layout.models))
+    def _caches(self) -> "list[Cache]":
+        other = self._elsewhere()
+        return [self, other] if other else [self]
 
-    def _corrupt(self) -> list[Installed]:
-        """What an earlier verify found wrong, and what is missing or changed since."""
-        return [
-            record
-            for record in self._all()
-            if record.condition() != "right" or self._registry.versions(record.id).get(record.version) == "error"
-        ]
+    def _holder(self, ref: Ref) -> "Cache":
+        """The cache that has a model: this one, unless only the fallback has it."""
+        if self._shelf.record(ref) is None and (other := self._elsewhere()):
+            return other
+        return self
 
-    def _is_running(self, model_id: str) -> bool:
-        return self._pid == os.getpid() and any(one.order.id == model_id and not one.has_ended for one in self._running)
+    def _chosen(self, model: str | None, version: str | None) -> "list[tuple[Cache, Installed]]":
+        """One model, or all."""
+        if model is None:
+            return [(cache, record) for cache in self._caches() for record in cache._shelf.all()]
+        ref = _with_version(Ref.parse(model), version)
+        cache = self._holder(ref)
+        return [(cache, cache._shelf.present(ref))]
 
+    def _corrupt(self) -> "list[tuple[Cache, Installed]]":
+        return [(cache, record) for cache, record in self._chosen(None, None) if cache._shelf.status(record) != "ready"]
 
-def _nothing() -> None:
-    pass
+    @contextmanager
+    def _shown(self, progress: Show, model: str) -> Iterator[Workshop]:
+        """The workshop, while the events of a model are shown."""
+        from modelcache.progress import subscriber_for
 
+        shop = self._workshop()
+        subscriber = subscriber_for(progress, model)
+        unsubscribe = shop.dispatcher.subscribe(subscriber) if subscriber else lambda: None
+        try:
+            yield shop
+            shop.dispatcher.drain(STOP_WITHIN_S)
+        finally:
+            unsubscribe()
 
-def _digests(sha256: str | None, checksum: str | None) -> tuple[Digest, ...]:
-    given = [Digest.parse(sha256, "sha256")] if sha256 else []
-    given += [Digest.parse(checksum)] if checksum else []
-    return tuple(dict.fromkeys(given))
-
-
-def _output(order: Order, output: str | os.PathLike[str] | None, cache: bool) -> str:
-    """The absolute place, checked before anything is fetched."""
-    if output is None:
-        if not cache:
-            raise UsageError("without the cache an output is needed: pass --output")
-        return ""
-    place = os.path.abspath(os.path.expanduser(os.fspath(output)))
-    if order.single and os.path.isdir(place) and not os.path.islink(place):
-        raise UsageError(f"{place} is a folder; the output of one file is a file")
-    if not order.single and os.path.lexists(place) and not os.path.isdir(place):
-        raise UsageError(f"{place} is a file; the output of a model is a folder")
-    return place
-
-
-def _order_of_manifest(manifest: Manifest, mirrors: tuple[str, ...]) -> Order:
-    digests = {file.path: digest.hex for file in manifest.files if (digest := file.digest())}
-    version = manifest.version
-    if not version and len(digests) == len(manifest.files):
-        version = version_of(digests)
-    order = Order(manifest.ref or manifest.id, manifest.id, version, manifest.files, single=False, proof="listed")
-    return _mirrored(order, mirrors)
-
-
-def _mirrored(order: Order, mirrors: tuple[str, ...]) -> Order:
-    """Mirrors of a model are folders."""
-    from urllib.parse import quote
-
-    bases = [checked_url(mirror).rstrip("/") for mirror in mirrors]
-    files = tuple(
-        replace(file, urls=(*file.urls, *(f"{base}/{quote(file.path)}" for base in bases))) for file in order.files
-    )
-    return replace(order, files=files) if bases else order
-
-
-def _agrees(wanted: ModelFile, sha256: str, version: str, single: bool) -> bool:
-    """Whether a recorded file is what is wanted, as far as digests tell."""
-    digest = wanted.digest()
-    if digest is not None:
-        return digest.hex == sha256
-    return bool(wanted.digests) and single and sha256.startswith(version)
+    def _why_not(self, model_id: str) -> Reason:
+        """Why a model without a record is not available."""
+        mine = [one for one in self._running if one.order.id == model_id] if self._pid == os.getpid() else []
+        if any(not one.has_ended for one in mine) or is_held(self._shelf.layout.model_lock(model_id)):
+            return "downloading"
+        return "error" if mine and mine[-1].state in ("paused", "failed") else "not_installed"
 
 
 def _with_version(ref: Ref, version: str | None) -> Ref:

@@ -11,7 +11,7 @@ from modelcache.model import Manifest, ModelFile
 from modelcache.names import joined
 from modelcache.outcome import UNVERIFIED, Audit
 from modelcache.report import Report
-from modelcache.store.installed import Installed, InstalledFile, Stamp
+from modelcache.store.installed import RECORD, Installed, InstalledFile, Stamp
 
 
 def check(manifest: Manifest, folder: str) -> Report:
@@ -28,7 +28,8 @@ def check(manifest: Manifest, folder: str) -> Report:
         audit, read = _read(manifest, file, joined(folder, file.path))
         audits.append(audit)
         record = record.with_file(read) if read else record
-    if record != known:
+    is_foreign = not known.files and os.path.lexists(os.path.join(folder, RECORD))  # another program's: it stays
+    if record != known and not is_foreign:
         with suppress(StoreError):  # a folder that is not ours to write to is read again next time
             record.write()
     return Report(f"{manifest.id} in {folder}", tuple(audit.to_row() for audit in audits))

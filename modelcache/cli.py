@@ -2,8 +2,8 @@
 
 Responsible for: what can be typed, and turning errors into one line and a code. Leaves everything else to `Cache`.
 
-Exit codes: 0 fine; 2 usage; 3 integrity; 4 not found or not allowed; 5 network; 6 local (disk, permission);
-7 locked; 130 and 143 interrupted.
+Exit codes: 0 fine; 1 a bug of ours; 2 usage; 3 integrity; 4 not found or not allowed; 5 network; 6 local (disk,
+permission); 7 locked; 130 and 143 interrupted.
 """
 
 import argparse
@@ -11,16 +11,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from modelcache import __version__
-from modelcache.errors import AllSourcesFailedError, ModelCacheError, UsageError
-from modelcache.store.disk import store_error
+from modelcache.arguments import parser
+from modelcache.errors import AllSourcesFailedError, ModelCacheError, PausedError, UsageError
 
 INTERRUPTED, TERMINATED = 130, 143
-FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4, "whole": 0}
+FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
 
 
 class Terminated(KeyboardInterrupt):
@@ -28,44 +28,81 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code; prints at most one line about an error, unless --debug is given."""
-    options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    """Returns the exit code; prints one line about an error, and with --debug where it came from."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code: int = options.run(options)
+        _catch_signals()
+        options = parser().parse_args(arguments)
+        code: int = COMMANDS[options.command](options)
         sys.stdout.flush()
     except ModelCacheError as error:
-        return _failed(error, options)
+        return _failed(error, arguments)
     except KeyboardInterrupt as error:
-        print("interrupted; what was fetched is kept, run the same command again to go on", file=sys.stderr)
-        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        return _interrupted(error, arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         return 0
-    except OSError as error:  # where no layer expects one: no file handle is left to import a module, say
-        return _failed(store_error(error, str(error.filename or "modelcache")), options)
+    except Exception as error:  # noqa: BLE001 - the last who can turn it into a line (I27)
+        _show_trace(error, arguments)
+        what = type(error).__name__  # its text may hold anything
+        print(f"modelcache: a bug in modelcache: {what}; run it with --debug and report what it says", file=sys.stderr)
+        return 1
     return code
+
+
+def _catch_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _failed(error: ModelCacheError, options: argparse.Namespace) -> int:
-    if options.debug:
-        import traceback
+def _interrupted(error: KeyboardInterrupt, arguments: Sequence[str]) -> int:
+    """Everything has stopped. One more Ctrl-C would only spoil the end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    kept_bytes = getattr(error, "kept_bytes", 0)
+    next_step = "run the same command again to go on"
+    _failed(PausedError("interrupted", kept_bytes=kept_bytes, next_step=next_step), arguments)
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
-        traceback.print_exception(error)
-    if getattr(options, "json", False):
+
+def _failed(error: ModelCacheError, arguments: Sequence[str]) -> int:
+    _show_trace(error, arguments)
+    if "--json" in arguments:
         failures = error.failures if isinstance(error, AllSourcesFailedError) else ()
         sources = [{"source": failure.source, "reason": failure.reason} for failure in failures]
         story = {
             "error": error.message, "kind": error.kind, "sources": sources, "kept_bytes": error.kept_bytes,
             "next": error.next_step,
         }  # fmt: skip
-        print(json.dumps(story))
+        _print_json(story)
     print(f"modelcache: {error.line()}", file=sys.stderr)
     return error.exit_code
+
+
+def _show_trace(error: BaseException, arguments: Sequence[str]) -> None:
+    """Where an error came from. Of foreign errors only the kind: their texts hold whole URLs, with secrets (I22)."""
+    if "--debug" not in arguments:
+        return
+    import traceback
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.insert(0, link)
+        link = link.__cause__ or link.__context__
+    for each in chain:
+        print("".join(traceback.format_tb(each.__traceback__)), end="", file=sys.stderr)
+        text = f": {each.message}" if isinstance(each, ModelCacheError) else ""
+        print(f"{type(each).__module__}.{type(each).__qualname__}{text}\n", file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1))
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -74,51 +111,58 @@ def _failed(error: ModelCacheError, options: argparse.Namespace) -> int:
 def _cache(options: argparse.Namespace) -> Any:
     from modelcache.cache import Cache
 
-    overrides = {name: getattr(options, name, None) for name in ("connections", "parallel_files")}
-    return Cache(**{name: value for name, value in overrides.items() if value is not None})
+    return Cache(**{name: getattr(options, name, None) for name in ("connections", "parallel_files")})
+
+
+def _show(options: argparse.Namespace) -> bool | None:
+    """Bars where stderr is a terminal; lines where somebody asked for them; else stderr is for what went wrong."""
+    if options.quiet:
+        return False
+    return True if os.environ.get("MODELCACHE_PROGRESS") == "text" else None
 
 
 def _fetch(options: argparse.Namespace) -> int:
     from modelcache.manifests import load
 
     targets: list[Any] = list(options.targets)
-    if options.manifest:
+    if options.manifest is not None:
         targets.append(load(options.manifest))
     _check_fetch(options, targets)
-    cache, done = _cache(options), []
+    cache, told = _cache(options), []
     for target in targets:
         result = cache.fetch(
             target,
             sha256=options.sha256,
             checksum=options.checksum,
             size=options.size,
-            output=None if options.unpack else options.output or options.output_dir,
+            output=options.output if options.output is not None else options.output_dir,
             mirrors=options.mirror,
             headers=_headers(options.header),
-            progress=not options.quiet,
+            progress=_show(options),
             cache=not options.no_cache,
             strict=options.strict,
             require_digest=options.require_digest,
+            unpack=options.unpack,
         )
-        if options.unpack:
-            result = cache.unpack(result, options.output or options.output_dir)
-        done.append((target, result))
+        told.append(_told(target, result))
         if not options.json:
-            print(result)
+            print(result, flush=True)
+        _warn(told[-1])
     if options.json:
-        print(json.dumps([_told(target, result) for target, result in done], indent=1))
+        _print_json(told)
     return 0
 
 
 def _check_fetch(options: argparse.Namespace, targets: list[Any]) -> None:
     if not targets:
         raise UsageError("nothing to fetch: name a TARGET or a --manifest")
-    single = [name for name in ("sha256", "checksum", "size", "output") if getattr(options, name) is not None]
-    if len(targets) > 1 and single:
-        raise UsageError(f"--{single[0]} goes with one target, not with {len(targets)}")
-    if options.output and options.output_dir:
+    single = ("sha256", "checksum", "size", "output", "output_dir", "mirror", "header")
+    given = [name for name in single if getattr(options, name) not in (None, [])]
+    if len(targets) > 1 and given:
+        raise UsageError(f"--{given[0].replace('_', '-')} goes with one target, not with {len(targets)}")
+    if options.output is not None and options.output_dir is not None:
         raise UsageError("--output and --output-dir are the same for a manifest: give one")
-    if options.output_dir and not options.manifest:
+    if options.output_dir is not None and options.manifest is None:
         raise UsageError("--output-dir goes with --manifest; for a URL there is --output")
 
 
@@ -142,48 +186,54 @@ def _told(target: Any, result: Any) -> dict[str, Any]:
         return entry
     ref = Ref.parse(target)
     return {
-        "ref": ref.shown, "id": ref.id, "version": result.sha256[:12], "path": result.path, "files": [result.to_json()]
+        "ref": ref.shown, "id": ref.id, "version": result.sha256[:12], "path": str(result), "files": [result.to_json()]
     }  # fmt: skip
+
+
+def _warn(told: dict[str, Any]) -> None:
+    for file in told["files"]:
+        if file["verified"] == "unverified":
+            print(
+                f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']} is "
+                "recorded and has to match next time",
+                file=sys.stderr,
+            )
 
 
 def _check(options: argparse.Namespace) -> int:
     from modelcache.cache import Cache
     from modelcache.manifests import load
 
-    report = Cache().check(load(options.manifest), options.output_dir)
-    return _findings(report, options, options.output_dir)
+    rows = list(Cache().check(load(options.manifest), options.output_dir))
+    return _findings(rows, options, options.output_dir)
 
 
 def _verify(options: argparse.Namespace) -> int:
     cache = _cache(options)
-    worst = 0
-    for model in options.models or [None]:
-        report = cache.verify(model)
-        worst = max(worst, _findings(report, options, model or cache.root), key=lambda code: (code in (3, 6), code))
-    return worst
+    rows = [row for model in options.models or [None] for row in cache.verify(model)]
+    return _findings(rows, options, ", ".join(options.models) or cache.root)
 
 
-def _findings(report: Any, options: argparse.Namespace, subject: str) -> int:
-    """Prints what was found; 0 if all is right, 3 if something is corrupt, 4 if something is missing."""
-    wrong = [row for row in report if row["finding"] != "whole"]
+def _findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: str) -> int:
+    """Prints what was found; the code of the gravest finding."""
     if options.json:
-        print(json.dumps(list(report), indent=1))
-    for row in wrong:
-        where = f" (bytes {row['wrong_bytes']})" if row["wrong_bytes"] else ""
-        print(f"{row['model']} {row['file']}: {row['finding']}{where}: {row['reason']}", file=sys.stderr)
-    if not wrong:
-        print(f"{subject}: {len(report)} files are right", file=sys.stderr)
-        return 0
-    codes = [FINDING_CODES[str(row["finding"])] for row in wrong]
-    return next(code for code in (3, 6, 4) if code in codes)
+        _print_json(rows)
+    found = {row["finding"] for row in rows} - {"whole"}
+    for row in rows:
+        if row["finding"] != "whole":
+            where = f" (bytes {row['wrong_bytes']})" if row["wrong_bytes"] else ""
+            print(f"{row['model']} {row['file']}: {row['finding']}{where}: {row['reason']}", file=sys.stderr)
+    if not found:
+        print(f"{subject}: {len(rows)} {'file is' if len(rows) == 1 else 'files are'} right", file=sys.stderr)
+    return next((code for finding, code in FINDING_CODES.items() if finding in found), 0)
 
 
 def _repair(options: argparse.Namespace) -> int:
     report = _cache(options).repair(
-        options.models, headers=_headers(options.header), mirrors=options.mirror, progress=not options.quiet
+        options.models, headers=_headers(options.header), mirrors=options.mirror, progress=_show(options)
     )
     if options.json:
-        print(json.dumps(list(report), indent=1))
+        _print_json(list(report))
     for row in report:
         done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
         print(f"{row['model']} {row['file']}: {done if row['repaired'] else row['reason']}", file=sys.stderr)
@@ -200,8 +250,11 @@ def _info(options: argparse.Namespace) -> int:
     return _table(_cache(options).info(options.model, options.version), options)
 
 
-def _table(report: Any, options: argparse.Namespace) -> int:
-    print(json.dumps(list(report), indent=1) if options.json else report)
+def _table(report: Iterable[Any], options: argparse.Namespace) -> int:
+    if options.json:
+        _print_json(list(report))
+    else:
+        print(report)
     return 0
 
 
@@ -225,12 +278,13 @@ def _manifest(options: argparse.Namespace) -> int:
     from modelcache.manifests import make
 
     folder = os.path.abspath(options.dir)
-    manifest = make(folder, options.model or os.path.basename(folder), options.base_url)
+    target = "" if options.output is None else os.path.abspath(options.output)
+    manifest = make(folder, options.model or os.path.basename(folder), options.base_url, leave_out=target)
     text = json.dumps(manifest.to_json(), indent=1)
-    if options.output:
+    if target:
         from modelcache.store.disk import write_atomic
 
-        write_atomic(os.path.abspath(options.output), text.encode() + b"\n", 0o644)
+        write_atomic(target, text.encode() + b"\n", 0o644)
         print(options.output)
     else:
         print(text)
@@ -243,84 +297,7 @@ def _demo(_options: argparse.Namespace) -> int:
     return demo()
 
 
-# -- what can be typed ------------------------------------------------------------------------------------------------
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="modelcache", description="One verified, resumable cache for model files.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"modelcache {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(run=run)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return sub
-
-    _add_fetch(command("fetch", _fetch, "fetch files, verified and resumable"))
-    check = command("check", _check, "say whether a folder holds what a manifest lists")
-    check.add_argument("--manifest", required=True, metavar="FILE")
-    check.add_argument("--output-dir", required=True, metavar="DIR")
-    _json(check)
-    _json(command("ls", _ls, "list installed models"))
-    info = command("info", _info, "show the files of a model")
-    path = command("path", _path, "print where a model is; asks no network")
-    rm = command("rm", _rm, "remove a model; files that others share stay")
-    for sub in (info, path, rm):
-        sub.add_argument("model", metavar="REF")
-        sub.add_argument("--version", metavar="V")
-    _json(info)
-    verify = command("verify", _verify, "read every byte and say what is wrong")
-    verify.add_argument("models", nargs="*", metavar="REF")
-    _json(verify)
-    repair = command("repair", _repair, "fetch again only the pieces that are wrong")
-    repair.add_argument("models", nargs="*", metavar="REF")
-    _sources(repair)
-    add = command("add", _add, "take a file or folder of this disk into the cache")
-    add.add_argument("path", metavar="PATH")
-    add.add_argument("--model", required=True, metavar="ID")
-    add.add_argument("--version", metavar="V")
-    add.add_argument("--replace", action="store_true", help="even if that version is here with other bytes")
-    _add_manifest(command("manifest", _manifest, "describe a folder so that others can fetch it verified"))
-    command("demo", _demo, "show on this machine, without network, what modelcache does")
-    return parser
-
-
-def _add_fetch(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, or the id of an installed model")
-    sub.add_argument("--sha256", metavar="HEX", help="what the file must be")
-    sub.add_argument("--checksum", metavar="ALGO:HEX", help="the same by sha256, sha512, sha1, md5 or blake3")
-    sub.add_argument("--size", type=int, metavar="N", help="its size in bytes")
-    sub.add_argument("--output", metavar="PATH", help="put it there as well")
-    sub.add_argument("--manifest", metavar="FILE", help="fetch the files that it lists")
-    sub.add_argument("--output-dir", metavar="DIR", help="put the files of the manifest there as well")
-    sub.add_argument("--connections", type=int, metavar="N", help="per file")
-    sub.add_argument("--parallel-files", type=int, metavar="N")
-    sub.add_argument("--no-cache", action="store_true", help="leave nothing in the cache: --output is the only copy")
-    sub.add_argument("--strict", action="store_true", help="read what is here from end to end")
-    sub.add_argument("--require-digest", action="store_true", help="refuse what nothing can be verified against")
-    sub.add_argument("--unpack", action="store_true", help="unpack archives into a new folder (--output names it)")
-    _sources(sub)
-
-
-def _sources(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--mirror", action="append", default=[], metavar="URL", help="another source of the same file")
-    sub.add_argument(
-        "--header", action="append", default=[], metavar="'K: V'", help="sent to the first URL's origin, to no other"
-    )
-    sub.add_argument("--quiet", action="store_true", help="no progress")
-    _json(sub)
-
-
-def _json(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print JSON on stdout")
-
-
-def _add_manifest(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("action", choices=["make"])
-    sub.add_argument("dir", metavar="DIR")
-    sub.add_argument("--model", metavar="ID", help="default: the name of the folder")
-    sub.add_argument("--base-url", default="", metavar="URL", help="where the folder will be served")
-    sub.add_argument("--output", metavar="FILE", help="default: stdout")
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "fetch": _fetch, "check": _check, "ls": _ls, "info": _info, "path": _path, "rm": _rm, "verify": _verify,
+    "repair": _repair, "add": _add, "manifest": _manifest, "demo": _demo,
+}  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 from modelcache.events import Event, Progress
 
 Subscriber = Callable[[dict[str, Any]], None]
+_Letter = tuple[Event, Subscriber | None]
 log = logging.getLogger(__name__)
 
 
@@ -22,8 +23,8 @@ class Dispatcher:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._subscribers: dict[object, Subscriber] = {}
-        self._facts: list[Event] = []
-        self._progress: dict[tuple[str, str], Progress] = {}
+        self._facts: list[_Letter] = []
+        self._progress: dict[tuple[int, str, str], _Letter] = {}
         self._busy = False
         self._thread: threading.Thread | None = None
 
@@ -39,15 +40,18 @@ class Dispatcher:
 
         return unsubscribe
 
-    def publish(self, event: Event) -> None:
-        """Returns at once. The last event of a file or model replaces no other."""
+    def publish(self, event: Event, also: Subscriber | None = None) -> None:
+        """Tells all subscribers, and `also` this one. Returns at once.
+
+        Progress that nobody has looked at yet is overwritten; facts and the last event of a model never are.
+        """
         with self._changed:
-            if not self._subscribers:
+            if not self._subscribers and also is None:
                 return
             if isinstance(event, Progress) and not event.done:
-                self._progress[event.model, event.file] = event
+                self._progress[id(also), event.model, event.file] = (event, also)
             else:
-                self._facts += [*self._progress.values(), event]
+                self._facts += [*self._progress.values(), (event, also)]
                 self._progress.clear()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="modelcache-dispatcher", daemon=True)
@@ -70,17 +74,17 @@ class Dispatcher:
                 self._changed.notify_all()
                 while not (self._facts or self._progress):
                     self._changed.wait()
-                events = [*self._facts, *self._progress.values()]
+                letters = [*self._facts, *self._progress.values()]
                 self._facts, self._progress, self._busy = [], {}, True
                 subscribers = list(self._subscribers.values())
-            for event in events:
+            for event, also in letters:
                 wire = event.to_wire()
-                for subscriber in subscribers:
+                for subscriber in [*subscribers, also] if also else subscribers:
                     _call(subscriber, wire)
 
 
 def _call(subscriber: Subscriber, wire: dict[str, Any]) -> None:
     try:
         subscriber(dict(wire))
-    except Exception:
+    except BaseException:  # also SystemExit: it is not this thread that a subscriber may end
         log.exception("a subscriber failed on %s", wire["type"])

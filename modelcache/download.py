@@ -5,120 +5,119 @@ link, record, registry*: whatever is killed when, what is visible was proven, an
 is left. Leaves to others: each file (`filefetch`), names and records (`install`), hits (`cache`).
 """
 
-import enum
+import errno
 import os
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 from modelcache.dispatch import Subscriber
-from modelcache.errors import CancelledError, ModelCacheError, PausedError, StoreError, UsageError, VerificationError
+from modelcache.errors import (
+    AllSourcesFailedError,
+    CancelledError,
+    ModelCacheError,
+    PausedError,
+    StoreError,
+    UsageError,
+    VerificationError,
+)
 from modelcache.events import DownloadComplete, Fact, FactType, Progress
-from modelcache.filefetch import FileFetch
+from modelcache.filefetch import FileFetch, base_of, discard, how_far
 from modelcache.install import install
-from modelcache.model import ModelFile
+from modelcache.model import Digest
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model
-from modelcache.store.disk import remove_tree
+from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
+from modelcache.store.disk import store_error
 from modelcache.store.layout import key_of
-from modelcache.store.partial import found
+from modelcache.store.locks import Patience, Subject, locked
+from modelcache.task import Task, overall
 from modelcache.transfer.control import Control
+from modelcache.urls import origin_of
 
-SAMPLE_S = 0.2
-SPEED_OVER_S = 5.0
-STOP_WITHIN_S = 2.0
+SAMPLE_S = 0.25
+MOST_SAMPLES = 2  # of running files, each time: at most 10 events a second per download (product H)
+WAIT_S = 0.2
+DRAIN_S = 1.0
 
-
-class State(enum.StrEnum):
-    """The lifecycle (product A9)."""
-
-    PENDING = "pending"
-    RESOLVING = "resolving"
-    DOWNLOADING = "downloading"
-    RESUMING = "resuming"
-    VERIFYING = "verifying"
-    INSTALLING = "installing"
-    READY = "ready"
-    PAUSED = "paused"
-    FAILED = "failed"
-
-
-ENDED = (State.READY, State.PAUSED, State.FAILED)
-EVENT_STATUS = {
-    State.PENDING: "attempting", State.RESOLVING: "attempting", State.DOWNLOADING: "downloading",
-    State.RESUMING: "downloading", State.VERIFYING: "downloading", State.INSTALLING: "downloading",
-    State.READY: "completed", State.PAUSED: "paused", State.FAILED: "error",
-}  # fmt: skip
-
-
-@dataclass(slots=True)
-class _Task:
-    """One file of the order, as far as it has come."""
-
-    file: ModelFile
-    fetch: FileFetch | None = None
-    done: Fetched | None = None
-    error: BaseException | None = None
-    told: bool = False  # its last progress event went out
-
-    @property
-    def total(self) -> int:
-        if self.done:
-            return self.done.size
-        transfer = self.fetch.transfer if self.fetch else None
-        return (transfer.partial.size if transfer else None) or self.file.size or 0
-
-    @property
-    def here(self) -> int:
-        if self.done:
-            return self.done.size
-        transfer = self.fetch.transfer if self.fetch else None
-        return transfer.partial.written_bytes if transfer else 0
+Result = Model | File
+Renew = Callable[[], tuple[Order, Result | None]]
 
 
 class Download:
-    """A request under way. Every method may be called from any thread; only `result` and `wait_stopped` block."""
+    """A request under way. Every method may be called from any thread; only `result` and `wait_stopped` block.
 
-    def __init__(self, order: Order, workshop: Workshop, subscriber: Subscriber | None = None) -> None:
+    `renew` tells what is wanted, and what is here by now, after another process had the model to itself.
+    """
+
+    def __init__(self, order: Order, workshop: Workshop, renew: Renew, subscriber: Subscriber | None = None) -> None:
         self.id = os.urandom(8).hex()
         self.order = order
         self._shop = workshop
+        self._renew = renew
+        self._subscriber = subscriber
         self._pid = os.getpid()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # guards what follows
         self._state = State.PENDING
-        self._result: Model | File | None = None
+        self._result: Result | None = None
         self._error: BaseException | None = None
         self._control = Control()
-        self._tasks = [_Task(file) for file in order.files]
-        self._samples: deque[tuple[float, int]] = deque()
-        self._subscriber = subscriber
-        self._begin()
+        self._tasks = [Task(file) for file in order.files]
+        self._goes_on = False  # `resume` was called while a pause was still taking effect
+        self._cancelled = False
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Download {self.order.ref} {self._state}>"
 
     # -- for users ----------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._state if self._state in ENDED else overall(self._tasks, self._state)
 
     @property
     def has_ended(self) -> bool:
         return self._state in ENDED
 
     @property
+    def state_text(self) -> str:
+        """The stage in words for people (product D3)."""
+        first = next((url for file in self.order.files for url in file.urls), "")
+        return stage_text(self.state, origin_of(first)[1] if first else "", "files")
+
+    @property
     def progress(self) -> Progress:
         """Of the whole model: bytes of all its files."""
-        return self._sample(self._tasks, "")
+        self._check_process()
+        return self._sample(self.state)
 
-    def result(self, timeout: float | None = None) -> Model | File:
+    @property
+    def kept_bytes(self) -> int:
+        """What of the unfinished files a later run need not fetch again."""
+        return sum(task.here for task in self._tasks if not task.done)
+
+    def to_json(self) -> dict[str, Any]:
+        """The state of the model (product D3)."""
+        now = self.progress
+        return {
+            "status": REST_STATUS[self.state], "total_bytes": now.total_bytes, "downloaded_bytes": now.bytes_downloaded,
+            "progress_percent": now.percent, "manifest_pulled": self.state not in (State.PENDING, State.RESOLVING),
+            "resume_supported": True,
+        }  # fmt: skip
+
+    def result(self, timeout: float | None = None) -> Result:
         """Waits for the end. Raises what went wrong, or TimeoutError after `timeout` seconds."""
         self._check_process()
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while self._state not in ENDED:
                 if end is not None and time.monotonic() >= end:
-                    raise TimeoutError(f"{self.order.ref} is still {self._state} after {timeout:g} s")
-                self._changed.wait(SAMPLE_S)  # short, so that Ctrl-C is seen at once
+                    raise TimeoutError(f"{self.order.ref} is still {self.state} after {timeout:g} s")
+                self._changed.wait(WAIT_S)  # short, so that Ctrl-C is seen at once
         if self._error is not None:
             raise self._error
         assert self._result is not None
@@ -127,68 +126,143 @@ class Download:
     def pause(self) -> None:
         """Ends all requests and keeps every byte. A download that has ended stays as it is."""
         self._check_process()
-        self._control.stop(PausedError(f"{self.order.ref} was paused", next_step="run it again to go on"))
+        with self._changed:
+            self._goes_on = False
+            self._control.stop(PausedError(f"{self.order.ref} was paused", next_step="run it again to go on"))
 
     def cancel(self) -> None:
         """Ends all requests and removes what is not complete. Files that are complete stay in the store."""
         self._check_process()
-        self._control.stop(CancelledError(f"{self.order.ref} was cancelled"))
-        if self._state in (State.PAUSED, State.FAILED):
-            self._discard_partials()
+        with self._changed:
+            if self._state is State.READY:
+                return
+            self._goes_on, self._cancelled = False, True
+            self._control.stop(self._cancellation())
+            was_over = self._state in ENDED
+        if was_over:
+            self._discard()
+            self._error = self._cancellation()
 
     def resume(self) -> None:
         """Goes on after a pause or a failure; a download that runs or is ready is left alone."""
         self._check_process()
         with self._changed:
-            if self._state not in (State.PAUSED, State.FAILED):
+            if self._state in ENDED and self._state is not State.READY:
+                self._reset()
+            else:
+                self._goes_on = self._control.stopped
                 return
-            self._state, self._error, self._control = State.PENDING, None, Control()
-            self._tasks = [_Task(task.file, done=task.done, told=task.told) for task in self._tasks]
-        self._begin()
+        self.begin()
 
     retry = resume
 
     def wait_stopped(self, timeout: float) -> bool:
         """After `pause`: waits until this download writes no more; False if that takes longer than `timeout` s."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        thread = self._thread
+        if thread is None or self._pid != os.getpid():
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
 
-    # -- the thread ---------------------------------------------------------------------------------------------------
+    # -- for the cache ------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         self._thread = threading.Thread(target=self._run, name="modelcache-download", daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
-        dispatcher = self._shop.dispatcher
-        unsubscribe = dispatcher.subscribe(self._subscriber) if self._subscriber else None
-        state = self._carry_out()
-        dispatcher.drain(STOP_WITHIN_S)  # whoever waits for the result has seen all of it
-        if unsubscribe:
-            unsubscribe()
-        self._enter(state)
+    def be_ready(self, result: Result) -> None:
+        """Everything is here already: ends before it began."""
+        self._found(result)
+        self._announce(State.READY, None)
+        self._state = State.READY
 
-    def _carry_out(self) -> State:
-        """Does everything, and tells how it ended."""
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            state, error = self._carry_out()
+            self._announce(state, error)
+            if self._settle(state, error):
+                return
+
+    def _settle(self, state: State, error: BaseException | None) -> bool:
+        """Ends in this state; False if it is to go on after all. A cancel that came late counts, too."""
+        with self._changed:
+            if self._goes_on and state is State.PAUSED:
+                self._reset()
+                return False
+            late = self._cancelled and state is not State.READY and not isinstance(error, CancelledError)
+        if late:
+            self._discard()
+            state, error = State.PAUSED, self._cancellation()
+        with self._changed:
+            self._state, self._error = state, error
+            self._changed.notify_all()
+        return True
+
+    def _reset(self) -> None:
+        self._state, self._error, self._control = State.PENDING, None, Control()
+        self._goes_on = self._cancelled = False
+        self._tasks = [Task(task.file, task.done) for task in self._tasks]
+
+    def _carry_out(self) -> tuple[State, BaseException | None]:
+        """Does everything; how it ended."""
         self._tell("started", f"fetching {self.order.ref}")
         try:
-            self._check_digests()
-            self._fetch_all()
-            result = self._install()
+            with self._alone() as waited:
+                if not (waited and self._is_here_by_now()):
+                    self._check_order()
+                    self._fetch_all()
+                    self._result = self._install()
         except (PausedError, StoreError) as error:
             if isinstance(error, CancelledError):
-                self._discard_partials()
-            return self._end(State.PAUSED, error)  # also when the disk refuses: it goes on when that is mended (A8)
+                self._discard()
+            return State.PAUSED, error  # also when the disk refuses: it goes on when that is mended (A8)
         except BaseException as error:  # noqa: BLE001 - raised by `result` in the thread that asks
-            return self._end(State.FAILED, error)
-        self._result = result
-        return self._end(State.READY, None)
+            return State.FAILED, self._explained(error)
+        return State.READY, None
 
-    def _check_digests(self) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Holds the lock of the model; whether somebody else had it before."""
+        order, shop = self.order, self._shop
+        if not order.cached:
+            yield False
+            return
+
+        def progress() -> object:
+            return [how_far(base_of(order, file, shop.layout), key_of(file)) for file in order.files]
+
+        patience = Patience(shop.settings.lock_timeout, progress, self._control.check)
+        with locked(shop.layout.model_lock(order.id), Subject(order.id, order.version), patience) as waited:
+            yield waited
+
+    def _is_here_by_now(self) -> bool:
+        order, result = self._renew()
+        if result is not None:
+            self._found(result)
+        elif order.files != self.order.files:  # what is wanted is known better now
+            self.order, self._tasks = order, [Task(file) for file in order.files]
+        return result is not None
+
+    def _found(self, result: Result) -> None:
+        self._result = result
+        here = {file.name: file for file in (result.files if isinstance(result, Model) else (result,))}
+        for task in self._tasks:
+            file = here[task.file.path]
+            task.done = Fetched(task.file, Digest("sha256", file.sha256), file.size, "hit", "cache", was_read=False)
+
+    def _check_order(self) -> None:
+        """What would be in vain is refused before anything is fetched."""
         self._enter(State.RESOLVING)
-        for file in self.order.files:
-            if self.order.require_digest and not (file.digests or file.pieces):
-                raise VerificationError(f"nothing is known to verify {file.path} against", next_step="pass --sha256")
+        order = self.order
+        if order.require_digest and (unvouched := order.unvouched()):
+            raise VerificationError(
+                f"nothing is known to verify {unvouched[0]} against",
+                next_step="pass --sha256 or --checksum, or a manifest with digests",
+            )
+        if order.output:
+            _check_writable(os.path.dirname(order.output) if order.single else order.output)
 
     def _fetch_all(self) -> None:
         """Several files at once. One that fails does not stop the others; a disk that refuses does (A12)."""
@@ -204,36 +278,43 @@ class Download:
                 self._fetch_one(task)
 
         self._enter(State.DOWNLOADING)
+        self._publish(self._tasks[0])
         count = min(self._shop.settings.parallel_files, len(self._tasks))
         threads = [threading.Thread(target=work, name="modelcache-file", daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
+        turn, due = 0, time.monotonic() + SAMPLE_S
         for thread in threads:
             while thread.is_alive():
-                thread.join(SAMPLE_S)
-                self._report()
-        self._report()
+                thread.join(max(0.0, due - time.monotonic()))
+                if time.monotonic() >= due:
+                    turn, due = self._report(turn), time.monotonic() + SAMPLE_S
+        self._report_ends()
 
-    def _fetch_one(self, task: _Task) -> None:
+    def _fetch_one(self, task: Task) -> None:
         def tell(kind: FactType, message: str, source: str) -> None:
             self._tell(kind, message, task.file.path, source)
             if kind in ("resumed", "verifying"):
-                self._enter(State.RESUMING if kind == "resumed" else State.VERIFYING)
-            elif kind == "source_tried" and self._state is not State.RESUMING:
-                self._enter(State.DOWNLOADING)
+                task.stage = State.RESUMING if kind == "resumed" else State.VERIFYING
+            elif kind == "source_tried" and task.stage is not State.RESUMING:
+                task.stage = State.DOWNLOADING
+            elif kind in ("source_failed", "piece_failed"):
+                task.retries += 1
 
         try:
             task.fetch = FileFetch(self.order, task.file, self._shop, self._control, tell)
-            task.done = task.fetch.run()
-            tell("file_ready", f"{task.done.status}, {task.done.verified(self.order.proof)}", task.done.source)
-            if task.done.verified(self.order.proof) == UNVERIFIED:
-                tell("unverified", f"nothing was known to verify it against; sha256 {task.done.sha256.hex}", "")
+            done = task.fetch.run()
+            verified = self.order.vouched(task.file)[1]
+            tell("file_ready", f"{done.status}, {verified}", done.source)
+            if verified == UNVERIFIED:
+                tell("unverified", f"nothing was known to verify it against; sha256 {done.sha256.hex}", "")
+            task.done = done
         except BaseException as error:  # noqa: BLE001 - raised by `_install`, after the other files had their chance
             task.error = error
             if not isinstance(error, ModelCacheError) or isinstance(error, StoreError):
                 self._control.stop(PausedError("another file of this model failed"))
 
-    def _install(self) -> Model | File:
+    def _install(self) -> Result:
         """Names and records what is here, also when other files failed; then raises their error."""
         done = [task.done for task in self._tasks if task.done]
         errors = [task.error for task in self._tasks if task.error]
@@ -241,80 +322,108 @@ class Download:
         if not errors:
             self._control.check()
             self._enter(State.INSTALLING)
-            return install(self.order, self._shop, done, self._tell)
+            return install(self.order, self._shop, done, self._tell, self._control.check)
         if done and self.order.cached and self.order.version:
-            install(self.order, self._shop, done, self._tell)
+            with suppress(StoreError):  # the error that is raised below came first
+                install(replace(self.order, output=""), self._shop, done, self._tell)
         worst = errors[0]
         if isinstance(worst, ModelCacheError) and len(errors) > 1:
             worst.message += f" (and {len(errors) - 1} more files failed)"
         raise worst
 
-    def _discard_partials(self) -> None:
-        for task in self._tasks:
-            if not task.done:
-                key = key_of(task.file)
-                base = self._shop.layout.partials
-                for name in found(base, key):
-                    remove_tree(os.path.join(base, name))
+    def _discard(self) -> None:
+        with suppress(StoreError):
+            for task in self._tasks:
+                if not task.done:
+                    discard(self.order, task.file, self._shop)
+
+    def _cancellation(self) -> CancelledError:
+        return CancelledError(f"{self.order.ref} was cancelled", next_step="fetch it again to begin anew")
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Wrong bytes mean something else where only last time said what is right."""
+        only_last_time = bool(self.order.known) and bool(self.order.unvouched())
+        if isinstance(error, AllSourcesFailedError) and error.kind == VerificationError.kind and only_last_time:
+            error.next_step = (
+                "it has changed since it was first fetched, or is damaged: if you expect the change, "
+                f"run `modelcache rm {self.order.id}` first, or give its --sha256"
+            )
+        return error
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def _enter(self, state: State) -> None:
         with self._changed:
             self._state = state
-            self._changed.notify_all()
 
-    def _end(self, state: State, error: BaseException | None) -> State:
-        publish = self._shop.dispatcher.publish
-        self._error = error
-        text = str(error) if error else ""
+    def _announce(self, state: State, error: BaseException | None) -> None:
+        """The last events. Whoever waits for the result has been told all of it when it comes."""
+        line = error.line() if isinstance(error, ModelCacheError) else repr(error) if error else ""
         kind: FactType = "completed" if error is None else "paused" if state is State.PAUSED else "error"
-        line = error.line() if isinstance(error, ModelCacheError) else text
         self._tell(kind, line or f"{self.order.ref} is here")
-        whole = self._sample(self._tasks, "", state)
-        publish(Progress(**{name: getattr(whole, name) for name in whole.__slots__} | {"done": True, "error": text}))
+        last = replace(self._sample(state), done=True, error=str(error) if error else "")
+        self._shop.dispatcher.publish(last, self._subscriber)
         if self._result is not None and error is None:
-            publish(DownloadComplete(self.id, self._result.path))
-        return state
+            self._shop.dispatcher.publish(DownloadComplete(self.id, self._result.path), self._subscriber)
+        self._shop.dispatcher.drain(DRAIN_S)
 
-    def _tell(self, kind: FactType, message: str, file: str = "", source: str = "", path: str = "") -> None:
+    def _tell(
+        self, kind: FactType, message: str, file: str = "", source: str = "", path: str = "", version: str = ""
+    ) -> None:
         order = self.order
-        self._shop.dispatcher.publish(Fact(kind, order.id, message, file, source, order.version, path))
+        fact = Fact(kind, order.id, message, file, source, version or order.version, path)
+        self._shop.dispatcher.publish(fact, self._subscriber)
 
-    def _report(self) -> None:
-        """A sample per file that moved, every 0.2 s."""
+    def _report(self, turn: int) -> int:
+        """Tells how far files have come: each in its turn, where there are many."""
+        self._report_ends()
         for task in self._tasks:
-            if task.fetch and not task.told:
-                task.told = task.done is not None
-                self._shop.dispatcher.publish(self._sample([task], task.file.path))
+            task.measure()
+        running = [task for task in self._tasks if task.is_running]
+        for index in range(min(MOST_SAMPLES, len(running))):
+            self._publish(running[(turn + index) % len(running)])
+        return turn + MOST_SAMPLES
 
-    def _sample(self, tasks: list[_Task], file: str, state: State | None = None) -> Progress:
-        transfers = [task.fetch.transfer for task in tasks if task.fetch and task.fetch.transfer]
-        status = "success" if file and tasks[0].done else EVENT_STATUS[state or self._state]
+    def _report_ends(self) -> None:
+        for task in self._tasks:
+            if task.is_over and not task.told:
+                task.told = True
+                self._publish(task)
+
+    def _publish(self, task: Task) -> None:
+        sample = task.sample(self.order.id, self._completed, len(self._tasks))
+        self._shop.dispatcher.publish(sample, self._subscriber)
+
+    @property
+    def _completed(self) -> int:
+        return sum(task.done is not None for task in self._tasks)
+
+    def _sample(self, state: State) -> Progress:
+        tasks = self._tasks
         return Progress(
             model=self.order.id,
-            status=status,
-            file=file,
+            status=EVENT_STATUS[state],
             bytes_downloaded=sum(task.here for task in tasks),
             total_bytes=sum(task.total for task in tasks),
-            speed=self._speed(),
-            retry_count=sum(max(0, transfer.tries - 1) for transfer in transfers),
-            source=transfers[-1].source_kind if transfers else "",
-            gateway=transfers[-1].source if transfers else "",
-            completed_files=sum(task.done is not None for task in self._tasks),
-            total_files=len(self._tasks),
+            speed=sum(task.speed for task in tasks),
+            retry_count=sum(task.retries for task in tasks),
+            source=next((task.source for task in reversed(tasks) if task.source), ""),
+            gateway=next((task.gateway for task in reversed(tasks) if task.gateway), ""),
+            completed_files=self._completed,
+            total_files=len(tasks),
         )
-
-    def _speed(self) -> float:
-        """Bytes/s over the last seconds, of all files together."""
-        now = time.monotonic()
-        received = sum(task.fetch.transfer.received for task in self._tasks if task.fetch and task.fetch.transfer)
-        self._samples.append((now, received))
-        while now - self._samples[0][0] > SPEED_OVER_S:
-            self._samples.popleft()
-        since, before = self._samples[0]
-        return max(0.0, (received - before) / (now - since)) if now > since else 0.0
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise UsageError("this download belongs to the process before the fork", next_step="fetch it again here")
+
+
+def _check_writable(folder: str) -> None:
+    """StoreError if nothing can be written below `folder`, whatever of it is there already."""
+    while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise store_error(NotADirectoryError(errno.ENOTDIR, "not a directory"), folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        raise store_error(OSError(errno.EROFS if is_read_only else errno.EACCES, "not writable"), folder)

@@ -73,7 +73,9 @@ class Progress:
 
     @property
     def percent(self) -> float:
-        return round(100 * self.bytes_downloaded / self.total_bytes, 2) if self.total_bytes else 0.0
+        if not self.total_bytes:
+            return 100.0 if self.status in ("success", "completed") else 0.0  # an empty file is complete
+        return round(min(100.0, 100 * self.bytes_downloaded / self.total_bytes), 2)
 
     @property
     def eta_s(self) -> float:

@@ -1,22 +1,25 @@
 """One file of an order: found where it is already, or fetched and proven.
 
-Responsible for: looking before fetching, the lock of its content, room on the disk, and committing to the store or
-straight to the output. Leaves to others: moving bytes (`transfer`), names and records (`download`).
+Responsible for: looking before fetching, the lock of its content, room on the disk, repairing a copy that has rotted,
+and committing to the store or straight to the output.
+Leaves to others: moving bytes (`transfer`), names and records (`install`).
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
-from modelcache.errors import ModelCacheError, StoreError
+from modelcache.errors import LockedError, ModelCacheError, StoreError, VerificationError
 from modelcache.events import FactType
 from modelcache.model import Digest, ModelFile, Span
 from modelcache.order import Fetched, Order, Workshop
-from modelcache.store import blobs
-from modelcache.store.disk import disk_errors, make_directories, output_mode
+from modelcache.outcome import Status
+from modelcache.store import blobs, links, sharing
+from modelcache.store.disk import disk_errors, make_directories, output_mode, remove_tree
 from modelcache.store.installed import Installed
-from modelcache.store.layout import key_of
-from modelcache.store.locks import locked
+from modelcache.store.layout import Layout, key_of
+from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.partial import Partial, found
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
@@ -34,6 +37,7 @@ class FileFetch:
         self._shop = shop
         self._control = control
         self._tell = tell
+        self._rotten: _Rotten | None = None
 
     def run(self) -> Fetched:
         """Returns the file proven and at hand. Raises ModelCacheError; then a later run goes on from what is kept."""
@@ -42,19 +46,71 @@ class FileFetch:
         must_read = self._order.strict or self._order.output  # what is copied out must be right when it is (I5)
         return (None if must_read else self._recorded()) or self._into_store()
 
+    # -- what is here already -----------------------------------------------------------------------------------------
+
+    def _record(self) -> Installed | None:
+        version = self._order.version
+        return Installed.read(self._shop.layout.model(self._order.id, version)) if version else None
+
     def _recorded(self) -> Fetched | None:
         """It is in place and looks as it did when it was last verified: nothing is read."""
-        if not self._order.version:
-            return None
-        record = Installed.read(self._shop.layout.model(self._order.id, self._order.version))
+        record = self._record()
         entry = record.file(self._file.path) if record else None
         if record is None or entry is None or entry.stamp.judge(record.place(entry)) != "right":
             return None
         sha256 = Digest("sha256", entry.sha256)
-        wanted = self._file.digest()
-        if (wanted and wanted != sha256) or not blobs.exists(self._shop.layout, sha256):
+        layout = self._shop.layout
+        if not blobs.agrees(layout, self._file, entry.sha256, entry.size) or not blobs.exists(layout, sha256):
             return None
-        return Fetched(self._file, sha256, entry.size, "hit")
+        return Fetched(self._file, sha256, entry.size, "hit", "cache", was_read=False)
+
+    def _from_blob(self) -> Fetched | None:
+        """A blob of that digest is proven anew before it gets another name; a rotten one is set aside."""
+        layout = self._shop.layout
+        sha256 = blobs.find(layout, self._file)
+        if sha256 is None:
+            return None
+        self._tell("verifying", "the content is in the store already", "cache")
+        known = blobs.load_pieces(layout, sha256, blobs.size_of(layout, sha256))
+        reading = self._read(layout.blob(sha256), (sha256, *self._file.digests), known.size if known else 0)
+        if reading.sha256 != sha256:
+            self._rotten = _Rotten.found(self._shop, sha256, reading, self._file)
+            self._tell("piece_failed", f"the stored copy has rotted; it is kept as {self._rotten.aside}", "cache")
+            return None
+        if reading.wrong is not None and self._file.digest() is None:
+            return None  # an alias that lies: who knows what else was meant
+        _check_expected(self._file, reading)
+        with suppress(StoreError):
+            blobs.note(layout, reading.digests, reading.pieces)
+        record = self._record()
+        entry = record.file(self._file.path) if record else None
+        status: Status = "hit" if entry and entry.sha256 == sha256.hex else "linked"
+        return Fetched(self._file, sha256, reading.size, status, "cache")
+
+    def _at_output(self, output: str) -> Fetched | None:
+        """The output is there already and, read from end to end, right."""
+        if not self._file.digests or os.path.islink(output) or not os.path.isfile(output):
+            return None
+        if self._file.size not in (None, os.stat(output).st_size):
+            return None
+        reading = self._read(output, self._file.digests)
+        return None if reading.wrong else Fetched(self._file, reading.sha256, reading.size, "hit", "cache")
+
+    def _from_store(self, output: str) -> Fetched | None:
+        """A copy of what the store has, for an output that leaves nothing there."""
+        sha256 = blobs.find(self._shop.layout, self._file)
+        if sha256 is None or self._file.digest() is None or len(self._file.digests) > 1:
+            return None
+        blob = self._shop.layout.blob(sha256)
+        with suppress(VerificationError):  # it has rotted: for a repair to find
+            links.copy(blob, output, sha256, tick=self._control.check)
+            return Fetched(self._file, sha256, os.stat(output).st_size, "linked", "cache")
+        return None
+
+    def _read(self, path: str, expected: tuple[Digest, ...], piece_size: int = 0) -> blobs.Reading:
+        return blobs.read_back(path, expected, piece_size or self._shop.settings.piece_size, self._control.check)
+
+    # -- into the store, or the output --------------------------------------------------------------------------------
 
     def _into_store(self) -> Fetched:
         layout = self._shop.layout
@@ -67,72 +123,45 @@ class FileFetch:
                 digests = self._transfer(partial)
                 fetched = self._fetched(partial, digests["sha256"])
                 blobs.commit(layout, partial)
+            if self._rotten:
+                sharing.relink(layout, self._shop.registry, fetched.sha256)
             return fetched
-
-    def _from_blob(self) -> Fetched | None:
-        """A blob of that digest is proven anew before it gets another name; a rotten one is set aside."""
-        layout = self._shop.layout
-        sha256 = blobs.find(layout, self._file)
-        if sha256 is None:
-            return None
-        self._tell("verifying", "the content is in the store already", "cache")
-        reading = blobs.read_back(layout.blob(sha256), (*self._file.digests, sha256), self._shop.settings.piece_size)
-        if reading.wrong is None:
-            with suppress(StoreError):
-                blobs.note(layout, reading.digests, reading.pieces)
-            return Fetched(self._file, reading.sha256, reading.size, "linked", "cache")
-        aside = blobs.set_aside(layout, layout.blob(sha256))
-        self._tell("piece_failed", f"the stored copy has rotted; it is kept as {aside}", "cache")
-        return None
 
     def _into_output(self) -> Fetched:
         output = self._order.output_of(self._file)
-        folder, name = os.path.split(output)
-        base = os.path.join(folder, f".{name[:150]}.modelcache")
-        key = key_of(self._file)
-        make_directories(folder, 0o777)
+        base, key = base_of(self._order, self._file, self._shop.layout), key_of(self._file)
+        make_directories(os.path.dirname(output), 0o777)
         make_directories(base)
         lock = os.path.join(base, "lock")
         try:
             with self._lock(lock, base, key):
-                here = self._at_output(output)
+                here = self._at_output(output) or self._from_store(output)
                 if here is None:
                     with self._partial(base, key) as partial:
                         digests = self._transfer(partial)
                         here = self._fetched(partial, digests["sha256"])
                         partial.commit(output, output_mode())
         finally:
-            if not found(base, key):
-                with suppress(OSError):
-                    os.unlink(lock)
-                    os.rmdir(base)
+            _sweep(base, lock)
         return here
-
-    def _at_output(self, output: str) -> Fetched | None:
-        """The output is there already and, read from end to end, right."""
-        if not self._file.digests or os.path.islink(output) or not os.path.isfile(output):
-            return None
-        if self._file.size not in (None, os.stat(output).st_size):
-            return None
-        reading = blobs.read_back(output, self._file.digests, self._shop.settings.piece_size)
-        return None if reading.wrong else Fetched(self._file, reading.sha256, reading.size, "hit")
 
     @contextmanager
     def _lock(self, path: str, base: str, key: str) -> Iterator[None]:
-        def progress() -> object:
-            with suppress(OSError):
-                return [os.stat(os.path.join(base, name, "journal")).st_size for name in found(base, key)]
-            return None
-
-        with locked(path, self._file.path, self._shop.settings.lock_timeout, progress, self._control.check):
+        order = self._order
+        subject = Subject(order.id, order.version, self._file.path)
+        timeout_s = self._shop.settings.lock_timeout
+        with locked(path, subject, Patience(timeout_s, lambda: how_far(base, key), self._control.check)):
             yield
 
     @contextmanager
     def _partial(self, base: str, key: str) -> Iterator[Partial]:
         settings = self._shop.settings
         self._control.check()
-        partial = Partial.open(base, key, self._file, window=settings.window, piece_size=settings.piece_size)
+        file = self._rotten.file if self._rotten else self._file
+        partial = Partial.open(base, key, file, window=settings.window, piece_size=settings.piece_size)
         try:
+            if self._rotten and self._rotten.good and not partial.resumed_bytes:
+                partial.seed(self._rotten.aside, self._rotten.good)
             yield partial
         except ModelCacheError as error:
             error.kept_bytes = error.kept_bytes or partial.written_bytes
@@ -143,9 +172,10 @@ class FileFetch:
     def _transfer(self, partial: Partial) -> dict[str, Digest]:
         _check_room(partial)
         shop = self._shop
-        sources = shop.sources(self._file, self._order.headers, shop.settings)
+        file = self._rotten.file if self._rotten else self._file
+        sources = shop.sources(file, self._order.headers_for(file), shop.settings)
         try:
-            self.transfer = Transfer(self._file, partial, sources, shop.settings, self._control, self._tell)
+            self.transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell)
             return self.transfer.run()
         finally:
             for source in sources:
@@ -154,10 +184,89 @@ class FileFetch:
     def _fetched(self, partial: Partial, sha256: Digest) -> Fetched:
         assert self.transfer is not None and partial.size is not None
         resumed = partial.resumed_bytes
+        status: Status = "repaired" if self._rotten else "resumed" if resumed else "fetched"
         return Fetched(
-            self._file, sha256, partial.size, "resumed" if resumed else "fetched", self.transfer.source_kind,
-            self.transfer.received, resumed,
-        )  # fmt: skip
+            self._file, sha256, partial.size, status, self.transfer.source_kind, self.transfer.received, resumed
+        )
+
+
+class _Rotten:
+    """A stored copy that is not what it was: `aside`, with its `good` spans, and `file` with digests of pieces."""
+
+    def __init__(self, aside: str, good: list[Span], file: ModelFile) -> None:
+        self.aside = aside
+        self.good = good
+        self.file = file
+
+    @classmethod
+    def found(cls, shop: Workshop, sha256: Digest, reading: blobs.Reading, file: ModelFile) -> "_Rotten":
+        """Nothing that shares the copy is available from here on."""
+        layout = shop.layout
+        with suppress(StoreError):
+            sharing.distrust(layout, shop.registry, sha256.hex, layout.blob(sha256))
+        aside = blobs.set_aside(layout, layout.blob(sha256))
+        size = file.size or _size_of(layout, sha256) or reading.size
+        pieces = blobs.load_pieces(layout, sha256, size)
+        if pieces is None or pieces.size != reading.pieces.size:
+            return cls(aside, [], file)
+        wrong = blobs.wrong_spans(reading, pieces, size)
+        return cls(aside, blobs.good_spans(wrong, pieces, size), replace(file, size=size, pieces=pieces))
+
+
+def _size_of(layout: Layout, sha256: Digest) -> int | None:
+    """What the records say that a content's size was before it rotted."""
+    files = (file for one in sharing.sharing(layout, sha256.hex) for file in one.files)
+    return next((file.size for file in files if file.sha256 == sha256.hex and file.size >= 0), None)
+
+
+def base_of(order: Order, file: ModelFile, layout: Layout) -> str:
+    """The folder of the file's partials: the store's, else a hidden one beside the output."""
+    if order.cached:
+        return layout.partials
+    folder, name = os.path.split(order.output_of(file))
+    return os.path.join(folder, f".{name[:150]}.modelcache")
+
+
+def how_far(base: str, key: str) -> list[int]:
+    """Something that changes while somebody fetches the file."""
+    with suppress(OSError):
+        return [os.stat(os.path.join(base, name, "journal")).st_size for name in found(base, key)]
+    return []
+
+
+def discard(order: Order, file: ModelFile, shop: Workshop) -> None:
+    """Removes what is not complete, unless somebody else is at it."""
+    base, key = base_of(order, file, shop.layout), key_of(file)
+    lock = shop.layout.lock(key) if order.cached else os.path.join(base, "lock")
+    if not found(base, key):
+        return
+    with suppress(LockedError), locked(lock, Subject(order.id, order.version, file.path), Patience(0.0)):
+        for name in found(base, key):
+            with disk_errors(base):
+                remove_tree(os.path.join(base, name))
+    if not order.cached:
+        _sweep(base, lock)
+
+
+def _sweep(base: str, lock: str) -> None:
+    """Takes the hidden folder beside an output away, if nothing is kept in it."""
+    with suppress(OSError):
+        if set(os.listdir(base)) <= {os.path.basename(lock)}:
+            os.unlink(lock)
+            os.rmdir(base)
+
+
+def _check_expected(file: ModelFile, reading: blobs.Reading) -> None:
+    """The content that one digest names is not what the other things say that are expected of it."""
+    if reading.wrong is not None:
+        raise VerificationError(
+            f"{file.path}: the file with that sha256 is not {reading.wrong}", next_step="check the digests you gave"
+        )
+    if file.size not in (None, reading.size):
+        raise VerificationError(
+            f"{file.path}: the file with that digest has {reading.size:,} bytes, not {file.size:,}",
+            next_step="check the size you gave",
+        )
 
 
 def _check_room(partial: Partial) -> None:

@@ -12,13 +12,17 @@ from modelcache.errors import VerificationError
 from modelcache.events import FactType
 from modelcache.names import joined
 from modelcache.order import Fetched, Order, Workshop
-from modelcache.outcome import File, Model
+from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.store import blobs, links
 from modelcache.store.disk import make_directories
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.urls import without_secrets
 
 Tell = Callable[..., None]
+
+
+def _nothing() -> None:
+    pass
 
 
 def version_of(digests: Mapping[str, str]) -> str:
@@ -32,10 +36,13 @@ def version_of(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-def install(order: Order, shop: Workshop, fetched: Sequence[Fetched], tell: Tell) -> Model | File:
+def install(
+    order: Order, shop: Workshop, fetched: Sequence[Fetched], tell: Tell, tick: Callable[[], None] = _nothing
+) -> Model | File:
     """Returns what the user asked for. Files of the order that are not among `fetched` are noted as missing.
 
-    Raises StoreError; then what is named so far stays, and was proven.
+    Raises StoreError; then what is named so far stays, and was proven. `tick` is called now and then while files are
+    copied; it may raise to give up.
     """
     version = order.version or version_of({one.file.path: one.sha256.hex for one in fetched})
     folder = order.output
@@ -43,7 +50,7 @@ def install(order: Order, shop: Workshop, fetched: Sequence[Fetched], tell: Tell
         folder = shop.layout.model(order.id, version)
         _into_models(order, shop, fetched, Installed(order.id, version, order.ref, (), folder), tell)
     if order.output:
-        _into_output(order, shop, fetched, version)
+        _into_output(order, shop, fetched, version, tick)
     files = tuple(_file(order, one, folder) for one in fetched)
     return files[0] if order.single else Model(order.ref, order.id, version, order.output or folder, files)
 
@@ -51,59 +58,74 @@ def install(order: Order, shop: Workshop, fetched: Sequence[Fetched], tell: Tell
 def _file(order: Order, one: Fetched, folder: str) -> File:
     place = order.output_of(one.file) if order.output else joined(folder, one.file.path)
     return File(
-        place, one.file.path, one.size, one.sha256.hex, one.status, one.verified(order.proof), one.source,
+        place, one.file.path, one.size, one.sha256.hex, one.status, order.vouched(one.file)[1], one.source,
         one.bytes_fetched, one.bytes_resumed,
     )  # fmt: skip
 
 
 def _into_models(order: Order, shop: Workshop, fetched: Sequence[Fetched], record: Installed, tell: Tell) -> None:
     known = Installed.read(record.folder)
-    updated = shop.registry.default(order.id) is not None
+    wanted = {file.path for file in order.files} | set(known.missing if known else ())
+    mended = False
     for file in known.files if known else ():
         record = record.with_file(file)
     for one in fetched:
         target = joined(record.folder, one.file.path)
         before = known.file(one.file.path) if known else None
-        if before and before.stamp.judge(target) == "changed":
-            blobs.set_aside(shop.layout, target)  # somebody edited it, or it has rotted: for him to look at
+        if before and before.stamp.judge(target) != "right":
+            mended = mended or before.sha256 == one.sha256.hex
+            if not before.is_distrusted and os.path.lexists(target):
+                blobs.set_aside(shop.layout, target)  # somebody edited it: for him to look at
         links.link(shop.layout.blob(one.sha256), target)
-        record = record.with_file(_entry(order, one, target))
-    here = {file.path for file in record.files}
-    record = record.lacking(file.path for file in order.files if file.path not in here)
+        record = record.with_file(_entry(order, one, target, before))
+    record = record.lacking(sorted(wanted - {file.path for file in record.files}))
     if record == known and shop.registry.versions(order.id).get(record.version) == "ready":
         return
+    event = "repaired" if mended else _event(known, record, shop.registry.default(order.id))
     record.write()
-    unproven = fetched[0].sha256.hex if order.single and fetched[0].proof(order.proof) == "first_use" else None
-    shop.registry.installed(record, unproven)
-    if not record.missing:
-        kind: FactType = "updated" if updated else "installed"
-        tell(kind, f"{order.id}@{record.version} is installed", path=record.folder)
+    unproven = order.single and order.vouched(fetched[0].file)[1] == UNVERIFIED
+    shop.registry.installed(record, fetched[0].sha256.hex if unproven else None)
+    if event and not record.missing:
+        tell(event, f"{order.id}@{record.version} is {event}", path=record.folder, version=record.version)
 
 
-def _into_output(order: Order, shop: Workshop, fetched: Sequence[Fetched], version: str) -> None:
+def _event(known: Installed | None, record: Installed, default: str | None) -> FactType | None:
+    """What the new record means to whoever has the model loaded (product C6)."""
+    if known is None or known.missing:
+        return "installed" if default is None else "updated"
+    same = [(file.path, file.sha256) for file in known.files] == [(file.path, file.sha256) for file in record.files]
+    return None if same else "updated"
+
+
+def _into_output(
+    order: Order, shop: Workshop, fetched: Sequence[Fetched], version: str, tick: Callable[[], None]
+) -> None:
     record = Installed(order.id, version, order.ref, (), order.output)
     if not order.single:
         make_directories(order.output, 0o777)
     for one in fetched:
         target = order.output_of(one.file)
-        if order.cached and not _is_right(target, one, shop.settings.piece_size):
-            links.copy(shop.layout.blob(one.sha256), target, one.sha256)
+        if order.cached and not _is_right(target, one, shop.settings.piece_size, tick):
+            links.copy(shop.layout.blob(one.sha256), target, one.sha256, tick=tick)
         if not order.single:
-            record = record.with_file(_entry(order, one, target))
+            record = record.with_file(_entry(order, one, target, None))
     if not order.single:
         record.write()
 
 
-def _is_right(path: str, one: Fetched, piece_size: int) -> bool:
+def _is_right(path: str, one: Fetched, piece_size: int, tick: Callable[[], None]) -> bool:
     """Whether the output is there already: read from end to end, for nobody recorded how it looked."""
     if os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size != one.size:
         return False
-    return blobs.read_back(path, (one.sha256,), piece_size).wrong is None
+    return blobs.read_back(path, (one.sha256,), piece_size, tick).wrong is None
 
 
-def _entry(order: Order, one: Fetched, path: str) -> InstalledFile:
+def _entry(order: Order, one: Fetched, path: str, before: InstalledFile | None) -> InstalledFile:
+    proof, verified = order.vouched(one.file)
     stamp = Stamp.of(path)
     if stamp.size != one.size:
         raise VerificationError(f"{path} changed while it was installed", next_step="run again")
+    if before and not one.was_read and before.stamp.judge(path) == "right":
+        stamp = before.stamp  # nothing was read: it was verified when it was verified
     urls = tuple(without_secrets(url) for url in one.file.urls)
-    return InstalledFile(one.file.path, one.sha256.hex, one.proof(order.proof), one.verified(order.proof), stamp, urls)
+    return InstalledFile(one.file.path, one.sha256.hex, proof, verified, stamp, urls)

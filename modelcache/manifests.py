@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from modelcache.errors import UsageError
 from modelcache.install import version_of
 from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile
-from modelcache.names import check_conflicts, checked_path
+from modelcache.names import check_conflicts, checked_path, file_name_of
 from modelcache.pieces import PIECE_SIZE
 from modelcache.store.blobs import read_back
 from modelcache.store.disk import disk_errors
 from modelcache.store.installed import RECORD
+from modelcache.urls import checked_url
 
 
 def load(path: str) -> Manifest:
@@ -24,22 +25,30 @@ def load(path: str) -> Manifest:
             content = stream.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"the manifest {path} cannot be read: {error.strerror}") from error
-    stem = os.path.basename(path).removesuffix(".json")
+    stem = file_name_of(os.path.basename(path).replace("%", "_")).removesuffix(".json")
     try:
-        return Manifest.parse(content, checked_path(stem, parts=1))
+        return Manifest.parse(content, stem)
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}") from error
 
 
-def make(folder: str, model_id: str, base_url: str = "", piece_size: int = PIECE_SIZE) -> Manifest:
-    """Reads every file below a folder, links left out. With `base_url` each file gets the URL it will have there."""
-    paths = sorted(paths_below(folder))
+def make(
+    folder: str, model_id: str, base_url: str = "", piece_size: int = PIECE_SIZE, *, leave_out: str = ""
+) -> Manifest:
+    """Reads every file below a folder, links left out. With `base_url` each file gets the URL it will have there.
+
+    `leave_out` is a file that does not belong to it, wherever it is: the manifest itself, of last time.
+    """
+    checked_path(model_id, parts=1)
+    if base_url:
+        checked_url(base_url)
+    paths = sorted(path for path in paths_below(folder) if os.path.join(folder, path) != leave_out)
     if not paths:
-        raise UsageError(f"{folder} holds no files")
+        raise UsageError(f"{folder} holds no files (links do not count)")
     check_conflicts(paths)
     files = tuple(_described(folder, path, base_url, piece_size) for path in paths)
     version = version_of({file.path: file.digests[0].hex for file in files})
-    return Manifest(checked_path(model_id, parts=1), version, "", files)
+    return Manifest(model_id, version, "", files)
 
 
 def paths_below(folder: str) -> Iterator[str]:

@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelcache.dispatch import Dispatcher
+from modelcache.errors import UsageError
 from modelcache.model import Digest, ModelFile
 from modelcache.outcome import UNVERIFIED, Status
 from modelcache.remotes.source import Source
 from modelcache.settings import Settings
-from modelcache.store.installed import Proof
+from modelcache.store.installed import InstalledFile, Proof
 from modelcache.store.layout import Layout
 from modelcache.store.registry import Registry
+from modelcache.urls import origin_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,8 @@ class Order:
 
     `version` is empty where only the bytes can tell it. `output` is a file for a single file, a folder for a model,
     or empty. Without `cached` nothing is put into the store, and `output` is given. `proof` says who vouches for
-    the digests; `first_use` is a digest of last time that still has to match. `headers` may hold secrets.
+    the digests, except for the files that are `known`: theirs are those of last time, as they were vouched for then.
+    `headers` may hold secrets.
     """
 
     ref: str
@@ -29,6 +32,7 @@ class Order:
     files: tuple[ModelFile, ...]
     single: bool
     proof: Proof = "given"
+    known: tuple[InstalledFile, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     output: str = ""
     cached: bool = True
@@ -39,10 +43,38 @@ class Order:
         """Where the file goes outside the store."""
         return self.output if self.single else os.path.join(self.output, file.path)
 
+    def vouched(self, file: ModelFile) -> tuple[Proof, str]:
+        """Who vouches for its digest, and by which kind of digest ("unverified": nobody, yet)."""
+        for entry in self.known:
+            if entry.path == file.path:
+                return entry.proof, entry.verified
+        if file.strongest:
+            return self.proof, file.strongest.algorithm
+        return (self.proof, "blake3") if file.pieces else ("first_use", UNVERIFIED)
+
+    def unvouched(self) -> list[str]:
+        """The files that nothing but last time, or nothing at all, can be compared with."""
+        return [file.path for file in self.files if self.vouched(file)[1] == UNVERIFIED]
+
+    def headers_for(self, file: ModelFile) -> Mapping[str, str]:
+        """The caller's headers are for the origin of the order's first URL, and for no other (I20)."""
+        first = next((each.urls[0] for each in self.files if each.urls), "")
+        return self.headers if file.urls and _is_same_origin(file.urls[0], first) else {}
+
+
+def _is_same_origin(one: str, other: str) -> bool:
+    try:
+        return origin_of(one) == origin_of(other)
+    except UsageError:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One file of an order that is proven and at hand, in the store or at its output."""
+    """One file of an order that is proven and at hand, in the store or at its output.
+
+    `was_read` is whether its bytes were read for that: not where it looks as it did when it was last verified.
+    """
 
     file: ModelFile
     sha256: Digest
@@ -51,17 +83,7 @@ class Fetched:
     source: str = ""
     bytes_fetched: int = 0
     bytes_resumed: int = 0
-
-    def verified(self, proof: Proof) -> str:
-        """The kind of digest that vouched for it, or "unverified"."""
-        if proof == "first_use":
-            return UNVERIFIED
-        if self.file.strongest:
-            return self.file.strongest.algorithm
-        return "blake3" if self.file.pieces else UNVERIFIED
-
-    def proof(self, proof: Proof) -> Proof:
-        return "first_use" if self.verified(proof) == UNVERIFIED else proof
+    was_read: bool = True
 
 
 @dataclass(frozen=True, slots=True)

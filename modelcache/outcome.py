@@ -19,7 +19,8 @@ class File:
 
     `verified` is the kind of digest that vouched for it, or "unverified": then only framing and size were checked,
     and the digest is recorded for next time. `bytes_fetched` came over the network in this call;
-    `bytes_resumed` were here from an earlier one. `os.fspath(file)` is its path.
+    `bytes_resumed` were here from an earlier one. `unpacked` is the folder with what was in it, if that was asked
+    for. `os.fspath(file)` is what was asked for: that folder, else the path.
     """
 
     path: str
@@ -31,18 +32,19 @@ class File:
     source: str = ""
     bytes_fetched: int = 0
     bytes_resumed: int = 0
+    unpacked: str = ""
 
     def __fspath__(self) -> str:
-        return self.path
+        return self.unpacked or self.path
 
     def __str__(self) -> str:
-        return self.path
+        return self.unpacked or self.path
 
     def to_json(self) -> dict[str, Any]:
         return {
             "path": self.name, "size": self.size, "sha256": self.sha256, "status": self.status,
             "verified": self.verified, "source": self.source, "bytes_fetched": self.bytes_fetched,
-            "bytes_resumed": self.bytes_resumed,
+            "bytes_resumed": self.bytes_resumed, **({"unpacked": self.unpacked} if self.unpacked else {}),
         }  # fmt: skip
 
 
@@ -71,6 +73,7 @@ class Model:
 
     @property
     def is_verified(self) -> bool:
+        """Whether something vouched for every file."""
         return all(file.verified != UNVERIFIED for file in self.files)
 
     def to_json(self) -> dict[str, Any]:

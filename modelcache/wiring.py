@@ -6,7 +6,7 @@ The working directory is never looked at: a cloned repository must not choose so
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from modelcache.remotes.source import Source
 
 PREFIX = "MODELCACHE_"
-NOT_SETTINGS = {"HOME", "CONFIG", "PROGRESS", "FALLBACK"}
 
 
 def root_of(root: str | os.PathLike[str] | None = None) -> str:
@@ -32,30 +31,64 @@ def root_of(root: str | os.PathLike[str] | None = None) -> str:
     return os.path.abspath(os.path.expanduser(chosen))
 
 
+def fallback_for(root: str) -> str:
+    """MODELCACHE_FALLBACK where it names a folder and nothing can be written to the root; else empty (product A8)."""
+    fallback = os.environ.get("MODELCACHE_FALLBACK")
+    if not fallback or root_of(fallback) == root:
+        return ""
+    place = root
+    while not os.path.lexists(place) and os.path.dirname(place) != place:
+        place = os.path.dirname(place)
+    if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+        return ""
+    return root_of(fallback)
+
+
 def settings_for(root: str, overrides: Mapping[str, Any]) -> Settings:
     """UsageError names the setting, and where it stands, when it is wrong."""
     known = {field.name: field.type for field in fields(Settings)}
     values = _from_file(root, known) | _from_environment(known)
-    unknown = set(overrides) - set(known)
+    return Settings(**values | checked(overrides))
+
+
+def checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were given, less those that are None. UsageError names the one that is wrong."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    unknown = set(given) - {field.name for field in fields(Settings)}
     if unknown:
         raise UsageError(f"unknown setting {sorted(unknown)[0]!r}")
-    return Settings(**values | {name: value for name, value in overrides.items() if value is not None})
+    if given:
+        Settings(**given)
+    return given
 
 
 def sources_for(file: ModelFile, headers: Mapping[str, str], settings: Settings) -> "list[Source]":
     """The sources of a file, in the order of its urls.
 
-    `headers` may hold secrets: only sources of the first url's origin get them (I20).
+    `headers` may hold secrets: only sources of the first url's origin get them (I20). A url that nothing here serves
+    is passed over; UsageError where there is no other.
     """
     from modelcache.remotes.connection import Timeouts
     from modelcache.remotes.http import HttpSource
 
     timeouts = Timeouts(connect_s=settings.connect_timeout, stall_s=settings.stall_timeout)
-    urls = list(dict.fromkeys(checked_url(url) for url in file.urls))
+    urls = _usable(file.urls)
     return [
         HttpSource(url, headers=headers if origin_of(url) == origin_of(urls[0]) else {}, timeouts=timeouts)
         for url in urls
     ]
+
+
+def _usable(urls: Sequence[str]) -> list[str]:
+    usable, refusal = [], None
+    for url in dict.fromkeys(urls):
+        try:
+            usable.append(checked_url(url))
+        except UsageError as error:
+            refusal = error
+    if refusal and not usable:
+        raise refusal
+    return usable
 
 
 def _from_environment(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ import json
 import os
 import stat
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from modelcache.errors import StoreError, UsageError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
-from modelcache.pieces import Checks, PieceHasher, Pieces
+from modelcache.pieces import PIECE_SIZE, Checks, PieceHasher, Pieces
 from modelcache.store.disk import READ, chunks_of, disk_errors, make_directories, read_small, write_atomic
 from modelcache.store.layout import Layout
 from modelcache.store.partial import Partial
@@ -36,8 +37,15 @@ class Reading:
         return self.digests["sha256"]
 
 
-def read_back(path: str, expected: tuple[Digest, ...], piece_size: int) -> Reading:
-    """Reads all bytes once. StoreError where that is not possible: unreadable is not corrupt (I25)."""
+def _nothing() -> None:
+    pass
+
+
+def read_back(path: str, expected: tuple[Digest, ...], piece_size: int, tick: Callable[[], None] = _nothing) -> Reading:
+    """Reads all bytes once. StoreError where that is not possible: unreadable is not corrupt (I25).
+
+    `tick` is called for each MiB; it may raise to give up.
+    """
     checks = Checks(expected)
     flat = b""
     with disk_errors(path):
@@ -46,6 +54,7 @@ def read_back(path: str, expected: tuple[Digest, ...], piece_size: int) -> Readi
             size = os.fstat(fd).st_size
             hasher = PieceHasher(Pieces(size, piece_size), 0)
             for chunk in chunks_of(fd, 0, size):
+                tick()
                 checks.update(chunk)
                 flat += b"".join(digest for _, digest in hasher.feed(chunk))
         finally:
@@ -60,6 +69,20 @@ def find(layout: Layout, file: ModelFile) -> Digest | None:
     return next((sha256 for sha256 in candidates if exists(layout, sha256)), None)
 
 
+def agrees(layout: Layout, file: ModelFile, sha256: str, size: int) -> bool:
+    """Whether content that was proven to be `sha256` is what `file` expects in every respect, as far as is known."""
+    if file.size not in (None, size) or size < file.least_size:
+        return False
+    for digest in file.digests:
+        if digest.algorithm != "sha256":
+            known = _alias(layout, digest)
+            if known is None or known.hex != sha256:
+                return False
+        elif digest.hex != sha256:
+            return False
+    return True
+
+
 def exists(layout: Layout, sha256: Digest) -> bool:
     try:
         return stat.S_ISREG(os.lstat(layout.blob(sha256)).st_mode)
@@ -67,11 +90,30 @@ def exists(layout: Layout, sha256: Digest) -> bool:
         return False
 
 
+def size_of(layout: Layout, sha256: Digest) -> int:
+    """How long the blob is now. Raises StoreError."""
+    with disk_errors(layout.blob(sha256)):
+        return os.lstat(layout.blob(sha256)).st_size
+
+
+def is_right(layout: Layout, sha256: Digest) -> bool:
+    """Whether the blob is here and, read from end to end, what its name says."""
+    with suppress(StoreError):
+        return exists(layout, sha256) and read_back(layout.blob(sha256), (sha256,), PIECE_SIZE).wrong is None
+    return False
+
+
 def commit(layout: Layout, partial: Partial) -> Digest:
-    """Makes a proven partial a blob. Raises as `Partial.commit` does."""
+    """Makes a proven partial a blob, unless that blob is here, and right: then its links stay what they are.
+
+    Raises as `Partial.commit` does.
+    """
     digests = partial.digests()
     pieces = partial.piece_digests()
     sha256 = digests["sha256"]
+    if is_right(layout, sha256):
+        partial.discard()
+        return sha256
     make_directories(os.path.dirname(layout.blob(sha256)))
     partial.commit(layout.blob(sha256), MODE)
     with suppress(StoreError):  # only knowledge that makes a later repair cheaper
@@ -99,7 +141,7 @@ def save_pieces(layout: Layout, sha256: Digest, pieces: PieceDigests) -> None:
 
 def load_pieces(layout: Layout, sha256: Digest, size: int) -> PieceDigests | None:
     """All piece digests of a blob of `size` bytes; None unless every one is known and the file is sound."""
-    with suppress(StoreError, ValueError, KeyError, TypeError, RecursionError):
+    with suppress(StoreError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         header, _, flat = (read_small(layout.pieces(sha256)) or b"").partition(b"\n")
         fields = json.loads(header)
         pieces = PieceDigests(int(fields["piece"]), flat)
@@ -118,6 +160,13 @@ def wrong_spans(reading: Reading, expected: PieceDigests, size: int) -> list[Spa
         for index in range(len(pieces))
         if index >= len(reading.pieces) or reading.pieces[index] != expected[index]
     ]
+
+
+def good_spans(wrong: Sequence[Span], pieces: PieceDigests, size: int) -> list[Span]:
+    """All pieces but the wrong ones."""
+    every = Pieces(size, pieces.size)
+    bad = set(wrong)
+    return [span for index in range(len(every)) if (span := every.span(index)) not in bad]
 
 
 def set_aside(layout: Layout, path: str) -> str:

@@ -7,16 +7,20 @@ Leaves to others: putting the files there, and hashing them.
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from modelcache.errors import StoreError
+from modelcache.errors import StoreError, UsageError
+from modelcache.names import checked_path
 from modelcache.store.disk import read_small, write_atomic
 
 RECORD = ".manifest.json"
+_HEX = re.compile("[0-9a-f]{64}")
 Proof = Literal["given", "listed", "cid", "first_use"]
+_PROOFS = get_args(Proof)
 Condition = Literal["right", "changed", "missing"]
 
 
@@ -44,6 +48,9 @@ class Stamp:
         return "right" if same else "changed"
 
 
+NEVER = Stamp(-1, -1, -1, 0)  # looks like no file: a fetch reads it again, `path` says that it is not available
+
+
 @dataclass(frozen=True, slots=True)
 class InstalledFile:
     """One file: `proof` says who vouched for the digest, `verified` by which digest (or "unverified")."""
@@ -59,10 +66,24 @@ class InstalledFile:
     def size(self) -> int:
         return self.stamp.size
 
+    @property
+    def is_distrusted(self) -> bool:
+        """Its bytes were wrong, or could not be read, when they were last looked at."""
+        return self.stamp.inode < 0
+
+    def distrusted(self) -> Self:
+        return replace(self, stamp=replace(NEVER, size=self.size))
+
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Self:
-        stamp = Stamp(entry["size"], entry["mtime_ns"], entry["inode"], entry["verified_at"])
-        return cls(entry["path"], entry["sha256"], entry["proof"], entry["verified"], stamp, tuple(entry["urls"]))
+        """KeyError, TypeError, ValueError or UsageError for what could not be ours: it is about to choose paths."""
+        path, sha256, proof, verified = entry["path"], entry["sha256"], entry["proof"], entry["verified"]
+        numbers = entry["size"], entry["mtime_ns"], entry["inode"], entry["verified_at"]
+        if checked_path(path) != path or not _HEX.fullmatch(sha256) or proof not in _PROOFS:
+            raise ValueError(path)
+        if not (type(verified) is str and all(type(number) is int for number in numbers)):
+            raise TypeError(path)
+        return cls(path, sha256, proof, verified, Stamp(*numbers), tuple(map(str, entry["urls"])))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,9 +113,9 @@ class Installed:
             if data["format"] != 1:
                 return None
             files = tuple(InstalledFile.from_json(entry) for entry in data["files"])
-            missing = tuple(map(str, data.get("missing", ())))
+            missing = tuple(checked_path(path) for path in data.get("missing", ()))
             return cls(str(data["id"]), str(data["version"]), str(data["ref"]), files, folder, missing)
-        except (StoreError, ValueError, KeyError, TypeError, RecursionError):
+        except (StoreError, UsageError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self) -> None:

@@ -37,6 +37,9 @@ class Layout:
     def lock(self, key: str) -> str:
         return os.path.join(self.root, "locks", key + ".lock")
 
+    def model_lock(self, model_id: str) -> str:
+        return self.lock("model-" + checked_path(model_id, parts=1))
+
     @property
     def models(self) -> str:
         return os.path.join(self.root, "models")

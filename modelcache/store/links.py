@@ -8,9 +8,10 @@ import fcntl
 import hashlib
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 
-from modelcache.errors import LockedError, VerificationError
+from modelcache.errors import LockedError, StoreError, VerificationError
 from modelcache.model import Digest
 from modelcache.store.disk import (
     READ,
@@ -25,9 +26,15 @@ from modelcache.store.disk import (
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
 
 
+def _nothing() -> None:
+    pass
+
+
 def link(blob: str, target: str) -> None:
     """Makes `target` a hard link to the blob, replacing what is there; a copy where links are not possible."""
     make_directories(os.path.dirname(target))
+    if not os.path.lexists(blob):
+        raise StoreError(f"{target}: its content was removed meanwhile", next_step="run again")
     with disk_errors(target):
         if _same_inode(blob, target):
             return
@@ -45,12 +52,15 @@ def link(blob: str, target: str) -> None:
         sync_directory(os.path.dirname(target))
 
 
-def copy(source: str, target: str, sha256: Digest, mode: int | None = None) -> None:
+def copy(
+    source: str, target: str, sha256: Digest, mode: int | None = None, tick: Callable[[], None] = _nothing
+) -> None:
     """Makes `target` an independent copy, proven by reading the copy back; a reflink where the disk can.
 
     The temporary name is fixed by destination and digest, so that a rerun replaces what a kill left. Raises
     VerificationError if the source is not what its digest says, LockedError if another process is copying to the
-    same place, StoreError. `mode` None is that of a new file under the umask.
+    same place, StoreError. `mode` None is that of a new file under the umask. `tick` is called for each MiB; it may
+    raise to give up.
     """
     folder, name = os.path.split(target)
     make_directories(folder, 0o777)
@@ -58,7 +68,7 @@ def copy(source: str, target: str, sha256: Digest, mode: int | None = None) -> N
     with disk_errors(target):
         fd = _own(beside, target)
         try:
-            _fill(fd, source, sha256)
+            _fill(fd, source, sha256, tick)
             os.fchmod(fd, output_mode() if mode is None else mode)
             os.fsync(fd)
             os.rename(beside, target)
@@ -71,7 +81,7 @@ def copy(source: str, target: str, sha256: Digest, mode: int | None = None) -> N
         sync_directory(folder)
 
 
-def _fill(fd: int, source: str, sha256: Digest) -> None:
+def _fill(fd: int, source: str, sha256: Digest, tick: Callable[[], None]) -> None:
     hashed = hashlib.sha256()
     whence = os.open(source, READ)
     try:
@@ -81,11 +91,13 @@ def _fill(fd: int, source: str, sha256: Digest) -> None:
         except OSError:
             position = 0
             for chunk in chunks_of(whence, 0, size):
+                tick()
                 write_all(fd, chunk, position)
                 position += len(chunk)
     finally:
         os.close(whence)
     for chunk in chunks_of(fd, 0, size):
+        tick()
         hashed.update(chunk)
     if hashed.hexdigest() != sha256.hex:
         raise VerificationError(f"{source} is not what it was: sha256 {sha256.hex[:12]}… expected")

@@ -7,17 +7,19 @@ corrupt or missing registry is rebuilt from those. Unknown fields are kept.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from modelcache.errors import ModelCacheError, StoreError
+from modelcache.errors import StoreError, UsageError
 from modelcache.names import checked_path
 from modelcache.store.disk import read_small, write_atomic
 from modelcache.store.installed import Installed
-from modelcache.store.locks import locked
+from modelcache.store.locks import Patience, Subject, locked
 
 Models = dict[str, dict[str, Any]]
+FORMAT = 1
+PATIENCE = Patience(30.0)
 
 
 class Registry:
@@ -39,29 +41,36 @@ class Registry:
         """The version meant when none is named: the newest that is ready."""
         model = self._model(model_id)
         chosen = model.get("default")
-        return chosen if chosen in model.get("versions", {}) else None
+        return chosen if isinstance(chosen, str) and chosen in model.get("versions", {}) else None
 
-    def recorded(self, model_id: str) -> str | None:
+    def first_use(self, model_id: str) -> str | None:
         """The SHA-256 that a file without a known digest had when it was first used."""
         value = self._model(model_id).get("first_use")
         return value if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef") else None
 
     def installed(self, installed: Installed, first_use: str | None) -> None:
-        """A version is ready and becomes the default."""
+        """A version is ready, or lacks files; a ready one becomes the default.
+
+        `first_use` is the digest that it has to have next time, too.
+        """
 
         def change(models: Models) -> None:
             model = models.setdefault(installed.id, {})
             versions = model.setdefault("versions", {})
             versions.pop(installed.version, None)
-            versions[installed.version] = "ready"
-            model["default"] = installed.version
+            versions[installed.version] = status_of(installed)
+            if not installed.missing or model.get("default") not in versions:
+                model["default"] = installed.version
+            model.pop("first_use", None)  # whoever gives a digest now vouches for another content
             if first_use:
                 model["first_use"] = first_use
 
         self._change(change)
 
     def marked(self, model_id: str, version: str, status: str) -> None:
-        """ready or error."""
+        """ready or error. A version that is so already costs no write: a store may be read-only."""
+        if self.versions(model_id).get(version, status) == status:
+            return
 
         def change(models: Models) -> None:
             versions = models.get(model_id, {}).get("versions", {})
@@ -74,6 +83,8 @@ class Registry:
         def change(models: Models) -> None:
             model = models.get(model_id, {})
             model.get("versions", {}).pop(version, None)
+            if str(model.get("first_use", "")).startswith(version):
+                del model["first_use"]
             left = list(model.get("versions", {}))
             if left:
                 model["default"] = left[-1]
@@ -83,48 +94,71 @@ class Registry:
         self._change(change)
 
     def _model(self, model_id: str) -> dict[str, Any]:
-        model = self._read()["models"].get(model_id, {})
-        return model if isinstance(model, dict) and isinstance(model.get("versions", {}), dict) else {}
+        model: dict[str, Any] = self._read()["models"].get(model_id, {})
+        return model
 
     def _change(self, change: Callable[[Models], None]) -> None:
-        with locked(self._lock, "registry.json", 30.0, lambda: None, lambda: None):
+        with locked(self._lock, Subject("registry.json"), PATIENCE):
             data = self._read()
             change(data["models"])
             write_atomic(self._path, json.dumps(data, indent=1).encode())
 
     def _read(self) -> dict[str, Any]:
+        data: Any = None
         with suppress(StoreError, ValueError, RecursionError):
             data = json.loads(read_small(self._path) or b"")
-            if isinstance(data, dict) and isinstance(data.get("models"), dict):
-                if data.get("format") != 1:
-                    raise _newer(self._path)
-                return data
-        return {"format": 1, "models": self._rebuilt()}
+        if isinstance(data, dict) and isinstance(data.get("format"), int) and data["format"] > FORMAT:
+            raise StoreError(f"{self._path} was written by a newer modelcache", next_step="update modelcache")
+        if isinstance(data, dict) and data.get("format") == FORMAT and _are_models(data.get("models")):
+            return data
+        return {"format": FORMAT, "models": self._rebuilt()}
 
     def _rebuilt(self) -> Models:
         """From the records on the disk; the digests of first use are those of unverified files."""
         models: Models = {}
         for installed in installed_under(self._models):
             model = models.setdefault(installed.id, {"versions": {}})
-            model["versions"][installed.version] = "ready"
+            model["versions"][installed.version] = status_of(installed)
             model["default"] = installed.version
             if len(installed.files) == 1 and installed.files[0].proof == "first_use":
                 model["first_use"] = installed.files[0].sha256
         return models
 
 
-def _newer(path: str) -> ModelCacheError:
-    return ModelCacheError(f"{path} was written by a newer modelcache", next_step="update modelcache")
+def status_of(installed: Installed) -> str:
+    """What its record says of it: ready or error."""
+    return "error" if installed.missing or any(file.is_distrusted for file in installed.files) else "ready"
+
+
+def _are_models(value: object) -> bool:
+    """Whether it has the shape that is ours: whatever else it may be, it is rebuilt."""
+    return isinstance(value, dict) and all(
+        isinstance(model, dict)
+        and isinstance(versions := model.get("versions", {}), dict)
+        and all(isinstance(status, str) for status in versions.values())
+        for model in value.values()
+    )
 
 
 def installed_under(models: str) -> Iterator[Installed]:
     """Every model that has a record, whatever the registry says; oldest record first."""
-    found = []
-    for model in _folders(models):
-        for version in _folders(model.path):
-            installed = Installed.read(version.path)
-            if installed and (installed.id, installed.version) == (model.name, version.name):
-                found.append((os.stat(version.path).st_mtime_ns, installed))
+    return _oldest_first(version for model in _folders(models) for version in _versions(model.path))
+
+
+def versions_under(models: str, model_id: str) -> Iterator[Installed]:
+    """The same for one model."""
+    return _oldest_first(_versions(os.path.join(models, checked_path(model_id, parts=1))))
+
+
+def _versions(folder: str) -> Iterator[tuple[int, Installed]]:
+    for version in _folders(folder):
+        installed = Installed.read(version.path)
+        if installed and (installed.id, installed.version) == (os.path.basename(folder), version.name):
+            with suppress(OSError):
+                yield os.stat(version.path).st_mtime_ns, installed
+
+
+def _oldest_first(found: Iterable[tuple[int, Installed]]) -> Iterator[Installed]:
     return (installed for _, installed in sorted(found, key=lambda pair: pair[0]))
 
 
@@ -139,5 +173,5 @@ def _folders(path: str) -> list[os.DirEntry[str]]:
 def _is_name(name: str) -> bool:
     try:
         return checked_path(name, parts=1) == name
-    except ModelCacheError:
+    except UsageError:
         return False

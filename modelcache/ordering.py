@@ -1,0 +1,183 @@
+"""Turns what a user says into an `Order`.
+
+Responsible for: URLs, manifests and ids of installed models, what is known of their digests, mirrors and outputs;
+and whether all of it is here already. Leaves to others: fetching (`download`), settings (`wiring`).
+Nothing here writes, or asks the network.
+"""
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from modelcache.errors import ModelNotAvailableError, UsageError
+from modelcache.install import version_of
+from modelcache.model import Digest, Manifest, ModelFile, Ref
+from modelcache.names import file_name_of
+from modelcache.order import Order
+from modelcache.outcome import UNVERIFIED, File, Model
+from modelcache.store.blobs import agrees, find
+from modelcache.store.installed import NEVER, Installed, InstalledFile
+from modelcache.store.layout import Layout
+from modelcache.store.shelf import Shelf, is_same_ref
+from modelcache.urls import checked_url
+
+URL_ID = "url--"  # how the id of a URL begins
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a user says about a ref, checked as far as it can be without the ref. `headers` may hold secrets."""
+
+    digests: tuple[Digest, ...] = ()
+    size: int | None = None
+    output: str | None = None
+    mirrors: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cached: bool = True
+    strict: bool = False
+    require_digest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not 0 <= self.size < 2**63:
+            raise UsageError(f"size {self.size} is not a number of bytes")
+        for mirror in self.mirrors:
+            checked_url(mirror)
+
+
+def digests_of(sha256: str | None, checksum: str | None) -> tuple[Digest, ...]:
+    """UsageError for what is malformed, and for two of one kind that differ."""
+    given = [Digest.parse(sha256, "sha256")] if sha256 is not None else []
+    given += [Digest.parse(checksum)] if checksum is not None else []
+    distinct = tuple(dict.fromkeys(given))
+    if len({digest.algorithm for digest in distinct}) < len(distinct):
+        raise UsageError("sha256 and checksum contradict each other")
+    return distinct
+
+
+def order_of(shelf: Shelf, ref: str | Manifest, wish: Wish) -> Order:
+    """Raises UsageError, or ModelNotAvailableError for an id that is not installed."""
+    if isinstance(ref, Manifest):
+        if wish.digests or wish.size is not None:
+            raise UsageError("a manifest brings its own digests and sizes")
+        order = _order_of_manifest(ref)
+    elif (parsed := Ref.parse(ref)).url:
+        order = _order_of_url(shelf, parsed, wish)
+    elif wish.digests or wish.size is not None:
+        raise UsageError("a digest or size goes with a URL, not with the id of a model")
+    else:
+        order = _order_of_id(shelf, parsed)
+    return replace(
+        order,
+        files=mirrored(order.files, wish.mirrors, is_url=order.id.startswith(URL_ID)),
+        headers=wish.headers,
+        output=_output(shelf.layout.root, wish, order.single),
+        cached=wish.cached,
+        strict=wish.strict,
+        require_digest=wish.require_digest,
+    )
+
+
+def _order_of_url(shelf: Shelf, ref: Ref, wish: Wish) -> Order:
+    known = () if wish.digests else _known(shelf, ref)
+    digests = wish.digests or tuple(Digest("sha256", entry.sha256) for entry in known)
+    file = ModelFile(file_name_of(ref.url), wish.size, digests, (ref.url,))
+    sha256 = file.digest() or (find(shelf.layout, file) if digests else None)
+    version = sha256.hex[:12] if sha256 else ""
+    return Order(ref.shown, ref.id, version, (file,), single=True, known=known)
+
+
+def _known(shelf: Shelf, ref: Ref) -> tuple[InstalledFile, ...]:
+    """What the file was last time: it has to be the same now, whoever vouched for it then."""
+    record = shelf.record(ref)
+    if record and len(record.files) == 1:
+        return record.files
+    first_use = shelf.registry.first_use(ref.id)
+    return (InstalledFile(file_name_of(ref.url), first_use, "first_use", UNVERIFIED, NEVER),) if first_use else ()
+
+
+def _order_of_manifest(manifest: Manifest) -> Order:
+    version = manifest.version
+    if not version:
+        digests = {file.path: digest.hex for file in manifest.files if (digest := file.digest())}
+        version = version_of(digests) if len(digests) == len(manifest.files) else ""
+    return Order(manifest.ref or manifest.id, manifest.id, version, manifest.files, single=False, proof="listed")
+
+
+def _order_of_id(shelf: Shelf, ref: Ref) -> Order:
+    """A model that is installed: its record tells the digests and where the files came from."""
+    record = shelf.record(ref)
+    if record is None or record.missing:
+        error = ModelNotAvailableError(ref.id, ref.version or None, "error" if record else "not_installed")
+        error.next_step = "fetch it by its URL, or with --manifest"
+        raise error
+    files = tuple(
+        ModelFile(file.path, file.size if file.size >= 0 else None, (Digest("sha256", file.sha256),), file.urls)
+        for file in record.files
+    )
+    return Order(record.ref, record.id, record.version, files, single=False, known=record.files)
+
+
+def mirrored(files: tuple[ModelFile, ...], mirrors: Sequence[str], *, is_url: bool) -> tuple[ModelFile, ...]:
+    """With more sources: the mirror of a URL is another URL of that file, that of a model a folder with its files."""
+    if not mirrors:
+        return files
+    from urllib.parse import quote
+
+    def urls_of(path: str) -> tuple[str, ...]:
+        return tuple(mirrors if is_url else (f"{mirror.rstrip('/')}/{quote(path)}" for mirror in mirrors))
+
+    return tuple(replace(file, urls=(*file.urls, *urls_of(file.path))) for file in files)
+
+
+def hit(order: Order, layout: Layout) -> Model | File | None:
+    """Everything is in place and looks as it did when it was last verified: one stat a file, no hash."""
+    if order.strict or not order.version or (order.output and order.single):
+        return None
+    folder = order.output or layout.model(order.id, order.version)
+    record = Installed.read(folder)
+    if record is None or record.missing or record.version != order.version or not is_same_ref(record, order.ref):
+        return None
+    entries = {entry.path: entry for entry in record.files}
+    files = []
+    for wanted in order.files:
+        entry = entries.get(wanted.path)
+        if entry is None or not agrees(layout, wanted, entry.sha256, entry.size):
+            return None
+        verified = order.vouched(wanted)[1] if wanted.digests else entry.verified
+        if verified != entry.verified == UNVERIFIED or (verified == UNVERIFIED and order.require_digest):
+            return None  # somebody vouches for it now: to be recorded; or nobody does, which is to be said
+        place = record.place(entry)
+        if entry.stamp.judge(place) != "right":
+            return None
+        files.append(File(place, entry.path, entry.size, entry.sha256, "hit", verified, "cache"))
+    return files[0] if order.single else Model(order.ref, order.id, order.version, folder, tuple(files))
+
+
+def _output(root: str, wish: Wish, single: bool) -> str:
+    """The absolute place, checked before anything is fetched."""
+    if wish.output is None:
+        if not wish.cached:
+            raise UsageError("without the cache an output is needed: pass --output")
+        return ""
+    place = os.path.abspath(os.path.expanduser(wish.output))
+    if not wish.output or (single and wish.output.endswith(os.sep)):
+        raise UsageError(f"{wish.output!r} is a folder; the output of one file is a file")
+    if os.path.commonpath((root, place)) == root:
+        raise UsageError(f"{place} is inside the cache; the output goes elsewhere")
+    if fault := _fault_of(place, single):
+        raise UsageError(f"{place} is {fault}")
+    return place
+
+
+def _fault_of(place: str, single: bool) -> str:
+    """Why it cannot be replaced by a file, or filled as a folder; empty if it can."""
+    try:
+        there = os.stat(place)
+    except OSError:
+        return "" if single or not os.path.lexists(place) else "a link that leads nowhere; the output is a folder"
+    if not single:
+        return "" if stat.S_ISDIR(there.st_mode) else "a file; the output of a model is a folder"
+    if stat.S_ISDIR(there.st_mode):
+        return "" if os.path.islink(place) else "a folder; the output of one file is a file"
+    return "" if stat.S_ISREG(there.st_mode) else "a device or a pipe, which is not to be replaced by a file"

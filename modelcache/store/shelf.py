@@ -1,0 +1,89 @@
+"""What is installed, by what users call it.
+
+Responsible for: finding the record that a ref means, also where the registry has forgotten it.
+Leaves to others: whether its files are still what they were (`Installed.condition`).
+"""
+
+import os
+from contextlib import suppress
+
+from modelcache.errors import ModelNotAvailableError, UsageError
+from modelcache.model import Ref
+from modelcache.names import checked_path
+from modelcache.store.installed import Installed
+from modelcache.store.layout import Layout
+from modelcache.store.registry import Registry, installed_under, versions_under
+from modelcache.urls import identity_of
+
+
+class Shelf:
+    """The models of one store."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.registry = Registry(layout.registry, layout.models, layout.lock("registry"))
+
+    def record(self, ref: Ref) -> Installed | None:
+        """The record of the version that is named, else of the default one."""
+        if ref.version:
+            return self.at(ref.id, ref.version)
+        default = self.registry.default(ref.id)
+        found = self.at(ref.id, default) if default else None
+        if found is None:  # a kill came between record and registry, or the registry tells of what is gone
+            found = next(reversed([*versions_under(self.layout.models, ref.id)]), None)
+        return found
+
+    def at(self, model_id: str, version: str) -> Installed | None:
+        try:
+            record = Installed.read(self.layout.model(model_id, version))
+        except UsageError:  # the registry is no more to be believed than any file
+            return None
+        return record if record and (record.id, record.version) == (model_id, version) else None
+
+    def present(self, ref: Ref) -> Installed:
+        """Raises ModelNotAvailableError."""
+        record = self.record(ref)
+        if record is None:
+            raise ModelNotAvailableError(ref.id, ref.version or None, "not_installed")
+        return record
+
+    def remains(self, ref: Ref) -> Installed:
+        """Like `present`, but also what is left of a model whose record cannot be read: a record without files."""
+        record = self.record(ref)
+        if record is None:
+            for version in [ref.version] if ref.version else sorted(self._folders(ref.id)):
+                folder = self.layout.model(ref.id, version)
+                if os.path.isdir(folder):
+                    return Installed(ref.id, version, ref.id, (), folder)
+        return record or self.present(ref)
+
+    def _folders(self, model_id: str) -> list[str]:
+        with suppress(OSError):
+            return os.listdir(os.path.join(self.layout.models, checked_path(model_id, parts=1)))
+        return []
+
+    def all(self) -> list[Installed]:
+        """Oldest first."""
+        return list(installed_under(self.layout.models))
+
+    def status(self, record: Installed) -> str:
+        """ready or error, from what is known without reading a file."""
+        known = self.registry.versions(record.id).get(record.version, "ready")
+        return known if record.condition() == "right" else "error"
+
+    def corrupt(self) -> list[Installed]:
+        """What an earlier look found wrong, and what is missing or changed since."""
+        return [record for record in self.all() if self.status(record) != "ready"]
+
+    def check_ref(self, model_id: str, ref: str) -> None:
+        """UsageError where the id stands for another ref already (product C1); an id alone is no ref."""
+        for record in versions_under(self.layout.models, model_id):
+            if not is_same_ref(record, ref):
+                raise UsageError(
+                    f"{model_id} is here already, from {record.ref}: one id cannot stand for {ref} as well",
+                    next_step=f"remove it first (modelcache rm {model_id}), or give the other one another id",
+                )
+
+
+def is_same_ref(record: Installed, ref: str) -> bool:
+    return record.id in (ref, record.ref) or record.ref == ref or identity_of(record.ref) == identity_of(ref)

@@ -1,0 +1,94 @@
+"""One file of a running download, as far as it has come.
+
+Responsible for: its stage and its numbers, read by anyone at any time. Leaves to `filefetch`: doing the work.
+"""
+
+import time
+from collections import deque
+
+from modelcache.errors import PausedError
+from modelcache.events import Progress
+from modelcache.filefetch import FileFetch
+from modelcache.model import ModelFile
+from modelcache.order import Fetched
+from modelcache.states import EVENT_STATUS, State
+from modelcache.transfer.transfer import Transfer
+
+SPEED_OVER_S = 5.0
+
+
+class Task:
+    """Written by the thread that fetches the file, and by the one that samples it."""
+
+    def __init__(self, file: ModelFile, done: Fetched | None = None) -> None:
+        self.file = file
+        self.done = done
+        self.fetch: FileFetch | None = None
+        self.error: BaseException | None = None
+        self.stage = State.RESOLVING
+        self.retries = 0
+        self.speed = 0.0  # bytes/s over the last seconds
+        self.told = done is not None  # its last progress event went out
+        self._samples: deque[tuple[float, int]] = deque()
+
+    @property
+    def transfer(self) -> Transfer | None:
+        return self.fetch.transfer if self.fetch else None
+
+    @property
+    def is_over(self) -> bool:
+        return self.done is not None or self.error is not None
+
+    @property
+    def is_running(self) -> bool:
+        return self.fetch is not None and not self.is_over
+
+    @property
+    def total(self) -> int:
+        if self.done:
+            return self.done.size
+        return (self.transfer.partial.size if self.transfer else None) or self.file.size or 0
+
+    @property
+    def here(self) -> int:
+        if self.done:
+            return self.done.size
+        return self.transfer.partial.written_bytes if self.transfer else 0
+
+    def measure(self) -> None:
+        """Brings `speed` up to date. Called by one thread, every now and then."""
+        if self.transfer is None or self.is_over:
+            self.speed = 0.0
+            return
+        now, received = time.monotonic(), self.transfer.received
+        self._samples.append((now, received))
+        while now - self._samples[0][0] > SPEED_OVER_S:
+            self._samples.popleft()
+        since, before = self._samples[0]
+        self.speed = max(0.0, (received - before) / (now - since)) if now > since else 0.0
+
+    def sample(self, model: str, completed: int, total: int) -> Progress:
+        """The progress event of this file; `completed` of `total` files of the model are here."""
+        stage = State.PAUSED if isinstance(self.error, PausedError) else State.FAILED if self.error else self.stage
+        return Progress(
+            model=model, status="success" if self.done else EVENT_STATUS[stage], file=self.file.path,
+            bytes_downloaded=self.here, total_bytes=self.total, speed=self.speed, retry_count=self.retries,
+            source=self.source, gateway=self.gateway, completed_files=completed, total_files=total,
+            error=str(self.error) if self.error else "",
+        )  # fmt: skip
+
+    @property
+    def source(self) -> str:
+        """The kind of source that is asked, or that brought it."""
+        return self.done.source if self.done else self.transfer.source_kind if self.transfer else ""
+
+    @property
+    def gateway(self) -> str:
+        return self.transfer.source if self.transfer else ""
+
+
+def overall(tasks: list[Task], otherwise: State) -> State:
+    """What a model does as a whole: bytes that move count more than bytes that are verified."""
+    stages = {task.stage for task in tasks if task.is_running}
+    order = (State.DOWNLOADING, State.RESUMING, State.VERIFYING, State.RESOLVING)
+    return next((stage for stage in order if stage in stages), otherwise)
