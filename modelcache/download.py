@@ -302,8 +302,9 @@ class Download:
                 task.retries += 1
 
         try:
-            task.fetch = FileFetch(self.order, task.file, self._shop, self._control, tell)
-            done = task.fetch.run()
+            fetch = FileFetch(self.order, task.file, self._shop, self._control, tell)
+            task.begin(fetch)
+            done = fetch.run()
             verified = self.order.vouched(task.file)[1]
             tell("file_ready", f"{done.status}, {verified}", done.source)
             if verified == UNVERIFIED:

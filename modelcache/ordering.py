@@ -108,7 +108,8 @@ def _order_of_id(shelf: Shelf, ref: Ref) -> Order:
     """A model that is installed: its record tells the digests and where the files came from."""
     record = shelf.record(ref)
     if record is None or record.missing:
-        error = ModelNotAvailableError(ref.id, ref.version or None, "error" if record else "not_installed")
+        version = record.version if record else ref.version or None
+        error = ModelNotAvailableError(ref.id, version, "error" if record else "not_installed")
         error.next_step = "fetch it by its URL, or with --manifest"
         raise error
     files = tuple(

@@ -31,6 +31,10 @@ class Task:
         self.told = done is not None  # its last progress event went out
         self._samples: deque[tuple[float, int]] = deque()
 
+    def begin(self, fetch: FileFetch) -> None:
+        self._samples.append((time.monotonic(), 0))
+        self.fetch = fetch
+
     @property
     def transfer(self) -> Transfer | None:
         return self.fetch.transfer if self.fetch else None

@@ -108,7 +108,7 @@ def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
             content = stream.read(1 << 20)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if os.environ.get("MODELCACHE_CONFIG"):
             raise UsageError(f"MODELCACHE_CONFIG names {path}, which is not there") from None
         return {}

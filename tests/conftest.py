@@ -7,6 +7,31 @@ from pathlib import Path
 
 import pytest
 
+from modelcache.cache import Cache
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home of its own for each test, also for the processes it starts; nothing of this machine's settings."""
+    for name in list(os.environ):
+        if name.startswith("MODELCACHE_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MODELCACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MODELCACHE_BACKOFF", "0.01")
+
+
+@pytest.fixture
+def cache_root(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def cache(cache_root: Path) -> Iterator[Cache]:
+    """The default cache of this test, and of the processes it starts."""
+    cache = Cache(cache_root)
+    yield cache
+    cache.close()
+
 
 @pytest.fixture
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -1,0 +1,113 @@
+"""What tests of the cache share: manifests of served files, rot that leaves no trace, and the command as a process."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from modelcache.cache import Cache
+from modelcache.model import Manifest
+from modelcache.testing import Content, Origin
+
+PIECE = 4 << 20
+
+
+def manifest_of(
+    origin: Origin, files: Mapping[str, Content], model: str = "m", version: str = "1", piece: int = 0
+) -> Manifest:
+    """The manifest of files that the origin serves under the same names."""
+    entries = [entry_of(origin.url(path), path, content, piece) for path, content in files.items()]
+    fields = {"format": 1, "id": model, "version": version, "ref": "", "files": entries}
+    return Manifest.parse(json.dumps(fields).encode())
+
+
+def entry_of(url: str, path: str, content: Content, piece: int = 0) -> dict[str, Any]:
+    entry: dict[str, Any] = {"path": path, "size": content.size, "sha256": content.sha256, "urls": [url]}
+    if piece:
+        starts = range(0, content.size, piece)
+        hexes = [blake3(content.read(at, min(at + piece, content.size))).hexdigest() for at in starts]
+        entry["pieces"] = {"size": piece, "blake3": hexes}
+    return entry
+
+
+def rot(path: str | os.PathLike[str], *offsets: int) -> None:
+    """Flips bytes of a file; size, date, mode and inode stay what they were."""
+    before = os.stat(path)
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as file:
+        for offset in offsets:
+            file.seek(offset)
+            (byte,) = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte ^ 0xFF]))
+    os.chmod(path, before.st_mode & 0o7777)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "modelcache", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """The command as a process that goes on."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "modelcache", *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def partials(cache: Cache) -> list[Path]:
+    """What is on its way in a cache."""
+    folder = Path(cache.root, "partials")
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def written(cache: Cache) -> bytes:
+    """Everything a cache has put on the disk that is not content."""
+    texts = []
+    for path in Path(cache.root).rglob("*"):
+        if path.is_file() and not any(part in ("blobs", "quarantine", "pieces") for part in path.parts):
+            texts.append(str(path).encode() + path.read_bytes())
+    return b"\n".join(texts)
+
+
+class Events:
+    """A subscriber that keeps what it is told; other threads may wait for something to be told."""
+
+    def __init__(self) -> None:
+        self.all: list[dict[str, Any]] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        with self._changed:
+            self.all.append(event)
+            self._changed.notify_all()
+
+    def of(self, *types: str) -> list[dict[str, Any]]:
+        return [event for event in self.all if event["type"] in types]
+
+    @property
+    def progress(self) -> list[dict[str, Any]]:
+        return self.of("model_download_progress")
+
+    def wait_for(self, kind: str, timeout: float = 20) -> dict[str, Any]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.of(kind), timeout), f"no {kind} in {timeout} s"
+        return self.of(kind)[0]
