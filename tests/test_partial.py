@@ -15,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -377,6 +378,16 @@ def test_a_file_that_shrinks_under_the_follower_is_not_proven(opened) -> None:
         partial.commit("/nowhere", 0o444)
 
 
+def test_nobody_writes_on_for_a_disk_that_cannot_be_read(opened) -> None:
+    partial = opened(wanted(BIG))
+    writer = partial.writer(Span(0, len(BIG)), "a")
+    partial.failed(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(StoreError, match="cannot be read back: Input/output error"):
+        writer.write(BIG[:MIB])
+    with pytest.raises(StoreError, match="cannot be read back"):
+        partial.await_proof(PATIENCE_S)
+
+
 def test_a_file_that_shrinks_after_its_proof_is_not_visible(opened, tmp_path) -> None:
     partial = opened(UNKNOWN)
     fill(partial)
@@ -419,6 +430,16 @@ def test_all_pieces_are_measured_while_there_is_time(opened, file) -> None:
 def test_no_piece_is_measured_where_bytes_come_too_fast(opened) -> None:
     partial = opened(wanted(BIG), piece_size=MIB)
     measured(partial, 0, -1000)
+    assert partial.piece_digests() is None
+
+
+def test_no_piece_is_measured_far_ahead_of_the_follower(opened) -> None:
+    partial = opened(ModelFile("m.bin", 20 * MIB), piece_size=MIB)
+    writer = partial.writer(Span(10 * MIB, 20 * MIB), "a")
+    for _ in range(3):
+        writer.recorded_at -= 2
+        writer.write(bytes(MIB))
+    writer.close()
     assert partial.piece_digests() is None
 
 
@@ -495,6 +516,20 @@ def test_a_writer_a_window_ahead_waits_for_the_follower(opened) -> None:
         future.result(PATIENCE_S)
     assert not writer.held
     assert partial.hashed_bytes >= 2 * MIB
+
+
+def test_a_writer_never_comes_a_window_ahead_of_a_follower_that_can_go_on(opened) -> None:
+    partial = opened(wanted(BIG), window=1)
+    writer = partial.writer(Span(0, len(BIG)), "a")
+    writer.write(BIG)
+    assert writer.position - partial.hashed_bytes <= MIB  # less is not worth a turn of the follower
+
+
+def test_the_follower_takes_steps_so_that_it_can_be_stopped(opened) -> None:
+    partial = opened(wanted(BIG))
+    fill(partial, BIG)
+    assert partial.await_bytes(0) == Span(0, 4 * MIB)
+    assert partial.await_bytes(5 * MIB) == Span(5 * MIB, len(BIG))
 
 
 def test_nobody_waits_for_bytes_that_nobody_fetches(opened) -> None:
@@ -680,6 +715,55 @@ def test_write_back_syncs_behind_and_leaves_no_handle_open(base, tmp_path, monke
         assert synced == [os.fstat(stream.fileno()).st_ino] * 2
 
 
+def test_nobody_writes_on_for_a_disk_that_does_not_take_it(opened, monkeypatch) -> None:
+    partial = opened(wanted(BIG))
+    writer = partial.writer(Span(0, len(BIG)), "a")
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    partial._write_back.wrote(partial._fd, SYNC_EVERY)
+    until(lambda: partial._write_back._error is not None)
+    with pytest.raises(StoreError, match="the disk is full"):
+        writer.write(BIG[:MIB])
+
+
+def test_nobody_writes_while_a_file_is_committed(opened, tmp_path, monkeypatch) -> None:
+    partial = opened()
+    fill(partial)
+    assert partial.await_proof(PATIENCE_S)
+    sync, tried = os.fsync, []
+
+    def intruding(fd: int) -> None:
+        with pytest.raises(FencedError):
+            partial.writer(Span(0, 10), "a")
+        tried.append(fd)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", intruding)
+    partial.commit(str(tmp_path / "out"), 0o444)
+    assert tried
+
+
+def test_a_close_waits_until_a_file_is_committed(opened, tmp_path, monkeypatch) -> None:
+    partial = opened()
+    fill(partial)
+    assert partial.await_proof(PATIENCE_S)
+    sync, closing = os.fsync, threading.Thread(target=partial.close)
+
+    def slow(fd: int) -> None:
+        if closing.ident is None:
+            closing.start()
+            closing.join(0.1)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    partial.commit(str(tmp_path / "out"), 0o444)
+    closing.join()
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o444
+
+
 def test_the_target_is_what_was_synced_before_it_was_renamed(opened, tmp_path, monkeypatch) -> None:
     events = []
     sync, rename = os.fsync, os.rename
@@ -725,10 +809,14 @@ def test_a_writer_from_before_writes_neither_bytes_nor_facts(opened, tmp_path, h
             late()
     writer.close()
     partial.hold_back(writer)
+    if how != "restart":
+        partial.close()
+        partial.discard()
     assert (os.fstat(data).st_size, os.fstat(journal).st_size) == size
     assert os.pread(data, 100, 0) == {"restart": b"", "commit": DATA[:100]}.get(how, DATA[:50])
     for stream in reused:
-        assert os.fstat(stream.fileno()).st_size == 0
+        status = os.fstat(stream.fileno())
+        assert (status.st_size, status.st_mode & 0o200) == (0, 0o200)
         stream.close()
     os.close(data)
     os.close(journal)
@@ -838,7 +926,10 @@ def test_what_was_closed_is_taken_over_without_a_copy(opened, base) -> None:
     assert len(os.listdir(base)) == 1
 
 
-def test_what_a_dead_process_left_is_taken_over_without_a_copy(opened, base) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_a_dead_process_left_is_taken_over_without_a_copy(opened, base, resumed) -> None:
+    if resumed:
+        leave(opened, FILE, (10_000, DATA[10_000:10_001]))
     script = f"""
 import os
 from modelcache.model import Digest, ModelFile, Span
@@ -856,7 +947,7 @@ os.kill(os.getpid(), 9)
     assert killed.returncode == -9, killed.stderr
     partial = opened()
     assert inode_of(partial) == int(killed.stdout)
-    assert partial.missing() == [Span(0, 100), Span(4100, len(DATA))]
+    assert partial.missing()[:2] == [Span(0, 100), Span(4100, 10_000 if resumed else len(DATA))]
 
 
 def test_a_live_owner_loses_the_partial_and_cannot_reach_it(opened, tmp_path) -> None:
@@ -949,6 +1040,24 @@ def test_of_several_leftovers_the_one_with_most_bytes_is_taken(opened, base, tmp
     assert opened().resumed_bytes == 300
     assert opened().resumed_bytes == 300  # from the one just taken
     assert (base / f"{KEY}x.other").exists()
+
+
+def test_a_partial_of_another_key_is_left_alone(opened, base) -> None:
+    Partial.open(str(base), KEY + "x", FILE).close()
+    Partial.open(str(base), KEY + ".x", FILE).close()
+    before = set(os.listdir(base))
+    opened()
+    assert before < set(os.listdir(base))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_data_that_are_not_a_file_make_a_new_beginning(opened, base, make) -> None:
+    leave(opened, FILE, (0, DATA[:100]))
+    data = left_data(base)
+    data.unlink()
+    make(data)
+    assert opened().resumed_bytes == 0
+    assert len(os.listdir(base)) == 1
 
 
 @pytest.mark.parametrize("other", [wanted(BIG), wanted(DATA[:100])])
@@ -1054,12 +1163,14 @@ def test_what_the_journal_is_called_by_tells_people_what_it_is_of(opened) -> Non
 
 
 def test_a_restart_leaves_a_partial_as_new(opened, tmp_path) -> None:
+    leave(opened, UNKNOWN, (0, DATA[:50]))
     partial = opened(UNKNOWN)
     partial.called("a", '"v1"')
     partial.settle_size(100)
-    put(partial, 0, DATA[:100])
+    put(partial, 50, DATA[50:100])
     assert partial.await_proof(PATIENCE_S)
     partial.restart()
+    assert partial.resumed_bytes == 0
     assert partial.missing() == [Span(0, END)]
     assert (partial.size, partial.hashed_bytes, os.stat(partial.path).st_size) == (None, 0, 0)
     assert (partial.facts.validators, partial.facts.wrote) == ({}, set())
@@ -1156,6 +1267,7 @@ def test_a_disk_without_room_for_taking_over_keeps_everything(small_disk) -> Non
     (small_disk / "ballast").write_bytes(bytes(MIB))  # room for the journal, not for a copy: its owner lives
     with pytest.raises(StoreError, match="the disk is full"):
         Partial.open(str(base), KEY, wanted(BIG))
+    assert len(os.listdir("/proc/self/fd")) == before
     first.close()
     assert sorted(os.listdir(left_data(base).parent)) == ["data", "journal"]
     left_data(base).chmod(0o400)  # now nobody writes there any more, and no copy is needed
@@ -1173,23 +1285,29 @@ def test_a_restart_makes_room_on_a_full_disk(small_disk) -> None:
     partial.close()
 
 
-def test_too_many_open_files_throw_nothing_away(opened, base) -> None:
-    leave(opened, FILE, (0, DATA[:100]))
+@contextmanager
+def handles_left(count: int) -> Iterator[None]:
+    """So many files can still be opened."""
+    free = [os.dup(0) for _ in range(count + 1)]
+    for number in free:
+        os.close(number)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
     try:
-        with pytest.raises(StoreError, match="too many open files"):
-            opened()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_many_open_files_throw_nothing_away(opened, base, count) -> None:
+    leave(opened, FILE, (0, DATA[:100]))
+    with handles_left(count), pytest.raises(StoreError, match="too many open files"):
+        opened()
     partial = opened()
     assert partial.resumed_bytes == 100
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
-    try:
-        with pytest.raises(StoreError, match="too many open files"):
-            partial.writer(Span(100, 200), "a")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with handles_left(0), pytest.raises(StoreError, match="too many open files"):
+        partial.writer(Span(100, 200), "a")
     assert partial.unclaimed() == [Span(100, len(DATA))]
 
 
@@ -1221,6 +1339,30 @@ def test_a_follower_that_cannot_write_its_verdict_says_so(tmp_path) -> None:
     with (tmp_path / "data").open("rb") as stream:
         Follower(refusing, stream.fileno(), Checks([])).join()
     assert isinstance(refusing.error, StoreError)
+
+
+class Endless(Refusing):
+    """A partial of a terabyte that is stopped."""
+
+    def __init__(self) -> None:
+        self.begun, self.stopped = threading.Event(), threading.Event()
+
+    def await_bytes(self, position: int) -> Span | None:
+        return None if self.stopped.is_set() else Span(0, 1 << 40)
+
+    def needs_proof(self, span: Span) -> None:
+        self.begun.set()
+
+
+def test_a_follower_stops_whatever_is_left_to_hash(tmp_path) -> None:
+    endless = Endless()
+    with (tmp_path / "data").open("w+b") as stream:
+        os.truncate(stream.fileno(), 1 << 40)
+        follower = Follower(endless, stream.fileno(), Checks([]))
+        assert endless.begun.wait(PATIENCE_S)
+        endless.stopped.set()
+        follower.stop()
+    assert endless.error is None
 
 
 def test_a_partial_in_a_place_that_cannot_be_written_names_the_place(base, tmp_path) -> None:

@@ -140,12 +140,7 @@ class Journal:
         self._append(f"{kind} {rest}\n".encode())
 
     def _append(self, lines: bytes) -> None:
-        try:
-            write_all(self._fd, memoryview(lines), self._end)
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(self._fd, self._end)  # a full disk took a part of it
-            raise
+        write_all(self._fd, memoryview(lines), self._end)  # over what a full disk took of a line before
         self._end += len(lines)
 
 

@@ -394,18 +394,17 @@ class Partial:
         if position > writer.recorded:
             with disk_errors(self.path):
                 self._journal.wrote(writer.recorded, position, writer.source)
-            self._write_back.wrote(self._fd, position - writer.recorded)
+                self._write_back.wrote(self._fd, position - writer.recorded)
             writer.recorded = position
 
     def _take_back(self, span: Span) -> None:
         self._refusals[span.start] = self._refusals.get(span.start, 0) + 1
-        self._changed.notify_all()
         with disk_errors(self.path):
             self._journal.dropped(*span)
 
     def _ready(self, position: int) -> Span | None:
         """What the follower can hash from `position` on: a given piece, or as much as is worth a turn."""
-        front = min(self._written.run_end(position), self.extent)
+        front = self._written.run_end(position)
         if self.given and position < self.extent:
             piece = self.given.span(self.given.at(position))
             return piece if front >= piece.stop else None
@@ -416,7 +415,7 @@ class Partial:
     def _must_wait(self, writer: SpanWriter) -> bool:
         """Only for a follower that can go on, now or once another writer is there: bytes that nobody is to write
         would be waited for in vain."""
-        if writer.fenced or self._sealed or self._error or writer.position - self._hashed <= self._window:
+        if writer.fenced or self._error or writer.position - self._hashed <= self._window:
             return False
         front = self._written.run_end(self._hashed)
         others = (other for other in self._writers if other is not writer)

@@ -20,6 +20,9 @@ class WriteBack:
         self._error: OSError | None = None
 
     def wrote(self, fd: int, count: int) -> None:
+        """OSError if bytes from before did not get onto the disk."""
+        if self._error:
+            raise self._error
         self._unsynced += count
         if self._unsynced < SYNC_EVERY or (self._helper and self._helper.is_alive()):
             return
