@@ -152,9 +152,14 @@ def test_several_connections_to_one_file(nginx: Nginx, tmp_path: Path) -> None:
     assert sum(" 206 " in line for line in nginx.log()) >= 2
 
 
-def test_an_empty_file_and_a_redirect(nginx: Nginx, cache: mc.Cache) -> None:
+@pytest.mark.parametrize("connections", [1, 4])
+def test_an_empty_file(nginx: Nginx, tmp_path: Path, connections: int) -> None:
     empty = nginx.put("empty.bin", b"")
+    cache = mc.Cache(tmp_path / "cache", connections=connections)
     assert cache.fetch(nginx.url("empty.bin"), sha256=empty).size == 0
+
+
+def test_a_redirect(nginx: Nginx, cache: mc.Cache) -> None:
     sha256 = nginx.put("m.bin", b"model" * 1000)
     assert cache.fetch(nginx.url("moved/m.bin?to=m.bin"), sha256=sha256).size == 5000
 

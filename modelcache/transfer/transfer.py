@@ -165,11 +165,18 @@ class Transfer:
             return None
         most = self._most_workers()
         if most == 1:
-            return free[0]
+            return self._span_alone(free[0])
         start = free[0].start
         if self._workers and start > self.partial.hashed_bytes + self._settings.window:
             return None
         return Span(start, min(free[0].stop, self._aligned(start + self._span_size(most))))
+
+    def _span_alone(self, gap: Span) -> Span:
+        """All of it; but where others are to join once the size is known, only as much as is worth a request."""
+        others = self._settings.connections > 1 and any(one.ranged for one in self._board.hopeful())
+        if self.partial.size is None and self._has_proof and others:
+            return Span(gap.start, min(gap.stop, gap.start + SMALLEST_SPAN))
+        return gap
 
     def _span_size(self, workers: int) -> int:
         size = self.partial.extent // (4 * workers)
