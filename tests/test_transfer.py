@@ -25,6 +25,7 @@ from modelcache.testing import (
     ETag,
     ExtraBytes,
     Header,
+    Hold,
     IgnoreRange,
     LastModified,
     NoLength,
@@ -277,6 +278,7 @@ def test_a_stalled_body_is_resumed_elsewhere(tmp_path, origin, urls) -> None:
     origin.faults(Stall(MIB), path="a")
     done = run(tmp_path, wanted(MODEL), urls[:2], stall_timeout=0.3)
     assert (done.content, ranges(origin, "b")) == (DATA, [f"bytes={MIB}-"])
+    assert done.facts("source_failed") == [("no byte for 0.3 s", urls[0])]
 
 
 @pytest.mark.parametrize("fault", [SilentAccept(), DribbleHeaders(0.05)])
@@ -614,6 +616,16 @@ def test_a_liar_that_cuts_in_the_middle_of_each_piece_does_not_stop_the_honest(t
     assert done.content == DATA
 
 
+def test_a_liar_that_cuts_is_doubted_before_a_slow_but_honest_source_is_given_up(tmp_path, origin, urls) -> None:
+    content = Content.generated(6 * MIB, 7)
+    origin.put("a", Content.generated(6 * MIB, 8))
+    origin.put("b", content)
+    origin.faults(Cut(MIB + 32 * KIB), path="a")
+    origin.faults(Slow(6 * MIB), path="b")
+    done = run(tmp_path, wanted(content, piece=2 * MIB), urls[:2])
+    assert done.content == content.read()
+
+
 def test_a_wrong_whole_is_fetched_from_the_next_source(tmp_path, origin, urls) -> None:
     origin.put("a", OTHER)
     done = run(tmp_path, wanted(MODEL), urls[:2])
@@ -626,6 +638,14 @@ def test_wrong_bytes_of_several_sources_blame_nobody_and_the_retry_uses_one_alon
     done = run(tmp_path, wanted(MODEL), urls[:2])
     assert (done.content, done.blamed, done.asked) == (DATA, [], ["a", "b", "b"])
     assert ranges(origin, "b") == [f"bytes={MIB}-", None]
+
+
+def test_a_clean_retry_that_is_cut_is_not_mixed_again(tmp_path, origin, urls) -> None:
+    origin.put("a", OTHER)
+    origin.faults(Cut(MIB, times=1), path="a")
+    origin.faults(Cut(MIB, times=1, after=1), path="b")
+    done = run(tmp_path, wanted(MODEL), urls[:2])
+    assert (done.content, done.asked) == (DATA, ["a", "b", "b", "b"])
 
 
 def test_the_same_wrong_bytes_twice_are_not_fetched_a_third_time(tmp_path, origin, urls) -> None:
@@ -700,6 +720,26 @@ def test_a_liar_among_several_is_left_and_its_pieces_are_fetched_elsewhere(tmp_p
         origin.faults(Corrupt([at + 5 for at in range(0, BIG.size, MIB)]), path="b")
         done = run(tmp_path, wanted(BIG, piece=MIB), [origin.url("a"), origin.url("b")], connections=4)
     assert (done.content == BIG.read(), set(done.blamed)) == (True, {"b"})
+
+
+def test_a_liar_is_left_with_all_its_connections(tmp_path) -> None:
+    """One lies, and the other would keep us waiting."""
+    with Origin({"a": BIG, "b": BIG}) as origin:
+        origin.faults(Corrupt(5 * MIB + 10), Hold(16 * MIB), path="b")
+        origin.faults(Slow(100 * MIB), path="a")
+        began = time.monotonic()
+        done = run(tmp_path, wanted(BIG, piece=MIB), [origin.url("a"), origin.url("b")], connections=4)
+    assert time.monotonic() - began < 10
+    assert (done.content == BIG.read(), done.blamed) == (True, ["b"])
+
+
+def test_spans_end_where_pieces_end(tmp_path) -> None:
+    with Origin({"a": BIG}) as origin:
+        done = run(tmp_path, wanted(BIG, piece=3 * MIB), [origin.url("a")], connections=3)
+        stops = [int(seen.range.rpartition("-")[2] or BIG.size - 1) + 1 for seen in origin.requests]
+    assert done.content == BIG.read()
+    assert len(stops) > 3
+    assert all(stop % (3 * MIB) == 0 or stop == BIG.size for stop in stops)
 
 
 def test_a_server_without_ranges_is_not_asked_by_several_connections_for_ever(tmp_path) -> None:

@@ -369,8 +369,10 @@ def test_a_source_that_ends_itself_is_not_asked_for_ever(tmp_path) -> None:
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without
 sys.path[:0] = [{tests!r}]
 from transfers import run, wanted
 from modelcache.testing import Content
