@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from modelcache.arguments import parser
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, PausedError, UsageError
+from modelcache.store.disk import store_error
 
 INTERRUPTED, TERMINATED = 130, 143
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         return 0
+    except OSError as error:  # where no layer expects one: no file handle is left to import a module, say
+        return _failed(store_error(error, str(error.filename or "modelcache")), arguments)
     except Exception as error:  # noqa: BLE001 - the last who can turn it into a line (I27)
         _show_trace(error, arguments)
         what = type(error).__name__  # its text may hold anything

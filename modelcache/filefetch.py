@@ -118,11 +118,13 @@ class FileFetch:
         with self._lock(layout.lock(key), layout.partials, key):
             here = self._from_blob()
             if here is not None:
+                _forget(layout.partials, key)
                 return here
             with self._partial(layout.partials, key) as partial:
                 digests = self._transfer(partial)
                 fetched = self._fetched(partial, digests["sha256"])
                 blobs.commit(layout, partial)
+            _forget(layout.partials, key)
             if self._rotten:
                 sharing.relink(layout, self._shop.registry, fetched.sha256)
             return fetched
@@ -141,6 +143,7 @@ class FileFetch:
                         digests = self._transfer(partial)
                         here = self._fetched(partial, digests["sha256"])
                         partial.commit(output, output_mode())
+                _forget(base, key)
         finally:
             _sweep(base, lock)
         return here
@@ -246,6 +249,13 @@ def discard(order: Order, file: ModelFile, shop: Workshop) -> None:
                 remove_tree(os.path.join(base, name))
     if not order.cached:
         _sweep(base, lock)
+
+
+def _forget(base: str, key: str) -> None:
+    """Removes what a kill left of a file that is complete now. The caller holds the key's lock."""
+    with suppress(OSError):
+        for name in found(base, key):
+            remove_tree(os.path.join(base, name))
 
 
 def _sweep(base: str, lock: str) -> None:

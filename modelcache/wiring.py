@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelcache.errors import UsageError
 from modelcache.model import ModelFile
 from modelcache.settings import Settings
+from modelcache.store.disk import store_error
 from modelcache.urls import checked_url, origin_of
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"MODELCACHE_CONFIG names {path}, which is not there") from None
         return {}
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise store_error(error, path) from error
     import tomllib
 
     try:

@@ -77,7 +77,8 @@ def locked(path: str, subject: Subject, patience: Patience) -> Iterator[bool]:
     finally:
         with suppress(OSError):
             os.unlink(path + ".json")
-        lock.release()
+        with suppress(OSError):  # what cannot be unlocked is free when this process ends
+            lock.release()
 
 
 def holder(path: str) -> str:

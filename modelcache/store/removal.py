@@ -1,6 +1,7 @@
 """Takes a version of a model away, and only those blobs that nobody else has (I30).
 
-Responsible for: the order registry, record, files, blobs: what a kill leaves is never half a model that looks whole.
+Responsible for: the order files, blobs, registry, record. What a kill leaves is never half a model that looks whole,
+and its record tells the next removal what is left to do.
 """
 
 import os
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from modelcache.model import Digest
 from modelcache.store.disk import disk_errors, remove_tree
-from modelcache.store.installed import RECORD, Installed
+from modelcache.store.installed import Installed, InstalledFile
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.registry import Registry, installed_under
@@ -26,14 +27,14 @@ def remove(layout: Layout, registry: Registry, record: Installed) -> int:
 
 
 def _remove(layout: Layout, registry: Registry, record: Installed) -> int:
+    _unlink(record, record.files)
+    freed = _sweep(layout, {file.sha256 for file in record.files}, record.folder)
     registry.removed(record.id, record.version)
     with disk_errors(record.folder):
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(record.folder, RECORD))
         remove_tree(record.folder)
         with suppress(OSError):
             os.rmdir(os.path.dirname(record.folder))  # of the id, if this was its last version
-    return _sweep(layout, {file.sha256 for file in record.files})
+    return freed
 
 
 def drop(layout: Layout, record: Installed, paths: Iterable[str]) -> Installed:
@@ -41,16 +42,21 @@ def drop(layout: Layout, record: Installed, paths: Iterable[str]) -> Installed:
     gone = [file for file in record.files if file.path in set(paths)]
     kept = replace(record, files=tuple(file for file in record.files if file not in gone))
     kept.write()
-    for file in gone:
-        with disk_errors(record.place(file)), suppress(FileNotFoundError):
-            os.unlink(record.place(file))
-    _sweep(layout, {file.sha256 for file in gone})
+    _unlink(record, gone)
+    _sweep(layout, {file.sha256 for file in gone}, "")
     return kept
 
 
-def _sweep(layout: Layout, digests: set[str]) -> int:
-    """Removes those of these blobs that no record names."""
-    kept = {file.sha256 for other in installed_under(layout.models) for file in other.files}
+def _unlink(record: Installed, files: Iterable[InstalledFile]) -> None:
+    for file in files:
+        with disk_errors(record.place(file)), suppress(FileNotFoundError):
+            os.unlink(record.place(file))
+
+
+def _sweep(layout: Layout, digests: set[str], folder: str) -> int:
+    """Removes those of these blobs that no record names but the one in `folder`."""
+    others = (other for other in installed_under(layout.models) if other.folder != folder)
+    kept = {file.sha256 for other in others for file in other.files}
     return sum(_remove_blob(layout, sha256) for sha256 in digests - kept)
 
 
@@ -58,9 +64,22 @@ def _remove_blob(layout: Layout, hexdigest: str) -> int:
     sha256 = Digest("sha256", hexdigest)
     blob = layout.blob(sha256)
     with disk_errors(blob), suppress(FileNotFoundError):
-        size = os.lstat(blob).st_size
+        status = os.lstat(blob)
+        if status.st_nlink > 1 and _is_below(layout.models, status.st_ino):
+            return 0  # of a model whose record cannot be read
         os.unlink(blob)
         with suppress(FileNotFoundError):
             os.unlink(layout.pieces(sha256))
-        return size
+        return status.st_size
     return 0
+
+
+def _is_below(folder: str, inode: int) -> bool:
+    """Whether a file in this tree has the inode. OSError where that cannot be told."""
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            if _is_below(entry.path, inode):
+                return True
+        elif entry.inode() == inode:
+            return True
+    return False
