@@ -21,6 +21,7 @@ from modelcache.order import Order, Workshop
 from modelcache.ordering import Wish, digests_of, hit, order_of
 from modelcache.outcome import File, Model
 from modelcache.report import Report
+from modelcache.store.disk import check_no_links
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
@@ -350,6 +351,8 @@ class Cache:
 
                 from modelcache.dispatch import Dispatcher
 
+                for folder in self._shelf.layout.folders:
+                    check_no_links(self.root, folder)
                 settings = settings_for(self.root, self._overrides)
                 shelf = self._shelf
                 self._shop = Workshop(shelf.layout, shelf.registry, settings, Dispatcher(), sources_for)

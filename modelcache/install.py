@@ -14,7 +14,7 @@ from modelcache.names import joined
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.store import blobs, links
-from modelcache.store.disk import make_directories
+from modelcache.store.disk import check_no_links, make_directories
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.urls import without_secrets
 
@@ -44,7 +44,9 @@ def install(
     Raises StoreError; then what is named so far stays, and was proven. `tick` is called now and then while files are
     copied; it may raise to give up.
     """
-    version = order.version or version_of({one.file.path: one.sha256.hex for one in fetched})
+    version = order.version
+    if order.single or not version:  # what was known of a single file before may have been a guess
+        version = version_of({one.file.path: one.sha256.hex for one in fetched})
     folder = order.output
     if order.cached:
         folder = shop.layout.model(order.id, version)
@@ -64,6 +66,7 @@ def _file(order: Order, one: Fetched, folder: str) -> File:
 
 
 def _into_models(order: Order, shop: Workshop, fetched: Sequence[Fetched], record: Installed, tell: Tell) -> None:
+    check_no_links(shop.layout.root, record.folder)
     known = Installed.read(record.folder)
     wanted = {file.path for file in order.files} | set(known.missing if known else ())
     mended = False
@@ -71,6 +74,7 @@ def _into_models(order: Order, shop: Workshop, fetched: Sequence[Fetched], recor
         record = record.with_file(file)
     for one in fetched:
         target = joined(record.folder, one.file.path)
+        check_no_links(shop.layout.root, os.path.dirname(target))
         before = known.file(one.file.path) if known else None
         if before and before.stamp.judge(target) != "right":
             mended = mended or before.sha256 == one.sha256.hex

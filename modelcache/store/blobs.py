@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from modelcache.errors import StoreError, UsageError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
 from modelcache.pieces import PIECE_SIZE, Checks, PieceHasher, Pieces
-from modelcache.store.disk import READ, chunks_of, disk_errors, make_directories, read_small, write_atomic
+from modelcache.store.disk import (
+    READ,
+    check_no_links,
+    chunks_of,
+    disk_errors,
+    make_directories,
+    read_small,
+    write_atomic,
+)
 from modelcache.store.layout import Layout
 from modelcache.store.partial import Partial
 
@@ -114,6 +122,7 @@ def commit(layout: Layout, partial: Partial) -> Digest:
     if is_right(layout, sha256):
         partial.discard()
         return sha256
+    check_no_links(layout.root, os.path.dirname(layout.blob(sha256)))
     make_directories(os.path.dirname(layout.blob(sha256)))
     partial.commit(layout.blob(sha256), MODE)
     with suppress(StoreError):  # only knowledge that makes a later repair cheaper

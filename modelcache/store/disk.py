@@ -79,6 +79,14 @@ def make_directories(path: str, mode: int = 0o700) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 
+def check_no_links(root: str, path: str) -> None:
+    """StoreError if `path`, or a folder between `root` and it, is a symlink: nothing is written through it (I17)."""
+    while len(path) > len(root):
+        if os.path.islink(path):
+            raise store_error(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), path)
+        path = os.path.dirname(path)
+
+
 def write_atomic(path: str, content: bytes, mode: int = 0o600) -> None:
     """Replaces a small file: a reader sees the old or the new whole, whatever is killed when (I3)."""
     folder, name = os.path.split(path)

@@ -41,6 +41,14 @@ class Layout:
         return self.lock("model-" + checked_path(model_id, parts=1))
 
     @property
+    def folders(self) -> list[str]:
+        """Everything that lies in the root and is a folder."""
+        return [
+            os.path.join(self.root, name)
+            for name in ("blobs", "pieces", "aliases", "partials", "models", "locks", "quarantine")
+        ]
+
+    @property
     def models(self) -> str:
         return os.path.join(self.root, "models")
 
