@@ -55,7 +55,7 @@ def base(tmp_path: Path) -> Iterator[Path]:
     """A folder of partials. No test may leave a file handle open."""
     before = len(os.listdir("/proc/self/fd"))
     yield tmp_path / "partials"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer: what an earlier test left was collected meanwhile
 
 
 @pytest.fixture
@@ -1250,7 +1250,7 @@ def test_a_disk_without_room_for_a_beginning_is_left_as_it_was(small_disk) -> No
     with pytest.raises(StoreError, match="the disk is full"):
         Partial.open(str(small_disk), KEY, FILE)
     assert os.listdir(small_disk) == ["ballast"]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer: what an earlier test left was collected meanwhile
 
 
 def test_a_disk_without_room_for_taking_over_keeps_everything(small_disk) -> None:
@@ -1262,12 +1262,12 @@ def test_a_disk_without_room_for_taking_over_keeps_everything(small_disk) -> Non
     for _ in range(2):
         with pytest.raises(StoreError, match="the disk is full"):
             Partial.open(str(base), KEY, wanted(BIG))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer: what an earlier test left was collected meanwhile
     (small_disk / "ballast").unlink()
     (small_disk / "ballast").write_bytes(bytes(MIB))  # room for the journal, not for a copy: its owner lives
     with pytest.raises(StoreError, match="the disk is full"):
         Partial.open(str(base), KEY, wanted(BIG))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer: what an earlier test left was collected meanwhile
     first.close()
     assert sorted(os.listdir(left_data(base).parent)) == ["data", "journal"]
     left_data(base).chmod(0o400)  # now nobody writes there any more, and no copy is needed
