@@ -274,6 +274,15 @@ def test_a_server_below_the_least_rate_is_cut(tmp_path, origin, urls) -> None:
     assert "bytes/s" in done.facts("source_failed")[0][0]
 
 
+def test_a_server_that_becomes_too_slow_is_cut(tmp_path, urls) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MODEL.size
+    drops = [item for at in range(MIB, MIB + 400) for item in (0.02, DATA[at : at + 1])]
+    with Wire([head + DATA[:MIB], *drops]) as wire:
+        done = run(tmp_path, wanted(MODEL), [wire.url("slow"), urls[0]], slow_rate=20_000, slow_window=0.3)
+    assert (done.content, done.asked) == (DATA, ["slow", "a"])
+    assert "bytes/s" in done.facts("source_failed")[0][0]
+
+
 def test_a_stalled_body_is_resumed_elsewhere(tmp_path, origin, urls) -> None:
     origin.faults(Stall(MIB), path="a")
     done = run(tmp_path, wanted(MODEL), urls[:2], stall_timeout=0.3)
@@ -535,6 +544,7 @@ def test_with_a_digest_replicas_with_validators_of_their_own_come_to_an_end(tmp_
     with Wire(*replies) as wire:
         done = run(tmp_path, wanted(MODEL), [wire.url("m")])
     assert done.content == DATA
+    assert len(done.facts("restarted")) == 1
 
 
 def test_a_source_whose_size_changes_each_time_comes_to_an_end(tmp_path) -> None:
@@ -555,6 +565,25 @@ def test_a_size_that_a_liar_told_does_not_lock_the_honest_out(tmp_path, origin, 
     origin.faults(liar, Status(503, after=1), path="a")
     done = run(tmp_path, wanted(MODEL, size=False), urls[:2], stall_timeout=0.3)
     assert (done.content, done.blamed) == (DATA, [])
+
+
+def test_a_liar_about_the_size_does_not_cost_the_bytes_of_the_honest(tmp_path, origin, urls) -> None:
+    origin.put("b", OTHER.read(0, 5000))
+    origin.faults(Cut(2 * MIB, times=1), path="a")
+    done = run(tmp_path, wanted(MODEL, size=False), urls[:2])
+    assert (done.content, done.asked, done.received) == (DATA, ["a", "b", "a"], MODEL.size)
+
+
+def test_a_part_of_a_file_of_another_size_is_not_written(tmp_path) -> None:
+    with Wire(
+        b'HTTP/1.1 200 OK\r\nContent-Length: 3000\r\nETag: "1"\r\n\r\n' + DATA[:1000],
+        b'HTTP/1.1 206 OK\r\nContent-Length: 4000\r\nETag: "1"\r\nContent-Range: bytes 1000-4999/5000\r\n\r\n'
+        + DATA[1000:5000],
+        b'HTTP/1.1 200 OK\r\nContent-Length: 5000\r\nETag: "1"\r\n\r\n' + OTHER.read(0, 5000),
+    ) as wire:
+        done = run(tmp_path, wanted(MODEL, digest=False, size=False), [wire.url("m")])
+        asked = ["Range:" in head for head in wire.requests]
+    assert (done.content, asked) == (OTHER.read(0, 5000), [False, True, False])
 
 
 def test_a_size_that_a_liar_told_ends_with_its_bytes(tmp_path, origin, urls) -> None:
@@ -747,6 +776,7 @@ def test_a_server_without_ranges_is_not_asked_by_several_connections_for_ever(tm
         done = run(tmp_path, wanted(BIG), [origin.url("big")], connections=4)
     assert done.content == BIG.read()
     assert done.tries <= 8
+    assert done.received < 1.5 * BIG.size
 
 
 def test_no_storm_of_plain_requests_beside_another_ranged_source(tmp_path) -> None:

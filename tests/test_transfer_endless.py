@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transfers import run, wanted
 
 from modelcache.errors import (
+    AbortedError,
     AllSourcesFailedError,
     ModelCacheError,
     NotFoundError,
@@ -192,3 +193,14 @@ def test_without_any_digest_two_versions_are_never_mixed(scripts, size) -> None:
     if done.content is not None:
         shifts = {(byte - honest) % 256 for byte, honest in zip(done.content, DATA, strict=False)}
         assert len(shifts) <= 1
+
+
+def test_a_body_longer_than_the_given_size_is_no_file_of_that_size(tmp_path) -> None:
+    longer = Scripted("s0", [Answer(total=None, count=5000)], ranges=True)
+    assert isinstance(run(tmp_path, wanted(MODEL, digest=False), [longer]).error, AllSourcesFailedError)
+
+
+def test_a_source_that_ends_its_requests_itself_is_asked_three_times(tmp_path) -> None:
+    moody = Scripted("s0", [Answer(error=AbortedError("no more"))], ranges=True)
+    run(tmp_path, wanted(MODEL), [moody], backoff=0.0001)
+    assert moody.opened == 3
