@@ -16,8 +16,9 @@ from modelcache.order import Order, Workshop
 from modelcache.ordering import URL_ID, Wish, mirrored
 from modelcache.outcome import Audit
 from modelcache.store import blobs, sharing
+from modelcache.store.claim import forget
 from modelcache.store.installed import Installed, InstalledFile, Stamp
-from modelcache.store.layout import Layout
+from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.partial import Partial
 from modelcache.transfer.control import Control
@@ -127,13 +128,15 @@ class Repairer:
         file = replace(file, pieces=blobs.load_pieces(layout, sha256, file.size or 0))
         subject = Subject(audit.model, audit.version, audit.path)
         patience = Patience(shop.settings.lock_timeout, tick=self._control.check)
-        with locked(layout.lock(f"sha256-{sha256.hex}"), subject, patience):
+        key = key_of(file)
+        with locked(layout.lock(key), subject, patience):
             is_known_wrong = sharing.is_same_file(audit.place, layout.blob(sha256))
             is_in_store = not is_known_wrong and blobs.is_right(layout, sha256)
             transfer = None if is_in_store else self._fetch(file, audit)
             aside = blobs.set_aside(layout, audit.place) if audit.finding == "corrupt" else ""
             if transfer:
                 _commit(layout, transfer.partial)
+            forget(layout.partials, key)
             sharing.relink(layout, shop.registry, sha256)
         received = transfer.received if transfer else 0
         message = f"{audit.path} is repaired; {received:,} of {audit.size:,} bytes were fetched"
@@ -146,13 +149,13 @@ class Repairer:
         """Returns with the partial proven and open."""
         shop = self._shop
         partial = Partial.open(
-            shop.layout.partials, f"sha256-{file.digests[0].hex}", file,
+            shop.layout.partials, key_of(file), file,
             window=shop.settings.window, piece_size=shop.settings.piece_size,
         )  # fmt: skip
         sources = shop.sources(file, self._order.headers_for(file), shop.settings)
         try:
             good = blobs.good_spans(audit.wrong, file.pieces, file.size or 0) if file.pieces else []
-            if audit.finding == "corrupt" and good and not partial.resumed_bytes:
+            if audit.finding == "corrupt" and good:
                 partial.seed(audit.place, good)
             transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell(audit))
             transfer.run()

@@ -16,11 +16,12 @@ from modelcache.model import Digest, ModelFile, Span
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Status
 from modelcache.store import blobs, links, sharing
+from modelcache.store.claim import forget, found
 from modelcache.store.disk import disk_errors, make_directories, output_mode, remove_tree
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Subject, locked
-from modelcache.store.partial import Partial, found
+from modelcache.store.partial import Partial
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
 
@@ -118,13 +119,13 @@ class FileFetch:
         with self._lock(layout.lock(key), layout.partials, key):
             here = self._from_blob()
             if here is not None:
-                _forget(layout.partials, key)
+                forget(layout.partials, key)
                 return here
             with self._partial(layout.partials, key) as partial:
                 digests = self._transfer(partial)
                 fetched = self._fetched(partial, digests["sha256"])
                 blobs.commit(layout, partial)
-            _forget(layout.partials, key)
+            forget(layout.partials, key)
             if self._rotten:
                 sharing.relink(layout, self._shop.registry, fetched.sha256)
             return fetched
@@ -143,7 +144,7 @@ class FileFetch:
                         digests = self._transfer(partial)
                         here = self._fetched(partial, digests["sha256"])
                         partial.commit(output, output_mode())
-                _forget(base, key)
+                forget(base, key)
         finally:
             _sweep(base, lock)
         return here
@@ -163,7 +164,7 @@ class FileFetch:
         file = self._rotten.file if self._rotten else self._file
         partial = Partial.open(base, key, file, window=settings.window, piece_size=settings.piece_size)
         try:
-            if self._rotten and self._rotten.good and not partial.resumed_bytes:
+            if self._rotten and self._rotten.good:
                 partial.seed(self._rotten.aside, self._rotten.good)
             yield partial
         except ModelCacheError as error:
@@ -249,13 +250,6 @@ def discard(order: Order, file: ModelFile, shop: Workshop) -> None:
                 remove_tree(os.path.join(base, name))
     if not order.cached:
         _sweep(base, lock)
-
-
-def _forget(base: str, key: str) -> None:
-    """Removes what a kill left of a file that is complete now. The caller holds the key's lock."""
-    with suppress(OSError):
-        for name in found(base, key):
-            remove_tree(os.path.join(base, name))
 
 
 def _sweep(base: str, lock: str) -> None:

@@ -61,6 +61,13 @@ def found(base: str, key: str) -> list[str]:
     return sorted(names, key=size, reverse=True)
 
 
+def forget(base: str, key: str) -> None:
+    """Removes what a kill left of a file that is complete now. The caller holds the key's lock."""
+    with suppress(OSError):
+        for name in found(base, key):
+            remove_tree(os.path.join(base, name))
+
+
 def _token_of(key: str) -> str:
     return f"{key}.{secrets.token_hex(8)}"
 

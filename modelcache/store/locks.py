@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from modelcache.errors import LockedError, StoreError
-from modelcache.store.disk import READ, disk_errors, make_directories, read_small, write_atomic
+from modelcache.store.disk import CREATE, READ, disk_errors, make_directories, read_small
 from modelcache.store.owner import Owner
 
 POLL_S = 0.2
@@ -71,7 +71,7 @@ def locked(path: str, subject: Subject, patience: Patience) -> Iterator[bool]:
                     raise _refusal(path, subject, patience) from None
                 threading.Event().wait(POLL_S)
     try:
-        with suppress(StoreError):  # the record only explains
+        with suppress(OSError):  # the record only explains
             _record(path, subject)
         yield waited
     finally:
@@ -116,10 +116,17 @@ def _refusal(path: str, subject: Subject, patience: Patience) -> LockedError:
 
 
 def _record(path: str, subject: Subject) -> None:
+    """Neither atomic nor durable: half a record is "another process", and a kill leaves no temporary file."""
     mine = Owner.mine()
     record = {
         "pid": mine.pid, "host": mine.host, "processStart": mine.start, "timestamp": int(time.time() * 1000),
         "modelId": subject.model, "version": subject.version,
         "timeout": FILE_LEASE_MS if subject.file else MODEL_LEASE_MS, "file": subject.file,
     }  # fmt: skip
-    write_atomic(path + ".json", json.dumps(record).encode())
+    with suppress(FileNotFoundError):
+        os.unlink(path + ".json")
+    fd = os.open(path + ".json", CREATE, 0o600)
+    try:
+        os.write(fd, json.dumps(record).encode())
+    finally:
+        os.close(fd)
