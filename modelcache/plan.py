@@ -117,12 +117,12 @@ class Scoreboard:
             self._seen.add((culprit.name, digest))
         return self._wrongs <= self._settings.clean_restarts + len(self.all)
 
-    def doubt(self, names: set[str]) -> None:
-        """A piece of several sources is wrong once more: the one of them that failed most comes after the others."""
+    def doubt(self) -> None:
+        """A piece in several parts is wrong once more. Who is cut leaves parts: whoever failed most comes last now."""
         trusted = [one for one in self.hopeful() if not one.doubted and not one.blames]
-        suspects = [one for one in trusted if one.name in names and one.faults]
-        if suspects and len(trusted) > 1:
-            max(suspects, key=lambda one: one.faults).doubted = True
+        if len(trusted) > 1:
+            worst = max(trusted, key=lambda one: one.faults)
+            worst.doubted = worst.faults > 0
 
     def restarted(self, *, afresh: bool = False) -> None:
         for one in self.all:

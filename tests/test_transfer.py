@@ -569,6 +569,7 @@ def test_a_size_that_a_liar_told_does_not_lock_the_honest_out(tmp_path, origin, 
 
 def test_a_liar_about_the_size_does_not_cost_the_bytes_of_the_honest(tmp_path, origin, urls) -> None:
     origin.put("b", OTHER.read(0, 5000))
+    origin.faults(IgnoreRange(), path="b")
     origin.faults(Cut(2 * MIB, times=1), path="a")
     done = run(tmp_path, wanted(MODEL, size=False), urls[:2])
     assert (done.content, done.asked, done.received) == (DATA, ["a", "b", "a"], MODEL.size)

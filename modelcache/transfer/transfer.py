@@ -365,7 +365,7 @@ class Transfer:
         """A piece that arrives wrong in parts has nobody to blame; it does not go on for ever all the same."""
         refusals = self.partial.refusals()
         if 1 < refusals != self._refusals:
-            self._board.doubt(self.partial.facts.wrote)
+            self._board.doubt()
         self._refusals = refusals
         if refusals >= self._settings.clean_restarts + len(self._sources):
             raise self._all_failed()
