@@ -41,7 +41,6 @@ class Follower:
         self._fd = fd
         self.checks = checks
         self._stopping = False
-        self._buffer = memoryview(bytearray(BUFFER))
         self._thread = threading.Thread(target=self._run, name="modelcache-follower", daemon=True)
         self._thread.start()
 
@@ -55,23 +54,24 @@ class Follower:
 
     def _run(self) -> None:
         position = 0
+        buffer = memoryview(bytearray(BUFFER))  # goes with the thread: thousands of files may have been fetched
         try:
             while (span := self._partial.await_bytes(position)) is not None and span.size:
-                position = self._hash(span)
+                position = self._hash(span, buffer)
                 if self._stopping:
                     return
                 self._partial.followed(position)
         except (OSError, StoreError) as error:
             self._partial.failed(error)
 
-    def _hash(self, span: Span) -> int:
+    def _hash(self, span: Span, buffer: memoryview) -> int:
         """Returns how far the proof reaches now: the end of the span, or its start if it was refused."""
         expected = self._partial.needs_proof(span)
         piece = new_hash("blake3") if expected is not None else None
         if piece is not None:
             self.checks.mark()
         position = span.start
-        for chunk in chunks_of(self._fd, *span, self._buffer):
+        for chunk in chunks_of(self._fd, *span, buffer):
             if self._stopping:
                 return position
             if piece is not None:
