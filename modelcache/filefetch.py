@@ -162,7 +162,8 @@ class FileFetch:
         settings = self._shop.settings
         self._control.check()
         file = self._rotten.file if self._rotten else self._file
-        partial = Partial.open(base, key, file, window=settings.window, piece_size=settings.piece_size)
+        piece_size = settings.piece_size if self._order.cached else None  # the store keeps them, an output has no place
+        partial = Partial.open(base, key, file, window=settings.window, piece_size=piece_size)
         try:
             if self._rotten and self._rotten.good:
                 partial.seed(self._rotten.aside, self._rotten.good)

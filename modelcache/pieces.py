@@ -37,7 +37,7 @@ def new_hash(algorithm: str) -> Hash:
 class Pieces:
     """The pieces of a file of `size` bytes: equal ones of `length`, the last one shorter.
 
-    `digests` is what they must be, or None where nobody told: then they are only measured.
+    `digests` is what they must be, or None where nobody told.
     """
 
     def __init__(self, size: int, length: int, digests: PieceDigests | None = None) -> None:
@@ -92,6 +92,30 @@ class PieceHasher:
                 self._hash = new_hash("blake3")
             data = data[room:]
         return done
+
+
+class Measure:
+    """The BLAKE3 of each `length` bytes, of a file whose bytes are fed in order."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._digests = bytearray()
+        self._hash = new_hash("blake3")
+        self._here = 0  # bytes of the piece that is begun
+
+    def update(self, view: memoryview) -> None:
+        while view:
+            part = view[: self._length - self._here]
+            self._hash.update(part)
+            self._here += len(part)
+            if self._here == self._length:
+                self._digests += self._hash.digest()
+                self._hash, self._here = new_hash("blake3"), 0
+            view = view[len(part) :]
+
+    def result(self) -> PieceDigests:
+        rest = self._hash.digest() if self._here else b""
+        return PieceDigests(self._length, bytes(self._digests) + rest)
 
 
 class Checks:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from modelcache.errors import StoreError, UsageError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
-from modelcache.pieces import PIECE_SIZE, Checks, PieceHasher, Pieces
+from modelcache.pieces import PIECE_SIZE, Checks, Measure, Pieces
 from modelcache.store.disk import (
     READ,
     check_no_links,
@@ -55,19 +55,18 @@ def read_back(path: str, expected: tuple[Digest, ...], piece_size: int, tick: Ca
     `tick` is called for each MiB; it may raise to give up.
     """
     checks = Checks(expected)
-    flat = b""
+    measure = Measure(piece_size)
     with disk_errors(path):
         fd = os.open(path, READ)
         try:
             size = os.fstat(fd).st_size
-            hasher = PieceHasher(Pieces(size, piece_size), 0)
             for chunk in chunks_of(fd, 0, size):
                 tick()
                 checks.update(chunk)
-                flat += b"".join(digest for _, digest in hasher.feed(chunk))
+                measure.update(chunk)
         finally:
             os.close(fd)
-    return Reading(size, checks.result(), checks.wrong(), PieceDigests(piece_size, flat))
+    return Reading(size, checks.result(), checks.wrong(), measure.result())
 
 
 def find(layout: Layout, file: ModelFile) -> Digest | None:
@@ -142,7 +141,7 @@ def note(layout: Layout, digests: dict[str, Digest], pieces: PieceDigests | None
 
 
 def save_pieces(layout: Layout, sha256: Digest, pieces: PieceDigests) -> None:
-    """The file: one line of JSON, then 32 bytes a piece, zeros where one was not measured."""
+    """The file: one line of JSON, then 32 bytes a piece, of BLAKE3."""
     header = {"format": 1, "piece": pieces.size, "sha256": hashlib.sha256(pieces.blake3).hexdigest()}
     make_directories(os.path.dirname(layout.pieces(sha256)))
     write_atomic(layout.pieces(sha256), json.dumps(header).encode() + b"\n" + pieces.blake3)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from modelcache.errors import StoreError
 from modelcache.model import Span
-from modelcache.pieces import Checks, new_hash
+from modelcache.pieces import Checks, Measure, new_hash
 from modelcache.store.disk import BUFFER, chunks_of
 
 
@@ -36,10 +36,11 @@ class Followed(Protocol):
 class Follower:
     """Runs until the end of the file is hashed, the partial stops it, or the disk refuses."""
 
-    def __init__(self, partial: Followed, fd: int, checks: Checks) -> None:
+    def __init__(self, partial: Followed, fd: int, checks: Checks, measure: Measure | None) -> None:
         self._partial = partial
         self._fd = fd
         self.checks = checks
+        self.measure = measure
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="modelcache-follower", daemon=True)
         self._thread.start()
@@ -76,6 +77,8 @@ class Follower:
                 return position
             if piece is not None:
                 piece.update(chunk)
+            elif self.measure is not None:
+                self.measure.update(chunk)
             self.checks.update(chunk)
             position += len(chunk)
         if position < span.stop:

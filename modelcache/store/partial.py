@@ -24,7 +24,7 @@ from contextlib import suppress
 
 from modelcache.errors import FencedError, StoreError, VerificationError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
-from modelcache.pieces import PIECE_SIZE, Checks, Pieces
+from modelcache.pieces import PIECE_SIZE, Checks, Measure, Pieces
 from modelcache.spans import SpanSet
 from modelcache.store.claim import END, RELEASED, Claim, claim, found
 from modelcache.store.disk import BUFFER, chunks_of, disk_errors, remove_tree, store_error, sync_directory
@@ -35,22 +35,19 @@ from modelcache.store.writer import SpanWriter
 
 __all__ = ["END", "Partial", "SpanWriter", "found"]
 
-NEAR = 8 << 20  # a writer measures pieces only while the follower is that close,
-SPARE_RATE = 256 << 20  # and while its bytes come slower than this, in bytes/s: then the CPU has time
 STRIDE = 4 << 20  # what the follower hashes before it says how far it is
 
 
 class Partial:
     """One file on its way. All methods may be called from any thread unless they say otherwise."""
 
-    def __init__(self, claim: Claim, file: ModelFile, window: int, piece_size: int) -> None:
+    def __init__(self, claim: Claim, file: ModelFile, window: int, piece_size: int | None) -> None:
         facts = claim.journal.facts
         self.folder = claim.folder
         self.path = os.path.join(claim.folder, "data")
         self.size = facts.size if file.size is None else file.size
         self.resumed_bytes = facts.written.size
         self.given = Pieces(file.size, file.pieces.size, file.pieces) if file.pieces and file.size is not None else None
-        self.measured: dict[int, bytes] = {}
         self._file = file
         self._fd = claim.fd  # -1 after close
         self._journal = claim.journal
@@ -67,17 +64,17 @@ class Partial:
         self._hashed = 0
         self._error: StoreError | None = None
         self._write_back = WriteBack()
-        self._follower = Follower(self, self._fd, Checks(file.digests))
+        self._follower = self._new_follower()
 
     @classmethod
     def open(
-        cls, base: str, key: str, file: ModelFile, *, window: int = SYNC_EVERY, piece_size: int = PIECE_SIZE
+        cls, base: str, key: str, file: ModelFile, *, window: int = SYNC_EVERY, piece_size: int | None = PIECE_SIZE
     ) -> "Partial":
         """Claims what an earlier run left under `base` for this key, or begins anew.
 
         `window` is how far, in bytes, writers may be ahead of the follower; `piece_size` is that of the pieces
-        measured along the way. The caller holds the key's lock. Raises StoreError. Bytes of a partial that is
-        garbled, or that was begun for another size, are thrown away.
+        whose digests the follower takes along (None: of none). The caller holds the key's lock. Raises StoreError.
+        Bytes of a partial that is garbled, or that was begun for another size, are thrown away.
         """
         return cls(claim(base, key, file), file, window, piece_size)
 
@@ -158,25 +155,15 @@ class Partial:
             self._check_open()
             self._journal.called(source, validator)
 
-    def begin(self, writer: SpanWriter) -> None:
-        """Pieces are measured from the first byte on, until it shows that there is no time for it."""
-        if self.given is None and self.size is not None and writer.position - self._hashed < NEAR:
-            writer.measure(Pieces(self.size, self._piece_size))
-
     def record(self, writer: SpanWriter) -> None:
         """Puts what the writer wrote into the journal; the follower may hash it now."""
         with self._changed:
             self._check_live(writer)
             if self._error:
                 raise self._error
-            now = time.monotonic()
-            is_slow = writer.position - writer.recorded < SPARE_RATE * (now - writer.recorded_at)
             self._record_until(writer, writer.position)
-            writer.recorded_at = now
-            is_near = writer.position - self._hashed < NEAR
+            writer.recorded_at = time.monotonic()
             self._changed.notify_all()
-        if self.given is None and self.size is not None:
-            writer.measure(Pieces(self.size, self._piece_size) if is_slow and is_near else None)
 
     def hold_back(self, writer: SpanWriter) -> None:
         """Blocks the writer while it is a window ahead of the follower: memory of the page cache stays flat."""
@@ -201,7 +188,6 @@ class Partial:
         with self._changed:
             self._check_live(writer)
             if self.given is None:
-                self.measured[index] = digest
                 return
             if self.given.matches(index, digest):
                 self._proven.add(index)
@@ -262,9 +248,8 @@ class Partial:
                 self.size = self._file.size
                 self._hashed = 0
                 self._proven.clear()
-                self.measured.clear()
                 self._stopped = False
-                self._follower = Follower(self, self._fd, Checks(self._file.digests))
+                self._follower = self._new_follower()
 
     def seed(self, path: str, spans: list[Span]) -> None:
         """Copies what is absent of these spans from another file, as a guess. Raises StoreError."""
@@ -365,15 +350,14 @@ class Partial:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def piece_digests(self) -> PieceDigests | None:
-        """The BLAKE3 digests known for this file after its proof; 32 zero bytes where one was not measured."""
+        """The BLAKE3 digests of this file after its proof; None if they were not to be measured."""
         if self.given:
             return self.given.digests
-        if not self.measured or self.size is None:
-            return None
-        pieces = Pieces(self.size, self._piece_size)
-        return PieceDigests(
-            pieces.length, b"".join(self.measured.get(index, bytes(32)) for index in range(len(pieces)))
-        )
+        return self._follower.measure.result() if self._follower.measure else None
+
+    def _new_follower(self) -> Follower:
+        measure = Measure(self._piece_size) if self._piece_size and not self.given else None
+        return Follower(self, self._fd, Checks(self._file.digests), measure)
 
     def _check_open(self) -> None:
         if self._sealed:

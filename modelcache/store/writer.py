@@ -23,9 +23,6 @@ class Written(Protocol):
 
     path: str
 
-    def begin(self, writer: "SpanWriter") -> None:
-        """The first byte is about to be written."""
-
     def record(self, writer: "SpanWriter") -> None:
         """The bytes before `position` are written."""
 
@@ -50,7 +47,6 @@ class SpanWriter:
         self._fd = fd
         self._busy = threading.Lock()
         self._hasher: PieceHasher | None = None
-        self._start = span.start
         self.fenced = False
         self.held = False  # waits for the follower: not the source's fault
         self.source = source
@@ -69,8 +65,6 @@ class SpanWriter:
         Raises FencedError once the partial is closed, StoreError if the disk refuses, and VerificationError at the
         end of a piece that is not what it should be: its bytes are absent again.
         """
-        if self.position == self._start:
-            self._partial.begin(self)
         with self._busy:
             if self.fenced:
                 raise FencedError("the partial was closed while this writer was away")
