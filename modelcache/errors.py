@@ -10,7 +10,7 @@ Leaves to others: translating foreign exceptions, which each edge that owns a li
 | NotFoundError | try the next source | not_found | 4 |
 | ModelNotAvailableError | fetch it first | not_found | 4 |
 | TransientError | wait, then the same source again | network | 5 |
-| SourceError | try the next source | network | 5 |
+| SourceError | try the next source: this one will not do | source | 5 |
 | StoreError | stop: no source can help; free the disk, then run again | local | 6 |
 | LockedError | wait for the holder | locked | 7 |
 | Paused | nothing is lost; run again to go on | interrupted | 130 |
@@ -66,7 +66,7 @@ class VerificationError(ModelCacheError):
 class SourceError(ModelCacheError):
     """This source cannot supply the file; another one may."""
 
-    kind = "network"
+    kind = "source"
     exit_code = 5
 
 
@@ -90,6 +90,8 @@ class NotFoundError(SourceError):
 
 class TransientError(SourceError):
     """The same source may work later. `retry_after_s` is its own wish (Retry-After), if it had one."""
+
+    kind = "network"
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -129,6 +131,14 @@ class CancelledError(PausedError):
     """The download was cancelled and its partials were removed."""
 
 
+_ADVICE: dict[Reason, str] = {
+    "not_installed": "it has to be fetched by its URL or manifest first; `modelcache ls` tells what is here",
+    "downloading": "wait until the download has ended",
+    "verifying": "it changed since it was verified: run `modelcache verify {}`",
+    "error": "it is corrupt or incomplete: run `modelcache repair {}`, or fetch it again",
+}
+
+
 class ModelNotAvailableError(ModelCacheError):
     """No network was asked: the model is simply not here, or not whole."""
 
@@ -136,9 +146,8 @@ class ModelNotAvailableError(ModelCacheError):
     exit_code = 4
 
     def __init__(self, model_id: str, version: str | None, reason: Reason) -> None:
-        super().__init__(
-            f"Model {model_id}@{version or 'latest'} is not available: {reason}", next_step=f"fetch {model_id} first"
-        )
+        message = f"Model {model_id}@{version or 'latest'} is not available: {reason}"
+        super().__init__(message, next_step=_ADVICE[reason].format(model_id))
         self.model_id = model_id
         self.version = version
         self.reason = reason
@@ -156,10 +165,10 @@ class SourceFailure:
 class AllSourcesFailedError(ModelCacheError):
     """Every source was tried; `failures` tells the story, one entry a source.
 
-    The kind is the gravest among them: wrong bytes before a broken network before a missing file.
+    The kind is the gravest among them: wrong bytes, a broken network, a reply that will not do, a missing file.
     """
 
-    _GRAVITY = (VerificationError, TransientError, NotFoundError)
+    _GRAVITY = (VerificationError, TransientError, SourceError, NotFoundError)
 
     def __init__(self, file: str, failures: tuple[SourceFailure, ...], *, kept_bytes: int = 0) -> None:
         story = "; ".join(f"{failure.source}: {failure.reason}" for failure in failures) or "no source to ask"
@@ -171,4 +180,4 @@ class AllSourcesFailedError(ModelCacheError):
         self.next_step = {
             "integrity": "check the expected digest, or name another --mirror",
             "network": "run the same command again to go on, or name another --mirror",
-        }.get(self.kind, "check the address and your access, or name a --mirror")
+        }.get(self.kind, "check the address, or name a --mirror")

@@ -250,8 +250,8 @@ class Transfer:
         self._leave(worker)
         error = worker.error
         if error is None:
-            worker.standing.gained(worker.moved)
-            worker.standing.budget.succeeded()
+            if worker.standing.gained(worker.moved):  # else it brought once more what a restart had dropped
+                worker.standing.budget.succeeded()
         elif isinstance(error, (SourceError, VerificationError)):
             self._weigh(worker, error)
         elif isinstance(error, AbortedError) or (isinstance(error, FencedError) and self._control.stopped):
@@ -348,7 +348,7 @@ class Transfer:
 
     def _judge(self, wrong: Digest, actual: str) -> None:
         """No piece tells which bytes are wrong: all go. One source is blamed, several are not (A6, I9)."""
-        message = f"the file is not {wrong.algorithm} {wrong.hex[:12]}… but {actual[:12]}…"
+        message = f"the file is not {wrong.algorithm} {wrong.hex} but {actual}"
         if self.file.pieces:
             raise VerificationError(f"{message}, though each of its pieces is right: the digests contradict each other")
         wrote = self.partial.facts.wrote or {self.source}
@@ -357,7 +357,7 @@ class Transfer:
         self._tell("piece_failed", message, culprit.name if culprit else "")
         self._is_loyal = True  # the clean retry uses one source alone
         may_try = self._board.judge(culprit, message, actual)
-        self._restart("one clean download", "", afresh=True)
+        self._restart("one clean download" if may_try else "nothing of it is kept", "", afresh=True)
         if not may_try:
             raise self._all_failed()
 
