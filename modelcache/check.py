@@ -5,6 +5,7 @@ Responsible for: trusting a stamp, reading what has none, and recording what was
 
 import os
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from modelcache.errors import StoreError
 from modelcache.model import Manifest, ModelFile
@@ -12,6 +13,9 @@ from modelcache.names import joined
 from modelcache.outcome import UNVERIFIED, Audit
 from modelcache.report import Report
 from modelcache.store.installed import RECORD, Installed, InstalledFile, Stamp
+
+if TYPE_CHECKING:
+    from modelcache.store.blobs import Reading
 
 
 def check(manifest: Manifest, folder: str) -> Report:
@@ -55,13 +59,19 @@ def _read(manifest: Manifest, file: ModelFile, place: str) -> tuple[Audit, Insta
         return _found(blank, "unreadable", error.message), None
     if reading.wrong or file.size not in (None, reading.size) or reading.size < file.least_size:
         wrong = wrong_spans(reading, file.pieces, file.size) if file.pieces and file.size else []
-        return _found(blank, "corrupt", f"it is not {reading.wrong or f'{file.size:,} bytes'}", tuple(wrong)), None
+        return _found(blank, "corrupt", f"it is not {_expectation(file, reading)}", tuple(wrong)), None
     strongest = file.strongest
     entry = InstalledFile(
         file.path, reading.sha256.hex, "listed" if strongest else "first_use",
         strongest.algorithm if strongest else UNVERIFIED, stamp,
     )  # fmt: skip
     return _found(blank, "whole", "" if strongest else "only its size could be checked"), entry
+
+
+def _expectation(file: ModelFile, reading: "Reading") -> str:
+    if reading.wrong:
+        return str(reading.wrong)
+    return f"{file.size:,} bytes" if file.size is not None else f"at least {file.least_size:,} bytes"
 
 
 def _audit(manifest: Manifest, file: ModelFile, place: str, size: int) -> Audit:

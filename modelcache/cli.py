@@ -150,7 +150,7 @@ def _fetch(options: argparse.Namespace) -> int:
         told.append(_told(target, result))
         if not options.json:
             print(result, flush=True)
-        _warn(told[-1])
+        _warn(told[-1], is_shown=_show(options) or (not options.quiet and sys.stderr.isatty()))
     if options.json:
         _print_json(told)
     return 0
@@ -193,9 +193,10 @@ def _told(target: Any, result: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warn(told: dict[str, Any]) -> None:
+def _warn(told: dict[str, Any], *, is_shown: bool) -> None:
+    """Says what nothing vouched for, unless progress has said so already."""
     for file in told["files"]:
-        if file["verified"] == "unverified":
+        if file["verified"] == "unverified" and not (is_shown and file["status"] != "hit"):
             print(
                 f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']} is "
                 "recorded and has to match next time",
@@ -241,7 +242,7 @@ def _repair(options: argparse.Namespace) -> int:
         done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
         print(f"{row['model']} {row['file']}: {done if row['repaired'] else row['reason']}", file=sys.stderr)
     if not len(report):
-        print("nothing is to be repaired", file=sys.stderr)
+        print("nothing is known to be wrong; `modelcache verify` reads every byte", file=sys.stderr)
     return 0 if all(row["repaired"] for row in report) else 3
 
 

@@ -1,0 +1,254 @@
+"""Rot is found, named by its piece, and mended by that piece alone; nothing is deleted (product A6, B1, I5, I29)."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from caches import Events, manifest_of, partials, rot
+
+from modelcache.cache import Cache
+from modelcache.errors import ModelNotAvailableError
+from modelcache.outcome import File
+from modelcache.testing import Content, Corrupt, Cut, Origin, Status
+
+BIG = Content.generated(14_000_000, seed=1)  # four pieces of 4 MiB
+SMALL = Content.generated(50_000, seed=2)
+PIECE = 4 << 20
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin({"big.bin": BIG, "same.bin": BIG, "small.json": SMALL}) as origin:
+        yield origin
+
+
+@pytest.fixture
+def model(cache: Cache, origin: Origin) -> str:
+    """The folder of the model `m`, which was verified once: so all its pieces are known."""
+    folder = cache.fetch(manifest_of(origin, {"big.bin": BIG, "small.json": SMALL})).path
+    cache.verify("m")
+    return folder
+
+
+def findings(cache: Cache, model: str | None = None) -> dict[str, str]:
+    return {row["file"]: row["finding"] for row in cache.verify(model)}
+
+
+def quarantined(cache: Cache) -> list[bytes]:
+    folder = Path(cache.root, "quarantine")
+    return [path.read_bytes() for path in sorted(folder.iterdir())] if folder.is_dir() else []
+
+
+def asked(origin: Origin, since: int) -> list[tuple[str, str | None]]:
+    return [(seen.path, seen.range) for seen in origin.requests[since:]]
+
+
+def test_what_is_whole_is_whole(cache: Cache, model: str) -> None:
+    assert findings(cache) == findings(cache, "m") == {"big.bin": "whole", "small.json": "whole"}
+    assert cache.repair().rows == cache.repair(["m"]).rows == ()
+
+
+def test_rot_is_named_by_its_pieces_whatever_the_date_says(cache: Cache, model: str) -> None:
+    rot(Path(model, "big.bin"), 5_000_000, 13_999_999)
+    row = next(row for row in cache.verify() if row["file"] == "big.bin")
+    assert (row["finding"], row["wrong_bytes"]) == ("corrupt", "4194304-8388607, 12582912-13999999")
+    assert row["reason"]
+
+
+def test_repair_fetches_only_what_is_wrong(cache: Cache, origin: Origin, model: str) -> None:
+    rot(Path(model, "big.bin"), 5_000_000)
+    since = len(origin.requests)
+    (row,) = cache.repair(["m"])
+    assert (row["repaired"], row["bytes_fetched"], row["source"]) == (True, PIECE, "http")
+    assert asked(origin, since) == [("/big.bin", f"bytes={PIECE}-{2 * PIECE - 1}")]
+    assert Path(model, "big.bin").read_bytes() == BIG.read()
+    assert findings(cache) == {"big.bin": "whole", "small.json": "whole"}
+    assert cache.path("m") == model
+    (kept,) = quarantined(cache)
+    assert [at for at in range(0, BIG.size, 1_000_000) if kept[at] != BIG.read()[at]] == [5_000_000]
+    assert row["set_aside"] == str(next(Path(cache.root, "quarantine").iterdir()))
+    assert not partials(cache)
+
+
+def test_repair_reaches_every_model_that_shares_the_bytes(cache: Cache, origin: Origin, model: str) -> None:
+    other = cache.fetch(origin.url("same.bin"), sha256=BIG.sha256)
+    assert isinstance(other, File)
+    rot(Path(model, "big.bin"), 1)
+    cache.verify("m")
+    with pytest.raises(ModelNotAvailableError, match="error"):
+        cache.path(origin.url("same.bin"))
+    cache.repair(["m"])
+    assert Path(other).read_bytes() == Path(model, "big.bin").read_bytes() == BIG.read()
+    assert os.path.samefile(other, Path(model, "big.bin"))
+    assert cache.path(origin.url("same.bin")) == other.path
+    assert cache.fetch(origin.url("same.bin")).status == "hit"
+    assert [row["status"] for row in cache.models()] == ["ready", "ready"]
+
+
+def test_without_a_source_it_is_marked_and_nothing_is_lost(cache: Cache, origin: Origin, model: str) -> None:
+    rot(Path(model, "big.bin"), 1)
+    rotten = Path(model, "big.bin").read_bytes()
+    origin.faults(Status(404))
+    (row,) = cache.repair(["m"])
+    assert (row["repaired"], row["kind"]) == (False, "not_found")
+    assert row["reason"]
+    assert Path(model, "big.bin").read_bytes() == rotten
+    assert Path(model, "small.json").read_bytes() == SMALL.read()
+    with pytest.raises(ModelNotAvailableError, match="error"):
+        cache.path("m")
+    assert [row["status"] for row in cache.models()] == ["error"]
+    origin.heal()
+    assert [row["repaired"] for row in cache.repair()] == [True]
+    assert Path(model, "big.bin").read_bytes() == BIG.read()
+
+
+def test_a_repair_that_is_cut_goes_on(cache: Cache, origin: Origin, model: str) -> None:
+    rot(Path(model, "big.bin"), 1, 5_000_000)
+    origin.faults(Cut(2_000_000, times=1), Status(404, after=1))
+    assert [row["repaired"] for row in cache.repair(["m"])] == [False]
+    origin.heal()
+    (row,) = cache.repair()
+    assert row["repaired"]
+    assert row["bytes_fetched"] <= 2 * PIECE - 1_000_000
+    assert Path(model, "big.bin").read_bytes() == BIG.read()
+
+
+def test_a_source_that_lies_repairs_nothing(cache: Cache, origin: Origin, model: str) -> None:
+    rot(Path(model, "big.bin"), 5)
+    origin.faults(Corrupt((6,)))
+    (row,) = cache.repair(["m"])
+    assert (row["repaired"], row["kind"]) == (False, "integrity")
+    with Origin({"big.bin": BIG}) as mirror:
+        (row,) = cache.repair(["m"], mirrors=[mirror.url()])
+    assert row["repaired"]
+
+
+def test_a_missing_file_comes_from_the_store(cache: Cache, origin: Origin, model: str) -> None:
+    os.unlink(Path(model, "big.bin"))
+    since = len(origin.requests)
+    assert findings(cache)["big.bin"] == "missing"
+    (row,) = cache.repair()
+    assert (row["repaired"], row["bytes_fetched"], row["source"]) == (True, 0, "cache")
+    assert Path(model, "big.bin").read_bytes() == BIG.read()
+    assert asked(origin, since) == []
+
+
+def test_an_edited_model_path_is_set_aside_and_comes_from_the_store(cache: Cache, origin: Origin, model: str) -> None:
+    os.unlink(Path(model, "small.json"))
+    Path(model, "small.json").write_text("my edit")
+    with pytest.raises(ModelNotAvailableError, match="verifying"):
+        cache.path("m")
+    since = len(origin.requests)
+    (row,) = cache.repair()
+    assert (row["repaired"], row["bytes_fetched"]) == (True, 0)
+    assert Path(model, "small.json").read_bytes() == SMALL.read()
+    assert quarantined(cache) == [b"my edit"]
+    assert asked(origin, since) == []
+
+
+def test_an_edit_through_the_link_reaches_nobody_for_long(cache: Cache, origin: Origin, model: str) -> None:
+    place = Path(model, "small.json")
+    assert place.stat().st_mode & 0o222 == 0  # one has to want it
+    place.chmod(0o600)
+    place.write_bytes(b"edited in place")
+    assert findings(cache)["small.json"] == "corrupt"
+    assert [row["repaired"] for row in cache.repair()] == [True]
+    assert place.read_bytes() == SMALL.read()
+    assert quarantined(cache) == [b"edited in place"]
+
+
+def test_an_edited_output_never_reaches_the_cache(cache: Cache, origin: Origin, tmp_path: Path) -> None:
+    manifest = manifest_of(origin, {"small.json": SMALL})
+    cache.fetch(manifest, output=tmp_path / "out")
+    (tmp_path / "out" / "small.json").write_bytes(b"mine")
+    assert findings(cache) == {"small.json": "whole"}
+    assert Path(cache.path("m"), "small.json").read_bytes() == SMALL.read()
+
+
+def test_verify_refreshes_the_date_of_what_is_right(cache: Cache, model: str) -> None:
+    os.utime(Path(model, "small.json"), (1, 1))
+    with pytest.raises(ModelNotAvailableError, match="verifying"):
+        cache.path("m")
+    before = {row["file"]: row["verified_at"] for row in cache.info("m")}
+    cache.verify("m")
+    assert cache.path("m") == model
+    assert all(row["verified_at"] > before[row["file"]] for row in cache.info("m"))
+
+
+def test_a_hit_does_not_pretend_to_have_verified(cache: Cache, origin: Origin, model: str) -> None:
+    before = [row["verified_at"] for row in cache.info("m")]
+    os.unlink(Path(model, "small.json"))
+    cache.fetch(manifest_of(origin, {"big.bin": BIG, "small.json": SMALL}))
+    after = {row["file"]: row["verified_at"] for row in cache.info("m")}
+    assert after["big.bin"] == before[0]
+    assert after["small.json"] > before[1]
+
+
+def test_rot_of_a_length_is_found_too(cache: Cache, model: str) -> None:
+    place = Path(model, "big.bin")
+    place.chmod(0o600)
+    os.truncate(place, PIECE + 1)
+    row = next(row for row in cache.verify() if row["file"] == "big.bin")
+    assert (row["finding"], row["size"]) == ("corrupt", BIG.size)
+    (row,) = cache.repair()
+    assert (row["repaired"], row["bytes_fetched"]) == (True, BIG.size - PIECE)
+
+
+def test_without_pieces_all_is_fetched(cache: Cache, origin: Origin, model: str) -> None:
+    for path in Path(cache.root, "pieces").rglob("*.pieces"):
+        path.write_bytes(b"garbage")
+    rot(Path(model, "big.bin"), 5)
+    row = next(row for row in cache.verify() if row["file"] == "big.bin")
+    assert (row["wrong_bytes"], row["reason"]) == ("", "no piece digests tell where")
+    (row,) = cache.repair()
+    assert (row["repaired"], row["bytes_fetched"]) == (True, BIG.size)
+
+
+def test_a_verify_learns_the_pieces_that_are_not_known(cache: Cache, model: str) -> None:
+    for path in Path(cache.root, "pieces").rglob("*.pieces"):
+        path.unlink()
+    cache.verify()
+    rot(Path(model, "big.bin"), 5)
+    assert next(row for row in cache.verify() if row["file"] == "big.bin")["wrong_bytes"] == f"0-{PIECE - 1}"
+
+
+def test_a_file_that_was_never_fetched_is_said_to_be_missing(cache: Cache, origin: Origin) -> None:
+    origin.faults(Status(404), path="small.json")
+    manifest = manifest_of(origin, {"big.bin": BIG, "small.json": SMALL})
+    with pytest.raises(Exception, match=r"small\.json could not be fetched"):
+        cache.fetch(manifest)
+    assert findings(cache) == {"big.bin": "whole", "small.json": "missing"}
+    (row,) = cache.repair()
+    assert (row["file"], row["repaired"]) == ("small.json", False)
+    assert "fetch the model again" in str(row["reason"])
+
+
+def test_what_cannot_be_read_is_not_called_corrupt(cache: Cache, model: str) -> None:
+    place = Path(model, "small.json")
+    place.unlink()
+    place.symlink_to("/etc/hostname")
+    row = next(row for row in cache.verify() if row["file"] == "small.json")
+    assert row["finding"] == "unreadable"
+    assert quarantined(cache) == []
+    assert cache.repair().rows[0]["repaired"]
+    assert place.read_bytes() == SMALL.read()
+
+
+def test_subscribers_are_told_of_a_repair(cache: Cache, model: str) -> None:
+    told = Events()
+    cache.on_event(told)
+    rot(Path(model, "big.bin"), 1)
+    cache.verify()
+    cache.repair()
+    (event,) = told.of("repaired")
+    assert (event["modelId"], event["version"], event["path"], event["file"]) == ("m", "1", model, "big.bin")
+    assert f"{PIECE:,} of {BIG.size:,} bytes" in event["message"]
+
+
+def test_one_version_alone_can_be_verified(cache: Cache, origin: Origin, model: str) -> None:
+    cache.fetch(manifest_of(origin, {"small.json": SMALL}, version="2"))
+    assert len(cache.verify("m", "1")) == 2
+    assert len(cache.verify("m")) == len(cache.verify("m@2")) == 1
+    with pytest.raises(ModelNotAvailableError, match="m@3 is not available: not_installed"):
+        cache.verify("m", "3")
