@@ -16,6 +16,7 @@ from modelcache.names import check_conflicts, checked_path
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Model
 from modelcache.store import blobs, links, sharing
+from modelcache.store.disk import check_no_links, make_directories
 from modelcache.store.installed import Installed
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.removal import drop
@@ -57,6 +58,8 @@ def _copy(shop: Workshop, path: str, reading: blobs.Reading) -> None:
     was_rotten = blobs.exists(layout, reading.sha256)
     if was_rotten:
         blobs.set_aside(layout, blob)
+    check_no_links(layout.root, os.path.dirname(blob))
+    make_directories(os.path.dirname(blob))
     links.copy(path, blob, reading.sha256, blobs.MODE)
     blobs.note(layout, reading.digests, reading.pieces)
     if was_rotten:

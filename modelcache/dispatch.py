@@ -26,6 +26,7 @@ class Dispatcher:
         self._facts: list[_Letter] = []
         self._progress: dict[tuple[int, str, str], _Letter] = {}
         self._busy = False
+        self._stuck = False  # somebody waited in vain, and no subscriber has come back since
         self._thread: threading.Thread | None = None
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
@@ -54,23 +55,37 @@ class Dispatcher:
                 self._facts += [*self._progress.values(), (event, also)]
                 self._progress.clear()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="modelcache-dispatcher", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify_all()
 
+    def _start(self) -> None:
+        """Where no thread can be had, it is tried again with the next event: a download does not fail for that."""
+        thread = threading.Thread(target=self._run, name="modelcache-dispatcher", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            log.exception("subscribers are not told for now")
+        else:
+            self._thread = thread
+
     def drain(self, timeout: float) -> None:
-        """Waits until subscribers have seen everything published so far, or the time is over."""
+        """Waits until subscribers have seen everything published so far, or the time is over.
+
+        A subscriber that does not come back costs that time once, not every time.
+        """
         end = time.monotonic() + timeout
         with self._changed:
-            if threading.current_thread() is self._thread:
-                return  # a subscriber waits for a download: it cannot wait for itself
-            while (self._facts or self._progress or self._busy) and time.monotonic() < end:
-                self._changed.wait(end - time.monotonic())
+            if self._thread in (None, threading.current_thread()):
+                return  # nobody tells; or a subscriber waits for a download: it cannot wait for itself
+            while (self._facts or self._progress or self._busy) and not self._stuck:
+                if time.monotonic() >= end:
+                    self._stuck = True
+                self._changed.wait(max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._busy = False
+                self._busy = self._stuck = False
                 self._changed.notify_all()
                 while not (self._facts or self._progress):
                     self._changed.wait()
@@ -78,13 +93,13 @@ class Dispatcher:
                 self._facts, self._progress, self._busy = [], {}, True
                 subscribers = list(self._subscribers.values())
             for event, also in letters:
-                wire = event.to_wire()
                 for subscriber in [*subscribers, also] if also else subscribers:
-                    _call(subscriber, wire)
+                    _call(subscriber, event)
+                    self._stuck = False
 
 
-def _call(subscriber: Subscriber, wire: dict[str, Any]) -> None:
+def _call(subscriber: Subscriber, event: Event) -> None:
     try:
-        subscriber(dict(wire))
+        subscriber(event.to_wire())
     except BaseException:  # also SystemExit: it is not this thread that a subscriber may end
-        log.exception("a subscriber failed on %s", wire["type"])
+        log.exception("a subscriber failed on %s", type(event).__name__)

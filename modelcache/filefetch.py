@@ -13,11 +13,12 @@ from dataclasses import replace
 from modelcache.errors import LockedError, ModelCacheError, StoreError, VerificationError
 from modelcache.events import FactType
 from modelcache.model import Digest, ModelFile, Span
+from modelcache.names import cut
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Status
 from modelcache.store import blobs, links, sharing
 from modelcache.store.claim import forget, found
-from modelcache.store.disk import disk_errors, make_directories, output_mode, remove_tree
+from modelcache.store.disk import disk_errors, make_directories, make_output_directories, output_mode, remove_tree
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Subject, locked
@@ -133,7 +134,7 @@ class FileFetch:
     def _into_output(self) -> Fetched:
         output = self._order.output_of(self._file)
         base, key = base_of(self._order, self._file, self._shop.layout), key_of(self._file)
-        make_directories(os.path.dirname(output), 0o777)
+        make_output_directories(os.path.dirname(output))
         make_directories(base)
         lock = os.path.join(base, "lock")
         try:
@@ -229,12 +230,12 @@ def base_of(order: Order, file: ModelFile, layout: Layout) -> str:
     if order.cached:
         return layout.partials
     folder, name = os.path.split(order.output_of(file))
-    return os.path.join(folder, f".{name[:150]}.modelcache")
+    return os.path.join(folder, f".{cut(name)}.modelcache")
 
 
 def how_far(base: str, key: str) -> list[int]:
     """Something that changes while somebody fetches the file."""
-    with suppress(OSError):
+    with suppress(OSError, StoreError):
         return [os.stat(os.path.join(base, name, "journal")).st_size for name in found(base, key)]
     return []
 

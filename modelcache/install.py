@@ -14,7 +14,7 @@ from modelcache.names import joined
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.store import blobs, links
-from modelcache.store.disk import check_no_links, make_directories
+from modelcache.store.disk import check_no_links, make_output_directories
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.urls import without_secrets
 
@@ -106,7 +106,7 @@ def _into_output(
 ) -> None:
     record = Installed(order.id, version, order.ref, (), order.output)
     if not order.single:
-        make_directories(order.output, 0o777)
+        make_output_directories(order.output)
     for one in fetched:
         target = order.output_of(one.file)
         if order.cached and not _is_right(target, one, shop.settings.piece_size, tick):

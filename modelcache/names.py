@@ -17,6 +17,7 @@ MOST_PARTS = 32
 MOST_PART_BYTES = 200
 MOST_PATH_BYTES = 1024
 MOST_FILE_NAME_BYTES = 150  # of a name made from a URL: room for what is put around it ("url--", "--1a2b3c4d")
+MOST_CUT_BYTES = 120  # of a name that is only told apart by it
 _MOST_RAW_CHARACTERS = 4096  # before normalising, whose time is not linear in runs of combining characters
 _SHOWN_CHARACTERS = 80
 
@@ -83,6 +84,11 @@ def file_name_of(url: str) -> str:
 def joined(root: str, path: str) -> str:
     """`path` below `root`; checked again, so that it stays inside whoever calls."""
     return os.path.join(root, *checked_path(path).split("/"))
+
+
+def cut(name: str, most: int = MOST_CUT_BYTES) -> str:
+    """The start of a name, in whole characters: what fits into a longer one, where a disk counts bytes."""
+    return os.fsencode(name)[:most].decode(errors="ignore")
 
 
 def _fault(name: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
+from modelcache.errors import StoreError
 from modelcache.model import ModelFile, Span
 from modelcache.spans import SpanSet
 from modelcache.store.disk import CREATE, READ, WRITE, chunks_of, disk_errors, make_directories, remove_tree, write_all
@@ -46,24 +47,23 @@ def claim(base: str, key: str, file: ModelFile) -> Claim:
 
 
 def found(base: str, key: str) -> list[str]:
-    """Names of the partials of a key, the one with most bytes first."""
-    try:
-        names = [name for name in os.listdir(base) if name.rpartition(".")[0] == key]
-    except FileNotFoundError:
-        return []
-    if len(names) < 2:
-        return names
+    """Names of the partials of a key, the one with most bytes first. Raises StoreError."""
 
     def size(name: str) -> int:
         facts = read_facts(os.path.join(base, name, "journal"))
         return facts.written.size if facts else -1
 
-    return sorted(names, key=size, reverse=True)
+    with disk_errors(base):
+        try:
+            names = [name for name in os.listdir(base) if name.rpartition(".")[0] == key]
+        except FileNotFoundError:
+            return []
+        return sorted(names, key=size, reverse=True) if len(names) > 1 else names
 
 
 def forget(base: str, key: str) -> None:
     """Removes what a kill left of a file that is complete now. The caller holds the key's lock."""
-    with suppress(OSError):
+    with suppress(OSError, StoreError):
         for name in found(base, key):
             remove_tree(os.path.join(base, name))
 

@@ -60,31 +60,51 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def make_directories(path: str, mode: int = 0o700) -> None:
-    """Creates `path` and what it lacks above it. A symlink where the last folder should be is refused (I17)."""
+def make_directories(path: str) -> None:
+    """Creates a folder of ours and what it lacks above it. A symlink where it should be is refused (I17)."""
     with disk_errors(path):
-        parent = os.path.dirname(path)
-        try:
-            os.mkdir(path, mode)
-        except FileNotFoundError:
-            if parent in ("", path):
-                raise
-            make_directories(parent, mode)
-            with suppress(FileExistsError):
-                os.mkdir(path, mode)
-            sync_directory(parent)
-        except FileExistsError:
-            pass
+        _make(path, 0o700)
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 
+def make_output_directories(path: str) -> None:
+    """Creates a folder of the user's and what it lacks above it, under the umask. Symlinks to folders are followed."""
+    with disk_errors(path):
+        _make(path, 0o777)
+        if not os.path.isdir(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+
+
+def _make(path: str, mode: int) -> None:
+    parent = os.path.dirname(path)
+    try:
+        os.mkdir(path, mode)
+    except FileNotFoundError:
+        if parent in ("", path):
+            raise
+        _make(parent, mode)
+        with suppress(FileExistsError):
+            os.mkdir(path, mode)
+        sync_directory(parent)
+    except FileExistsError:
+        pass
+
+
 def check_no_links(root: str, path: str) -> None:
     """StoreError if `path`, or a folder between `root` and it, is a symlink: nothing is written through it (I17)."""
+    if link := link_towards(root, path):
+        raise store_error(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), link)
+
+
+def link_towards(root: str, path: str) -> str:
+    """The first symlink on the way from `root` to `path`, `path` included; empty if there is none."""
+    link = ""
     while len(path) > len(root):
         if os.path.islink(path):
-            raise store_error(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), path)
+            link = path
         path = os.path.dirname(path)
+    return link
 
 
 def write_atomic(path: str, content: bytes, mode: int = 0o600) -> None:

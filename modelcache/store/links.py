@@ -13,11 +13,13 @@ from contextlib import suppress
 
 from modelcache.errors import LockedError, StoreError, VerificationError
 from modelcache.model import Digest
+from modelcache.names import cut
 from modelcache.store.disk import (
     READ,
     chunks_of,
     disk_errors,
     make_directories,
+    make_output_directories,
     output_mode,
     sync_directory,
     write_all,
@@ -63,8 +65,8 @@ def copy(
     raise to give up.
     """
     folder, name = os.path.split(target)
-    make_directories(folder, 0o777)
-    beside = f"{folder}/.{name[:100]}.{sha256.hex[:16]}.modelcache"
+    make_output_directories(folder)
+    beside = f"{folder}/.{cut(name)}.{sha256.hex[:16]}.modelcache"
     with disk_errors(target):
         fd = _own(beside, target)
         try:

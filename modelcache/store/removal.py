@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from modelcache.model import Digest
-from modelcache.store.disk import disk_errors, remove_tree
+from modelcache.store.disk import disk_errors, link_towards, remove_tree
 from modelcache.store.installed import Installed, InstalledFile
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
@@ -27,11 +27,11 @@ def remove(layout: Layout, registry: Registry, record: Installed) -> int:
 
 
 def _remove(layout: Layout, registry: Registry, record: Installed) -> int:
-    _unlink(record, record.files)
+    _unlink(layout, record, record.files)
     freed = _sweep(layout, {file.sha256 for file in record.files}, record.folder)
     registry.removed(record.id, record.version)
     with disk_errors(record.folder):
-        remove_tree(record.folder)
+        remove_tree(link_towards(layout.root, record.folder) or record.folder)
         with suppress(OSError):
             os.rmdir(os.path.dirname(record.folder))  # of the id, if this was its last version
     return freed
@@ -42,15 +42,17 @@ def drop(layout: Layout, record: Installed, paths: Iterable[str]) -> Installed:
     gone = [file for file in record.files if file.path in set(paths)]
     kept = replace(record, files=tuple(file for file in record.files if file not in gone))
     kept.write()
-    _unlink(record, gone)
+    _unlink(layout, record, gone)
     _sweep(layout, {file.sha256 for file in gone}, "")
     return kept
 
 
-def _unlink(record: Installed, files: Iterable[InstalledFile]) -> None:
+def _unlink(layout: Layout, record: Installed, files: Iterable[InstalledFile]) -> None:
+    """Where a symlink leads out of the store, it is the symlink that goes: what is behind it is not ours (I17)."""
     for file in files:
-        with disk_errors(record.place(file)), suppress(FileNotFoundError):
-            os.unlink(record.place(file))
+        place = record.place(file)
+        with disk_errors(place), suppress(FileNotFoundError):
+            os.unlink(link_towards(layout.root, place) or place)
 
 
 def _sweep(layout: Layout, digests: set[str], folder: str) -> int:
@@ -63,6 +65,8 @@ def _sweep(layout: Layout, digests: set[str], folder: str) -> int:
 def _remove_blob(layout: Layout, hexdigest: str) -> int:
     sha256 = Digest("sha256", hexdigest)
     blob = layout.blob(sha256)
+    if link_towards(layout.root, os.path.dirname(blob)):
+        return 0  # behind a symlink nothing is ours
     with disk_errors(blob), suppress(FileNotFoundError):
         status = os.lstat(blob)
         if status.st_nlink > 1 and _is_below(layout.models, status.st_ino):
