@@ -65,6 +65,8 @@ class SpanWriter:
         Raises FencedError once the partial is closed, StoreError if the disk refuses, and VerificationError at the
         end of a piece that is not what it should be: its bytes are absent again.
         """
+        if self.position - self.recorded + len(data) > RECORD_EVERY:  # it is more than the one before it
+            self._partial.record(self)
         with self._busy:
             if self.fenced:
                 raise FencedError("the partial was closed while this writer was away")
