@@ -5,6 +5,7 @@ re-linking every model that shares a repaired file. Leaves to others: moving byt
 """
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -15,14 +16,17 @@ from modelcache.model import Digest, ModelFile
 from modelcache.order import Order, Workshop
 from modelcache.ordering import URL_ID, Wish, mirrored
 from modelcache.outcome import Audit
-from modelcache.store import blobs, sharing
+from modelcache.store import blobs, records, sharing
 from modelcache.store.claim import forget
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.partial import Partial
+from modelcache.store.registry import status_of
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
+
+WRITE_EVERY_S = 2.0
 
 
 def verify(shop: Workshop, record: Installed, control: Control) -> list[Audit]:
@@ -31,23 +35,64 @@ def verify(shop: Workshop, record: Installed, control: Control) -> list[Audit]:
     Works where nothing can be written, too: then only the findings tell.
     """
     audits = []
-    for file in record.files:
-        control.check()
-        audit, stamp = _audit(shop, record, file, control)
-        audits.append(audit)
+    findings = _Findings(shop, record)
+    try:
+        for file in record.files:
+            control.check()
+            audit, stamp = _audit(shop, record, file, control)
+            audits.append(audit)
+            findings.add(file, stamp)
+    finally:
         with suppress(StoreError):
-            if stamp is None:
-                sharing.distrust(shop.layout, shop.registry, file.sha256, record.place(file))
-                _restamp(record, file.distrusted())
-            else:
-                _restamp(record, replace(file, stamp=stamp))
+            findings.write()
     for path in record.missing:
         place = os.path.join(record.folder, path)
         audits.append(Audit(record.id, record.version, path, place, 0, "missing", reason="never fetched"))
-    sound = all(audit.finding == "whole" for audit in audits)
-    with suppress(StoreError):
-        shop.registry.marked(record.id, record.version, "ready" if sound else "error")
     return audits
+
+
+class _Findings:
+    """What was found and is not recorded yet: a kill costs the findings of `WRITE_EVERY_S`."""
+
+    def __init__(self, shop: Workshop, record: Installed) -> None:
+        self._shop = shop
+        self._record = record
+        self._stamps: list[tuple[InstalledFile, Stamp | None]] = []
+        self._due = time.monotonic() + WRITE_EVERY_S
+
+    def add(self, file: InstalledFile, stamp: Stamp | None) -> None:
+        """`file` as it was recorded before it was read; None for the stamp of one that is not right."""
+        self._stamps.append((file, stamp))
+        if time.monotonic() >= self._due:
+            with suppress(StoreError):
+                self.write()
+
+    def write(self) -> None:
+        """What is rotten here is so in every model that has the same file."""
+        stamps, self._stamps, self._due = self._stamps, [], time.monotonic() + WRITE_EVERY_S
+        rotten = [(file.sha256, self._record.place(file)) for file, stamp in stamps if stamp is None]
+        if rotten:
+            sharing.distrust_all(self._shop.layout, self._shop.registry, rotten)
+        with records.changing(self._shop.layout):
+            now = Installed.read(self._record.folder)
+            if now is not None:
+                changed = now.with_files(_still_true(now, stamps))
+                if changed != now:
+                    changed.write()
+                self._shop.registry.marked(now.id, now.version, status_of(changed))
+
+
+def _still_true(now: Installed, stamps: list[tuple[InstalledFile, Stamp | None]]) -> list[InstalledFile]:
+    """What somebody else recorded since a file was read stays, unless it is right only there."""
+    entries = now.by_path()
+    found = []
+    for file, stamp in stamps:
+        entry = entries.get(file.path)
+        if stamp is not None and entry == file:
+            found.append(replace(file, stamp=stamp))
+        elif stamp is None and entry is not None and entry.sha256 == file.sha256:
+            found.append(entry.distrusted())
+    return found
 
 
 def _audit(shop: Workshop, record: Installed, file: InstalledFile, control: Control) -> tuple[Audit, Stamp | None]:
@@ -65,20 +110,13 @@ def _audit(shop: Workshop, record: Installed, file: InstalledFile, control: Cont
     except StoreError as error:
         return replace(blank, finding="unreadable", reason=error.message), None
     if reading.wrong is None:
-        if known is None:
+        if known != reading.pieces:  # what was recorded of them is wrong, if anything was
             with suppress(StoreError):
                 blobs.note(shop.layout, reading.digests, reading.pieces)
         return blank, stamp
     wrong = blobs.wrong_spans(reading, known, file.size) if known else []
     reason = "the bytes are not what they were" if known else "no piece digests tell where"
     return replace(blank, finding="corrupt", wrong=tuple(wrong), reason=reason), None
-
-
-def _restamp(record: Installed, file: InstalledFile) -> None:
-    """As it is on the disk now: other files of it may have been marked meanwhile."""
-    now = Installed.read(record.folder)
-    if now is not None and now.file(file.path) != file:
-        now.with_file(file).write()
 
 
 def repair(shop: Workshop, record: Installed, wish: Wish) -> list[dict[str, object]]:
@@ -125,7 +163,9 @@ class Repairer:
         if file is None:
             raise ModelCacheError(f"{audit.path} was never fetched", next_step="fetch the model again")
         sha256 = file.digests[0]
-        file = replace(file, pieces=blobs.load_pieces(layout, sha256, file.size or 0))
+        pieces = blobs.load_pieces(layout, sha256, file.size or 0)
+        if audit.finding != "corrupt" or (pieces and blobs.good_spans(audit.wrong, pieces, file.size or 0)):
+            file = replace(file, pieces=pieces)  # where not one piece matches, the pieces may be what is wrong
         subject = Subject(audit.model, audit.version, audit.path)
         patience = Patience(shop.settings.lock_timeout, tick=self._control.check)
         key = key_of(file)

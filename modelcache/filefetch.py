@@ -19,7 +19,7 @@ from modelcache.outcome import Status
 from modelcache.store import blobs, links, sharing
 from modelcache.store.claim import forget, found
 from modelcache.store.disk import disk_errors, make_directories, make_output_directories, output_mode, remove_tree
-from modelcache.store.installed import Installed
+from modelcache.store.installed import InstalledFile
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.partial import Partial
@@ -40,25 +40,29 @@ class FileFetch:
         self._control = control
         self._tell = tell
         self._rotten: _Rotten | None = None
+        self._before: InstalledFile | None = None
 
     def run(self) -> Fetched:
         """Returns the file proven and at hand. Raises ModelCacheError; then a later run goes on from what is kept."""
         if not self._order.cached:
             return self._into_output()
+        self._before = self._entry()
         must_read = self._order.strict or self._order.output  # what is copied out must be right when it is (I5)
-        return (None if must_read else self._recorded()) or self._into_store()
+        return replace((None if must_read else self._recorded()) or self._into_store(), before=self._before)
 
     # -- what is here already -----------------------------------------------------------------------------------------
 
-    def _record(self) -> Installed | None:
-        version = self._order.version
-        return Installed.read(self._shop.layout.model(self._order.id, version)) if version else None
+    def _entry(self) -> InstalledFile | None:
+        """What is recorded of the file."""
+        return self._shop.records.entry(self._folder(), self._file.path) if self._order.version else None
+
+    def _folder(self) -> str:
+        return self._shop.layout.model(self._order.id, self._order.version)
 
     def _recorded(self) -> Fetched | None:
         """It is in place and looks as it did when it was last verified: nothing is read."""
-        record = self._record()
-        entry = record.file(self._file.path) if record else None
-        if record is None or entry is None or entry.stamp.judge(record.place(entry)) != "right":
+        entry = self._before
+        if entry is None or entry.stamp.judge(f"{self._folder()}/{entry.path}") != "right":
             return None
         sha256 = Digest("sha256", entry.sha256)
         layout = self._shop.layout
@@ -84,8 +88,7 @@ class FileFetch:
         _check_expected(self._file, reading)
         with suppress(StoreError):
             blobs.note(layout, reading.digests, reading.pieces)
-        record = self._record()
-        entry = record.file(self._file.path) if record else None
+        entry = self._before
         status: Status = "hit" if entry and entry.sha256 == sha256.hex else "linked"
         return Fetched(self._file, sha256, reading.size, status, "cache")
 
@@ -216,7 +219,10 @@ class _Rotten:
         if pieces is None or pieces.size != reading.pieces.size:
             return cls(aside, [], file)
         wrong = blobs.wrong_spans(reading, pieces, size)
-        return cls(aside, blobs.good_spans(wrong, pieces, size), replace(file, size=size, pieces=pieces))
+        good = blobs.good_spans(wrong, pieces, size)
+        if not good:
+            pieces = file.pieces  # not one matches: they may be what is wrong, the digest of the whole decides
+        return cls(aside, good, replace(file, size=size, pieces=pieces))
 
 
 def _size_of(layout: Layout, sha256: Digest) -> int | None:

@@ -13,7 +13,7 @@ from modelcache.events import FactType
 from modelcache.names import joined
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model
-from modelcache.store import blobs, links
+from modelcache.store import blobs, links, records
 from modelcache.store.disk import check_no_links, make_output_directories
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.urls import without_secrets
@@ -65,32 +65,53 @@ def _file(order: Order, one: Fetched, folder: str) -> File:
     )  # fmt: skip
 
 
-def _into_models(order: Order, shop: Workshop, fetched: Sequence[Fetched], record: Installed, tell: Tell) -> None:
-    check_no_links(shop.layout.root, record.folder)
-    known = Installed.read(record.folder)
-    wanted = {file.path for file in order.files} | set(known.missing if known else ())
+def _into_models(order: Order, shop: Workshop, fetched: Sequence[Fetched], blank: Installed, tell: Tell) -> None:
+    check_no_links(shop.layout.root, blank.folder)
+    known = Installed.read(blank.folder)
+    seen = known.by_path() if known else {}
     mended = False
-    for file in known.files if known else ():
-        record = record.with_file(file)
+    entries = []
     for one in fetched:
-        target = joined(record.folder, one.file.path)
+        target = joined(blank.folder, one.file.path)
         check_no_links(shop.layout.root, os.path.dirname(target))
-        before = known.file(one.file.path) if known else None
+        before = seen.get(one.file.path)
         if before and before.stamp.judge(target) != "right":
             mended = mended or before.sha256 == one.sha256.hex
             if not before.is_distrusted and os.path.lexists(target):
                 blobs.set_aside(shop.layout, target)  # somebody edited it: for him to look at
         links.link(shop.layout.blob(one.sha256), target)
-        record = record.with_file(_entry(order, one, target, before))
+        entries.append((one.before or before, _entry(order, one, target, before)))
+    unproven = order.single and order.vouched(fetched[0].file)[1] == UNVERIFIED
+    default = shop.registry.default(order.id)
+    with records.changing(shop.layout):
+        old, new = _record(order, shop, blank, entries, fetched[0].sha256.hex if unproven else None)
+    event = "repaired" if mended else _event(old, new, default)
+    if event and new != old and not new.missing:
+        tell(event, f"{order.id}@{blank.version} is {event}", path=blank.folder, version=blank.version)
+
+
+def _record(
+    order: Order,
+    shop: Workshop,
+    blank: Installed,
+    entries: Sequence[tuple[InstalledFile | None, InstalledFile]],
+    first_use: str | None,
+) -> tuple[Installed | None, Installed]:
+    """Puts the entries, each with what was recorded before it was looked at, into what the record says by now.
+
+    Returns the record that was there, and the one that is.
+    """
+    known = Installed.read(blank.folder)
+    now = known.by_path() if known else {}
+    wanted = {file.path for file in order.files} | set(known.missing if known else ())
+    mine = [file for seen, file in entries if not records.is_overtaken(now.get(file.path), seen, file)]
+    record = blank.with_files((*now.values(), *mine))
     record = record.lacking(sorted(wanted - {file.path for file in record.files}))
     if record == known and shop.registry.versions(order.id).get(record.version) == "ready":
-        return
-    event = "repaired" if mended else _event(known, record, shop.registry.default(order.id))
+        return known, record
     record.write()
-    unproven = order.single and order.vouched(fetched[0].file)[1] == UNVERIFIED
-    shop.registry.installed(record, fetched[0].sha256.hex if unproven else None)
-    if event and not record.missing:
-        tell(event, f"{order.id}@{record.version} is {event}", path=record.folder, version=record.version)
+    shop.registry.installed(record, first_use)
+    return known, record
 
 
 def _event(known: Installed | None, record: Installed, default: str | None) -> FactType | None:
@@ -104,7 +125,7 @@ def _event(known: Installed | None, record: Installed, default: str | None) -> F
 def _into_output(
     order: Order, shop: Workshop, fetched: Sequence[Fetched], version: str, tick: Callable[[], None]
 ) -> None:
-    record = Installed(order.id, version, order.ref, (), order.output)
+    entries = []
     if not order.single:
         make_output_directories(order.output)
     for one in fetched:
@@ -112,9 +133,9 @@ def _into_output(
         if order.cached and not _is_right(target, one, shop.settings.piece_size, tick):
             links.copy(shop.layout.blob(one.sha256), target, one.sha256, tick=tick)
         if not order.single:
-            record = record.with_file(_entry(order, one, target, None))
+            entries.append(_entry(order, one, target, None))
     if not order.single:
-        record.write()
+        Installed(order.id, version, order.ref, (), order.output).with_files(entries).write()
 
 
 def _is_right(path: str, one: Fetched, piece_size: int, tick: Callable[[], None]) -> bool:

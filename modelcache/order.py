@@ -12,6 +12,7 @@ from modelcache.remotes.source import Source
 from modelcache.settings import Settings
 from modelcache.store.installed import InstalledFile, Proof
 from modelcache.store.layout import Layout
+from modelcache.store.records import Records
 from modelcache.store.registry import Registry
 from modelcache.urls import origin_of
 
@@ -38,6 +39,10 @@ class Order:
     cached: bool = True
     require_digest: bool = False
     strict: bool = False
+    _known: dict[str, InstalledFile] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known", {entry.path: entry for entry in self.known})
 
     def output_of(self, file: ModelFile) -> str:
         """Where the file goes outside the store."""
@@ -45,9 +50,8 @@ class Order:
 
     def vouched(self, file: ModelFile) -> tuple[Proof, str]:
         """Who vouches for its digest, and by which kind of digest ("unverified": nobody, yet)."""
-        for entry in self.known:
-            if entry.path == file.path:
-                return entry.proof, entry.verified
+        if entry := self._known.get(file.path):
+            return entry.proof, entry.verified
         if file.strongest:
             return self.proof, file.strongest.algorithm
         return (self.proof, "blake3") if file.pieces else ("first_use", UNVERIFIED)
@@ -74,6 +78,7 @@ class Fetched:
     """One file of an order that is proven and at hand, in the store or at its output.
 
     `was_read` is whether its bytes were read for that: not where it looks as it did when it was last verified.
+    `before` is what the record said of it before it was looked at.
     """
 
     file: ModelFile
@@ -84,6 +89,7 @@ class Fetched:
     bytes_fetched: int = 0
     bytes_resumed: int = 0
     was_read: bool = True
+    before: InstalledFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +101,4 @@ class Workshop:
     settings: Settings
     dispatcher: Dispatcher
     sources: Callable[[ModelFile, Mapping[str, str], Settings], Sequence[Source]]
+    records: Records = field(default_factory=Records)

@@ -133,8 +133,16 @@ class Installed:
 
     def with_file(self, file: InstalledFile) -> Self:
         """The same with this file put in or replaced."""
-        others = tuple(other for other in self.files if other.path != file.path)
-        return replace(self, files=tuple(sorted((*others, file), key=lambda each: each.path)))
+        return self.with_files((file,))
+
+    def with_files(self, files: Iterable[InstalledFile]) -> Self:
+        """The same with these files put in or replaced."""
+        by_path = self.by_path() | {file.path: file for file in files}
+        return replace(self, files=tuple(by_path[path] for path in sorted(by_path)))
+
+    def by_path(self) -> dict[str, InstalledFile]:
+        """For whoever asks for many files: `file` looks through all of them."""
+        return {file.path: file for file in self.files}
 
     def lacking(self, paths: Iterable[str]) -> Self:
         return replace(self, missing=tuple(paths))

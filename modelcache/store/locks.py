@@ -38,11 +38,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait: until `progress()` has been the same for `timeout_s`, or `tick()` raises (every 0.2 s)."""
+    """How long to wait: until `progress()` has been the same for `timeout_s`, or `tick()` raises (every `poll_s`)."""
 
     timeout_s: float
     progress: Callable[[], object] = _nothing
     tick: Callable[[], None] = _nothing
+    poll_s: float = POLL_S
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def locked(path: str, subject: Subject, patience: Patience) -> Iterator[bool]:
                     seen, since = now, time.monotonic()
                 if time.monotonic() - since >= patience.timeout_s:
                     raise _refusal(path, subject, patience) from None
-                threading.Event().wait(POLL_S)
+                threading.Event().wait(patience.poll_s)
     try:
         with suppress(OSError):  # the record only explains
             _record(path, subject)

@@ -5,11 +5,12 @@ Leaves to others: finding rot, and fetching what is wrong (`filefetch`, `audit`)
 """
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 from modelcache.model import Digest
-from modelcache.store import blobs, links
+from modelcache.store import blobs, links, records
 from modelcache.store.disk import disk_errors
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.layout import Layout
@@ -23,14 +24,25 @@ def sharing(layout: Layout, sha256: str) -> list[Installed]:
 
 def distrust(layout: Layout, registry: Registry, sha256: str, place: str) -> None:
     """The file at `place` has rotted: nothing that is the same file is a hit, or available, until it is repaired."""
-    for record in sharing(layout, sha256):
-        marked = record
-        for file in record.files:
-            if file.sha256 == sha256 and is_same_file(record.place(file), place):
-                marked = marked.with_file(file.distrusted())
-        if marked != record:
-            marked.write()
-            registry.marked(record.id, record.version, "error")
+    distrust_all(layout, registry, ((sha256, place),))
+
+
+def distrust_all(layout: Layout, registry: Registry, rotten: Iterable[tuple[str, str]]) -> None:
+    """The same for many files at once, each with its SHA-256: every record is read and written once."""
+    places: dict[str, list[str]] = {}
+    for sha256, place in rotten:
+        places.setdefault(sha256, []).append(place)
+    with records.changing(layout):
+        for record in installed_under(layout.models):
+            marked = [
+                file.distrusted() for file in record.files
+                if any(is_same_file(record.place(file), place) for place in places.get(file.sha256, ()))
+            ]  # fmt: skip
+            changed = record.with_files(marked)
+            if changed != record:
+                changed.write()
+            if marked:
+                registry.marked(record.id, record.version, "error")
 
 
 def relink(layout: Layout, registry: Registry, sha256: Digest) -> None:
@@ -39,13 +51,30 @@ def relink(layout: Layout, registry: Registry, sha256: Digest) -> None:
     What somebody changed there is set aside first, for him to look at. Raises StoreError.
     """
     for record in sharing(layout, sha256.hex):
-        changed = record
-        for file in record.files:
-            if file.sha256 == sha256.hex:
-                changed = changed.with_file(_relinked(layout, file, record.place(file)))
-        if changed != record:
+        mine = [
+            (file, _relinked(layout, file, record.place(file))) for file in record.files if file.sha256 == sha256.hex
+        ]
+        _put(layout, registry, record, mine)
+
+
+def _put(
+    layout: Layout, registry: Registry, record: Installed, mine: Iterable[tuple[InstalledFile, InstalledFile]]
+) -> None:
+    """Records what these files, seen like that before, are now; of the others what was recorded meanwhile stays."""
+    with records.changing(layout):
+        now = Installed.read(record.folder)
+        if now is None:
+            return
+        entries = now.by_path()
+        files = [
+            file for seen, file in mine
+            if (entry := entries.get(file.path)) is not None and entry.sha256 == file.sha256
+            and not records.is_overtaken(entry, seen, file)
+        ]  # fmt: skip
+        changed = now.with_files(files)
+        if changed != now:
             changed.write()
-        registry.marked(record.id, record.version, status_of(changed))
+        registry.marked(now.id, now.version, status_of(changed))
 
 
 def _relinked(layout: Layout, file: InstalledFile, place: str) -> InstalledFile:
