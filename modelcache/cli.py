@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from modelcache.arguments import parser
-from modelcache.errors import AllSourcesFailedError, ModelCacheError, PausedError, UsageError
+from modelcache.errors import AllSourcesFailedError, ModelCacheError, PausedError, StoreError, UsageError
 from modelcache.store.disk import store_error
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -117,13 +117,6 @@ def _cache(options: argparse.Namespace) -> Any:
     return Cache(**{name: getattr(options, name, None) for name in ("connections", "parallel_files")})
 
 
-def _show(options: argparse.Namespace) -> bool | None:
-    """Bars where stderr is a terminal; lines where somebody asked for them; else stderr is for what went wrong."""
-    if options.quiet:
-        return False
-    return True if os.environ.get("MODELCACHE_PROGRESS") == "text" else None
-
-
 def _fetch(options: argparse.Namespace) -> int:
     from modelcache.manifests import load
 
@@ -131,29 +124,52 @@ def _fetch(options: argparse.Namespace) -> int:
     if options.manifest is not None:
         targets.append(load(options.manifest))
     _check_fetch(options, targets)
-    cache, told = _cache(options), []
+    cache, told, failures = _cache(options), [], []
     for target in targets:
-        result = cache.fetch(
-            target,
-            sha256=options.sha256,
-            checksum=options.checksum,
-            size=options.size,
-            output=options.output if options.output is not None else options.output_dir,
-            mirrors=options.mirror,
-            headers=_headers(options.header),
-            progress=_show(options),
-            cache=not options.no_cache,
-            strict=options.strict,
-            require_digest=options.require_digest,
-            unpack=options.unpack,
-        )
+        try:
+            result = _fetch_one(cache, target, options)
+        except (StoreError, UsageError, PausedError):
+            raise  # no other target would fare better
+        except ModelCacheError as error:
+            failures.append(error)
+            continue
         told.append(_told(target, result))
         if not options.json:
             print(result, flush=True)
-        _warn(told[-1], is_shown=_show(options) or (not options.quiet and sys.stderr.isatty()))
+        _warn(told[-1])
+    if failures:
+        raise _of_several(failures, len(targets))
     if options.json:
         _print_json(told)
     return 0
+
+
+def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
+    return cache.fetch(
+        target,
+        sha256=options.sha256,
+        checksum=options.checksum,
+        size=options.size,
+        output=options.output if options.output is not None else options.output_dir,
+        mirrors=options.mirror,
+        headers=_headers(options.header),
+        progress=not options.quiet,
+        cache=not options.no_cache,
+        strict=options.strict,
+        require_digest=options.require_digest,
+        unpack=options.unpack,
+    )
+
+
+def _of_several(failures: list[ModelCacheError], targets: int) -> ModelCacheError:
+    """The first failure, which gives the exit code; of many targets it says how many failed."""
+    worst = failures[0]
+    if targets > 1:
+        others = "; ".join(error.message for error in failures[1:])
+        worst.message = f"{len(failures)} of {targets} targets failed: {worst.message}" + (
+            f"; {others}" if others else ""
+        )
+    return worst
 
 
 def _check_fetch(options: argparse.Namespace, targets: list[Any]) -> None:
@@ -193,10 +209,10 @@ def _told(target: Any, result: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warn(told: dict[str, Any], *, is_shown: bool) -> None:
-    """Says what nothing vouched for, unless progress has said so already."""
+def _warn(told: dict[str, Any]) -> None:
+    """Says what nothing vouched for (product H)."""
     for file in told["files"]:
-        if file["verified"] == "unverified" and not (is_shown and file["status"] != "hit"):
+        if file["verified"] == "unverified":
             print(
                 f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']} is "
                 "recorded and has to match next time",
@@ -234,7 +250,7 @@ def _findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: 
 
 def _repair(options: argparse.Namespace) -> int:
     report = _cache(options).repair(
-        options.models, headers=_headers(options.header), mirrors=options.mirror, progress=_show(options)
+        options.models, headers=_headers(options.header), mirrors=options.mirror, progress=not options.quiet
     )
     if options.json:
         _print_json(list(report))

@@ -58,8 +58,8 @@ class Stage:
         return sum(len(self.servers[name].requests) for name in names or self.servers)
 
     def progress(self) -> Callable[[dict[str, Any]], None] | bool:
-        """Bars or lines as everywhere else, only with the servers by name."""
-        show = subscriber_for(True, "", {file.path: file.size for file in self.manifest.files})
+        """Bars as everywhere else, or lines for all that happens, only with the servers by name."""
+        show = subscriber_for(True, "", {file.path: file.size for file in self.manifest.files}, facts=True)
         return (lambda event: show({**event, "gateway": self.named(event.get("gateway", ""))})) if show else False
 
     def fetch(self, *others: str) -> Model:

@@ -17,17 +17,20 @@ from modelcache.errors import UsageError
 
 Sizes = Mapping[str, int | None]  # of each file of the model, None while unknown
 
-TOLD = ("resumed", "source_failed", "piece_failed", "restarted", "unverified", "repaired", "paused")
+TOLD = ("resumed", "source_failed", "piece_failed", "restarted", "repaired")  # how it ended is for whoever asked
 ENDS = {"success": "done", "completed": "done", "paused": "paused", "error": "failed"}
 LINE_EVERY_S = 10.0
 SPEED_OVER_MS = 5000
 MODES = ("auto", "text", "off")
 
 
-def subscriber_for(progress: bool | Subscriber | None, model: str, sizes: Sizes | None = None) -> Subscriber | None:
+def subscriber_for(
+    progress: bool | Subscriber | None, model: str, sizes: Sizes | None = None, *, facts: bool = False
+) -> Subscriber | None:
     """What shows the events of one model (of all, where `model` is empty), or None for silence.
 
-    `progress` None: bars if stderr is a terminal. True: bars, or lines where it is none. A function: that function.
+    `progress` None: bars if stderr is a terminal. True: bars, or a line now and then where it is none; with
+    `facts` or MODELCACHE_PROGRESS=text also one for all that happens. A function: that function.
     `sizes` are those of the files, for the sum of a model of several.
     MODELCACHE_PROGRESS is auto, text (lines) or off; UsageError for anything else.
     """
@@ -40,7 +43,7 @@ def subscriber_for(progress: bool | Subscriber | None, model: str, sizes: Sizes 
     if sys.stderr is None or progress is False or mode == "off" or (progress is None and not terminal):
         return None
     bars = terminal and mode == "auto" and os.environ.get("TERM") != "dumb"
-    return _only(model, Bars(sizes) if bars else Lines(sys.stderr, sizes=sizes))
+    return _only(model, Bars(sizes) if bars else Lines(sys.stderr, sizes=sizes, facts=facts or mode == "text"))
 
 
 def in_units(size: float) -> str:
@@ -90,10 +93,10 @@ class _Sum:
         known = [size for size in self._sizes.values() if size is not None]
         return sum(known) if len(known) == len(self._sizes) else None
 
-    def add(self, event: dict[str, Any]) -> int:
-        """Takes a sample of a file; returns the bytes that were here before it was first seen."""
+    def add(self, event: dict[str, Any], resumed: bool = False) -> int:
+        """Takes a sample of a file; returns how many of its bytes did not come, but were here."""
         file, here = event["file"], event["bytesDownloaded"]
-        before = 0 if file in self._here else here
+        before = here - self._here.get(file, 0) if resumed or file not in self._here else 0
         self._here[file] = here
         self._sizes[file] = event["totalBytes"] or self._sizes.get(file)
         return before
@@ -138,8 +141,11 @@ class Bars:
         self._width = max((len(_short(name)) for name in sizes or ()), default=0)
         self._bars: dict[str, Any] = {}  # by file; the whole is ""
         self._new_bar: Callable[..., Any] | None = None
+        self._resumed: set[str] = set()  # files whose next sample begins with what was here
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event["type"] == "resumed":
+            self._resumed.add(event["file"])
         if event["type"] in TOLD:
             self._write(_sentence(event))
         elif event["type"] == "model_download_progress":
@@ -150,19 +156,21 @@ class Bars:
         if event["done"] and not file:
             self._finish(ENDS.get(event["status"], event["status"]))
             return
+        resumed = file in self._resumed
+        self._resumed.discard(file)
         if several:
-            self._draw_sum(event)
+            self._draw_sum(event, resumed)
         if several and ended and file not in self._bars:
             return  # it was here, or so small that its bar would only flash: the sum counts it
         here, total = event["bytesDownloaded"], event["totalBytes"]
         bar = self._bar(file, file, here)
         note = "verifying" if total and here >= total else _host(event["gateway"])
-        bar.move(here, total, event["timestamp"], note)
+        bar.move(here, total, event["timestamp"], note, here - bar.gauge.here if resumed else 0)
         if ended:
             self._end(file, "done")
 
-    def _draw_sum(self, event: dict[str, Any]) -> None:
-        before = self._sum.add(event)
+    def _draw_sum(self, event: dict[str, Any], resumed: bool) -> None:
+        before = self._sum.add(event, resumed)
         bar = self._bar("", f"all {event['totalFiles']} files")
         note = f"{event['completedFiles']} done"
         bar.move(self._sum.here, self._sum.total or 0, event["timestamp"], note, before)
@@ -229,16 +237,24 @@ def _bar_class() -> Callable[..., Any]:
 
 
 class Lines:
-    """A line when something happens, and one every ten seconds while a download runs."""
+    """A line every ten seconds while a download runs and, with `facts`, one when something happens."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, sizes: Sizes | None = None) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        sizes: Sizes | None = None,
+        *,
+        facts: bool = True,
+    ) -> None:
         self._stream = stream
+        self._told = (*TOLD, "file_ready") if facts else ()
         self._clock = clock
         self._last = clock()
         self._sum = _Sum(sizes)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["type"] in (*TOLD, "file_ready"):
+        if event["type"] in self._told:
             self._print(_sentence(event))
         elif event["type"] == "model_download_progress" and event["file"]:
             self._sum.add(event)

@@ -52,6 +52,13 @@ def check_error(done: subprocess.CompletedProcess[str], code: int, *words: str) 
 # -- fetch ----------------------------------------------------------------------------------------------------------
 
 
+def test_of_several_targets_one_that_fails_does_not_cost_the_others(origin: Origin) -> None:
+    done = run("fetch", origin.url("none"), origin.url("m.gguf"), origin.url("none-either"))
+    assert done.returncode == 4 and done.stdout.splitlines()[0].endswith("m.gguf")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("modelcache: 2 of 3 targets failed: none ") and "none-either" in last
+
+
 def test_fetch_prints_the_path_alone(origin: Origin, tmp_path: Path) -> None:
     for output in ([], ["--output", str(tmp_path / "out.gguf")]):
         done = run("fetch", origin.url("m.gguf"), "--sha256", CONTENT.sha256, *output)

@@ -49,6 +49,13 @@ def test_a_fact_is_a_line_at_once_and_names_the_host_alone(clock: Clock) -> None
     assert stream.getvalue() == "a.bin: 127.0.0.1:8000: piece 3 is wrong\n"
 
 
+def test_without_facts_there_are_lines_of_bytes_alone(clock: Clock) -> None:
+    stream = io.StringIO()
+    lines = Lines(stream, clock, facts=False)
+    lines(PIECE_FAILED)
+    assert stream.getvalue() == ""
+
+
 def test_a_fact_does_not_name_its_file_twice(clock: Clock) -> None:
     stream = io.StringIO()
     Lines(stream, clock)(Fact("repaired", "m", "a.bin is repaired", "a.bin", "http://h/a.bin").to_wire())
@@ -117,7 +124,7 @@ class Terminal(io.StringIO):
     ("progress", "mode", "is_terminal", "shown"),
     [
         (None, "auto", True, "bars"), (None, "auto", False, ""), (None, "text", True, "lines"),
-        (True, "auto", True, "bars"), (True, "auto", False, "lines"), (True, "text", True, "lines"),
+        (True, "auto", True, "bars"), (True, "text", False, "lines"), (True, "text", True, "lines"),
         (True, "off", True, ""), (False, "auto", True, ""), (False, "text", True, ""),
     ],
 )  # fmt: skip
@@ -132,6 +139,15 @@ def test_bars_or_lines_or_nothing(
     for event in (PIECE_FAILED, sample(here=1, total=2), sample("", 2, 2, done=True)) if show else ():
         show(event)
     assert ("bars" if "50%" in stream.getvalue() else "lines" if stream.getvalue() else "") == shown
+
+
+def test_where_no_terminal_is_lines_are_of_bytes_unless_facts_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for facts in (False, True):
+        monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+        show = subscriber_for(True, "m", facts=facts)
+        assert show is not None
+        show(PIECE_FAILED)
+        assert bool(stream.getvalue()) is facts
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +323,16 @@ def test_what_was_here_before_is_no_speed() -> None:
         "b.bin : 88% 7.0/8.0 MiB",
         "a.bin : 100% 4.0/4.0 MiB 1.3 MiB/s 0:00 left verifying",
     ]
+
+
+def test_what_an_earlier_run_left_is_no_speed_either() -> None:
+    """The first sample comes before the partial is opened: a resume shows what was here in the next one."""
+    resumed = {**PIECE_FAILED, "type": "resumed", "message": "8 MiB are here already", "gateway": ""}
+    events = [
+        sample(total=16 * MIB), resumed, sample(here=8 * MIB, total=16 * MIB, timestamp=500),
+        sample(here=10 * MIB, total=16 * MIB, timestamp=2000),
+    ]  # fmt: skip
+    assert brief(drawn(events, {"a.bin": 16 * MIB}))[-1] == "a.bin: 62% 10.0/16.0 MiB 1.0 MiB/s 0:06 left"
 
 
 def test_a_stall_is_no_speed_and_wrong_bytes_that_go_are_none_either() -> None:
