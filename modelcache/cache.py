@@ -143,8 +143,9 @@ class Cache:
     def _fetched(self, ref: str | Manifest, wish: Wish, progress: Show) -> Model | File:
         order = order_of(self._shelf, ref, wish)
         here = hit(order, self._shelf.layout)
-        if here is not None and not callable(progress) and self._shop is None:
-            return here  # nobody is to be told
+        somebody_listens = callable(progress) or (self._shop is not None and self._shop.dispatcher.has_subscribers)
+        if here is not None and not somebody_listens:
+            return here
         download = self._start(ref, wish, progress)
         try:
             return download.result()
@@ -192,7 +193,7 @@ class Cache:
         if not isinstance(fetched, File):
             raise UsageError("one archive is unpacked, not a model of several files")
         beside = os.path.join(os.path.dirname(fetched.path), stem_of(fetched.name))
-        folder = os.path.abspath(os.fspath(output)) if output is not None else beside
+        folder = os.path.abspath(os.path.expanduser(os.fspath(output))) if output is not None else beside
         if output is None and os.path.isdir(folder):
             return folder
         settings = self._workshop().settings
@@ -288,19 +289,21 @@ class Cache:
         return Report("repaired files", tuple(rows))
 
     def remove(self, model: str, version: str | None = None) -> int:
-        """Takes a version of a model away (the default one, if none is named). Returns the bytes freed.
+        """Takes a model away: all its versions, or the one that is named (`version`, or `model@version`).
 
-        Raises LockedError while it is being fetched, ModelNotAvailableError if there is no such model.
+        Returns the bytes freed; what other models share stays. Raises LockedError while it is being fetched,
+        ModelNotAvailableError if there is no such model or version. Removing again goes on where an error came.
         """
         from modelcache.events import Fact
         from modelcache.store.removal import remove
 
         ref = _with_version(Ref.parse(model), version)
         cache = self._holder(ref)
-        record, shop = cache._shelf.remains(ref), cache._workshop()
-        freed = remove(shop.layout, shop.registry, record)
-        message = f"{record.id}@{record.version} is removed"
-        shop.dispatcher.publish(Fact("removed", record.id, message, version=record.version, path=record.folder))
+        records, shop, freed = cache._shelf.remains(ref), cache._workshop(), 0
+        for record in records:
+            freed += remove(shop.layout, shop.registry, record)
+            message = f"{record.id}@{record.version} is removed"
+            shop.dispatcher.publish(Fact("removed", record.id, message, version=record.version, path=record.folder))
         shop.dispatcher.drain(STOP_WITHIN_S)
         return freed
 

@@ -29,6 +29,10 @@ class Dispatcher:
         self._stuck = False  # somebody waited in vain, and no subscriber has come back since
         self._thread: threading.Thread | None = None
 
+    @property
+    def has_subscribers(self) -> bool:
+        return bool(self._subscribers)
+
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Returns a function that ends the subscription."""
         key = object()
@@ -63,8 +67,8 @@ class Dispatcher:
         thread = threading.Thread(target=self._run, name="modelcache-dispatcher", daemon=True)
         try:
             thread.start()
-        except RuntimeError:
-            log.exception("subscribers are not told for now")
+        except RuntimeError as error:
+            log.warning("subscribers are not told for now: %s", error)
         else:
             self._thread = thread
 

@@ -117,6 +117,8 @@ class Download:
             while self._state not in ENDED:
                 if end is not None and time.monotonic() >= end:
                     raise TimeoutError(f"{self.order.ref} is still {self.state} after {timeout:g} s")
+                if self._thread is not None and not self._thread.is_alive():
+                    self._end(State.FAILED, RuntimeError("the thread of this download died"))
                 self._changed.wait(WAIT_S)  # short, so that Ctrl-C is seen at once
         if self._error is not None:
             raise self._error
@@ -149,10 +151,9 @@ class Download:
         with self._changed:
             if self._state in ENDED and self._state is not State.READY:
                 self._reset()
+                self.begin()
             else:
                 self._goes_on = self._control.stopped
-                return
-        self.begin()
 
     retry = resume
 
@@ -167,8 +168,12 @@ class Download:
     # -- for the cache ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="modelcache-download", daemon=True)
-        self._thread.start()
+        """Returns at once; also where there is no thread to be had: then `result` says so."""
+        with self._changed:
+            try:
+                (self._thread,) = _started(self._run, "modelcache-download", 1)
+            except StoreError as error:
+                self._end(State.PAUSED, error)
 
     def be_ready(self, result: Result) -> None:
         """Everything is here already: ends before it began."""
@@ -179,11 +184,17 @@ class Download:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            state, error = self._carry_out()
-            self._announce(state, error)
-            if self._settle(state, error):
-                return
+        """Whatever happens, the download ends in a state that says so: somebody waits for it."""
+        is_over = False
+        while not is_over:
+            error: BaseException | None = None
+            try:
+                state, error = self._carry_out()
+                self._announce(state, error)
+                is_over = self._settle(state, error)
+            except BaseException as unexpected:  # noqa: BLE001 - raised by `result` in the thread that asks
+                self._end(State.FAILED, error or unexpected)
+                is_over = True
 
     def _settle(self, state: State, error: BaseException | None) -> bool:
         """Ends in this state; False if it is to go on after all. A cancel that came late counts, too."""
@@ -195,10 +206,13 @@ class Download:
         if late:
             self._discard()
             state, error = State.PAUSED, self._cancellation()
+        self._end(state, error)
+        return True
+
+    def _end(self, state: State, error: BaseException | None) -> None:
         with self._changed:
             self._state, self._error = state, error
             self._changed.notify_all()
-        return True
 
     def _reset(self) -> None:
         self._state, self._error, self._control = State.PENDING, None, Control()
@@ -280,9 +294,7 @@ class Download:
         self._enter(State.DOWNLOADING)
         self._publish(self._tasks[0])
         count = min(self._shop.settings.parallel_files, len(self._tasks))
-        threads = [threading.Thread(target=work, name="modelcache-file", daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
+        threads = _started(work, "modelcache-file", count)
         turn, due = 0, time.monotonic() + SAMPLE_S
         for thread in threads:
             while thread.is_alive():
@@ -417,6 +429,20 @@ class Download:
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise UsageError("this download belongs to the process before the fork", next_step="fetch it again here")
+
+
+def _started(work: Callable[[], None], name: str, most: int) -> list[threading.Thread]:
+    """As many threads as there are to be had. StoreError if there is none."""
+    threads: list[threading.Thread] = []
+    try:
+        while len(threads) < most:
+            thread = threading.Thread(target=work, name=name, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError as error:
+        if not threads:
+            raise StoreError(f"no thread: {error}", next_step="end some programs, then run again") from error
+    return threads
 
 
 def _check_writable(folder: str) -> None:

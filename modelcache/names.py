@@ -86,9 +86,9 @@ def joined(root: str, path: str) -> str:
     return os.path.join(root, *checked_path(path).split("/"))
 
 
-def cut(name: str, most: int = MOST_CUT_BYTES) -> str:
+def cut(name: str) -> str:
     """The start of a name, in whole characters: what fits into a longer one, where a disk counts bytes."""
-    return os.fsencode(name)[:most].decode(errors="ignore")
+    return os.fsencode(name)[:MOST_CUT_BYTES].decode(errors="ignore")
 
 
 def _fault(name: str) -> str:

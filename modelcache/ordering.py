@@ -43,6 +43,9 @@ class Wish:
             raise UsageError(f"size {self.size} is not a number of bytes")
         for mirror in self.mirrors:
             checked_url(mirror)
+        for name, value in self.headers.items():
+            if not (isinstance(name, str) and isinstance(value, str)):
+                raise UsageError(f"header {name!r}: its name and its value must be text")
 
 
 def digests_of(sha256: str | None, checksum: str | None) -> tuple[Digest, ...]:
@@ -164,11 +167,20 @@ def _output(root: str, wish: Wish, single: bool) -> str:
     place = os.path.abspath(os.path.expanduser(wish.output))
     if not wish.output or (single and wish.output.endswith(os.sep)):
         raise UsageError(f"{wish.output!r} is a folder; the output of one file is a file")
-    if os.path.commonpath((root, place)) == root:
+    real, inside = _real(place, single), os.path.realpath(root)
+    if os.path.commonpath((inside, real)) == inside:
         raise UsageError(f"{place} is inside the cache; the output goes elsewhere")
     if fault := _fault_of(place, single):
         raise UsageError(f"{place} is {fault}")
     return place
+
+
+def _real(place: str, single: bool) -> str:
+    """Where bytes would really go: a file replaces a link, a folder is filled through it."""
+    if not single:
+        return os.path.realpath(place)
+    folder, name = os.path.split(place)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _fault_of(place: str, single: bool) -> str:

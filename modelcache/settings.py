@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from modelcache.errors import UsageError
 
 MIB = 1 << 20
+MOST, MOST_S = 10**18, 10**9  # what system calls take; 30 years are for ever
+MAY_BE_ZERO = ("resume_threshold", "clean_restarts", "slow_rate", "backoff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,12 @@ class Settings:
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            least = 0 if setting.name in ("resume_threshold", "clean_restarts", "slow_rate", "backoff") else None
-            if not isinstance(value, (int, float)) or value != value or value < 0 or (least is None and value == 0):
-                raise UsageError(f"{setting.name} = {value!r}: a positive number is expected")
+            is_whole = setting.type is int
+            if not isinstance(value, int if is_whole else (int, float)) or isinstance(value, bool):
+                raise UsageError(f"{setting.name} = {value!r}: a {'whole ' if is_whole else ''}number is expected")
+            most = MOST if is_whole else MOST_S
+            if not 0 <= value <= most or (value == 0 and setting.name not in MAY_BE_ZERO):
+                raise UsageError(f"{setting.name} = {value!r}: a positive number up to {most:.0e} is expected")
         if self.resume_threshold > 1:
             raise UsageError(f"resume_threshold = {self.resume_threshold!r}: a share from 0 to 1 is expected")
 

@@ -47,15 +47,19 @@ class Shelf:
             raise ModelNotAvailableError(ref.id, ref.version or None, "not_installed")
         return record
 
-    def remains(self, ref: Ref) -> Installed:
-        """Like `present`, but also what is left of a model whose record cannot be read: a record without files."""
-        record = self.record(ref)
-        if record is None:
-            for version in [ref.version] if ref.version else sorted(self._folders(ref.id)):
+    def remains(self, ref: Ref) -> list[Installed]:
+        """The version that is named, else all of them. Raises ModelNotAvailableError if there is none.
+
+        What is left of one whose record cannot be read is a record without files.
+        """
+        found = []
+        for version in [ref.version] if ref.version else sorted(self._folders(ref.id)):
+            with suppress(UsageError):  # a folder that cannot be a version is not ours
                 folder = self.layout.model(ref.id, version)
-                if os.path.isdir(folder):
-                    return Installed(ref.id, version, ref.id, (), folder)
-        return record or self.present(ref)
+                record = self.at(ref.id, version)
+                if record or os.path.isdir(folder):
+                    found.append(record or Installed(ref.id, version, ref.id, (), folder))
+        return found or [self.present(ref)]
 
     def _folders(self, model_id: str) -> list[str]:
         with suppress(OSError):
