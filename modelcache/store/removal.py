@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from modelcache.model import Digest
+from modelcache.store import records
 from modelcache.store.disk import disk_errors, link_towards, remove_tree
 from modelcache.store.installed import Installed, InstalledFile
 from modelcache.store.layout import Layout
@@ -39,9 +40,12 @@ def _remove(layout: Layout, registry: Registry, record: Installed) -> int:
 
 def drop(layout: Layout, record: Installed, paths: Iterable[str]) -> Installed:
     """Takes single files away from a version; returns its record without them. Raises StoreError."""
-    gone = [file for file in record.files if file.path in set(paths)]
-    kept = replace(record, files=tuple(file for file in record.files if file not in gone))
-    kept.write()
+    unwanted = set(paths)
+    with records.changing(layout):
+        record = Installed.read(record.folder) or record
+        gone = [file for file in record.files if file.path in unwanted]
+        kept = replace(record, files=tuple(file for file in record.files if file.path not in unwanted))
+        kept.write()
     _unlink(layout, record, gone)
     _sweep(layout, {file.sha256 for file in gone}, "")
     return kept
