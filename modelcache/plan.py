@@ -38,6 +38,11 @@ class Standing:
         self.gone = True
         self.reason, self.kind = error.message, error.kind
 
+    def doubt(self, error: SourceError) -> None:
+        """No fault of its own: that would let a liar who speaks first use up the tries of the honest."""
+        self.doubted = True
+        self.reason, self.kind = error.message, error.kind
+
     def gained(self, moved_bytes: int) -> int:
         """Counts bytes that it moved; returns how many of them it had never moved before.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transfers import run, wanted
 
@@ -137,6 +137,8 @@ SCRIPTS = st.lists(st.tuples(st.lists(ANSWERS, min_size=1, max_size=6), st.boole
 KNOWN = st.fixed_dictionaries(
     {"digest": st.booleans(), "size": st.booleans(), "piece": st.sampled_from([0, 0, 512, 1500])}
 ).filter(lambda known: known["size"] or not known["piece"])
+NOTHING, LITTLE = Answer(count=0), Answer(count=900)
+SPANS_AND_CUTS = [([NOTHING], False), ([NOTHING, NOTHING, LITTLE], True)]
 
 
 def outcome_of(scripts, known, connections, threshold):
@@ -154,6 +156,7 @@ def outcome_of(scripts, known, connections, threshold):
 
 @settings(max_examples=300, deadline=None)
 @given(SCRIPTS, KNOWN, st.integers(1, 3), st.sampled_from([0, 0, 0.5]))
+@example(SPANS_AND_CUTS, {"digest": False, "size": True, "piece": 512}, 2, 0.5)
 def test_every_transfer_ends_and_what_it_proves_is_right(scripts, known, connections, threshold) -> None:
     done = outcome_of(scripts, known, connections, threshold)
     assert isinstance(done.error, AllSourcesFailedError | None)

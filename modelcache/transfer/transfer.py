@@ -277,7 +277,8 @@ class Transfer:
             self._refused(standing, error)
         elif isinstance(error, TransientError):
             wait = self._board.failed(standing, error, gain, time.monotonic(), random.random())  # noqa: S311
-            standing.doubted = standing.doubted or isinstance(error, OtherSizeError)
+        elif isinstance(error, OtherSizeError):
+            standing.doubt(error)
         else:
             standing.give_up(error)
         kind: FactType = "piece_failed" if isinstance(error, VerificationError) else "source_failed"

@@ -26,7 +26,7 @@ from modelcache.settings import Settings
 from modelcache.store.partial import END, Partial, SpanWriter
 
 
-class OtherSizeError(TransientError):
+class OtherSizeError(SourceError):
     """The source has a file of another size than the one that others gave, and nobody knows yet who is right."""
 
 
