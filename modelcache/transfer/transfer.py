@@ -44,7 +44,7 @@ from modelcache.transfer.control import Control
 from modelcache.transfer.worker import OtherSizeError, Worker
 
 TICK_S = 0.1
-GRACE_S = 0.3  # for a worker to report after its request was ended
+GRACE_S = 0.2  # for a worker to report after its request was ended
 SMALLEST_SPAN, LARGEST_SPAN = 16 << 20, 64 << 20  # of big files over several connections
 SMALL_FILE = 64 << 20  # below it, one connection is enough
 
