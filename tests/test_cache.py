@@ -431,6 +431,18 @@ def test_removing_keeps_what_others_share(cache: Cache, cache_root: Path, origin
         cache.remove(origin.url("same.gguf"))
 
 
+def test_removing_keeps_what_others_have_a_copy_of(cache: Cache, cache_root: Path, origin: Origin) -> None:
+    """As on file systems without hard links: the record tells, not the inode."""
+    origin.put("same.gguf", SMALL)
+    one, two = (cache.fetch(origin.url(name), sha256=SMALL.sha256) for name in ("small.gguf", "same.gguf"))
+    content = Path(two.path).read_bytes()
+    os.unlink(two.path)
+    Path(two.path).write_bytes(content)
+    assert cache.remove(origin.url("small.gguf")) == 0
+    assert not Path(one.path).exists()
+    assert [path.name for path in (cache_root / "blobs").rglob("*") if path.is_file()] == [SMALL.sha256]
+
+
 def test_a_model_is_not_removed_while_it_is_fetched(cache: Cache, origin: Origin, model: Manifest) -> None:
     cache.fetch(model)
     hold = Hold(1000)
