@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _catch_signals() -> None:
+    """Also SIGINT: a shell starts what it runs in the background with SIGINT ignored, and Python leaves it so."""
     if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, _terminate)
 
 

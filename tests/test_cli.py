@@ -39,6 +39,15 @@ def manifest(origin: Origin, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """`main` is for a process of its own: it catches signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def check_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     """One line on stderr that says it all, and nothing on stdout."""
     assert done.returncode == code, done.stderr
@@ -235,6 +244,20 @@ def test_an_interrupt_keeps_the_bytes_and_says_how_many(
     assert (file.status, file.bytes_resumed) == ("resumed", kept)
 
 
+def test_an_interrupt_reaches_a_job_in_the_background(origin: Origin) -> None:
+    """A shell starts it with SIGINT ignored."""
+    hold = Hold(2_000_000, times=1)
+    origin.faults(hold)
+    command = [sys.executable, "-m", "modelcache", "fetch", origin.url("m.gguf")]
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command], stderr=subprocess.PIPE, text=True
+    )
+    assert hold.reached.wait(20)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1].count("\n") == 1
+    assert process.returncode == 130
+
+
 def test_interrupts_that_do_not_stop_leave_a_valid_state(origin: Origin) -> None:
     hold = Hold(2_000_000, times=1)
     origin.faults(hold)
@@ -330,7 +353,7 @@ def test_verify_and_repair(manifest: Path, origin: Origin) -> None:
     assert mended.returncode == 0
     assert mended.stderr == "m model.bin: repaired, 611,392 of 9,000,000 bytes fetched\n"
     assert run("verify").returncode == 0
-    assert run("repair").stderr .startswith("nothing is known to be wrong")
+    assert run("repair").stderr.startswith("nothing is known to be wrong")
 
 
 def test_verify_prefers_the_gravest_finding(manifest: Path, tmp_path: Path, cache: Cache) -> None:

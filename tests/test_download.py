@@ -394,8 +394,9 @@ def test_after_a_fork_the_child_starts_anew(cache: Cache, origin: Origin, hold: 
 
 
 INTERRUPT = """if True:
-    import sys
+    import signal, sys
     from modelcache.cache import Cache
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a kernel; these tests may run in the background
     cache = Cache()
     try:
         cache.fetch(sys.argv[1], sha256=sys.argv[2])
