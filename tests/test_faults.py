@@ -514,7 +514,7 @@ def test_a_sample_of_the_operations(bench: Bench, servers: Servers) -> None:
     sweep(bench, servers, random.Random(len(faults)).sample(faults, SAMPLE))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_every_operation(bench: Bench, servers: Servers) -> None:
     sweep(bench, servers, list(faults_of(bench.measure().counts)))

@@ -144,7 +144,7 @@ def duration_s(tmp_path_factory: pytest.TempPathFactory) -> float:
         return time.monotonic() - began
 
 
-@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, 3, 4))])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (0, 1, 3, 4))])
 def test_killed_at_random_moments_it_goes_on_each_time(
     origin: Origin, tmp_path: Path, duration_s: float, seed: int
 ) -> None:
