@@ -80,7 +80,8 @@ def _into_models(order: Order, shop: Workshop, fetched: Sequence[Fetched], blank
             if not before.is_distrusted and os.path.lexists(target):
                 blobs.set_aside(shop.layout, target)  # somebody edited it: for him to look at
         links.link(shop.layout.blob(one.sha256), target)
-        entries.append((one.before or before, _entry(order, one, target, before)))
+        looked_at = None if one.is_new else one.before or before
+        entries.append((looked_at, _entry(order, one, target, before)))
     unproven = order.single and order.vouched(fetched[0].file)[1] == UNVERIFIED
     default = shop.registry.default(order.id)
     with records.changing(shop.layout):

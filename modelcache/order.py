@@ -91,6 +91,11 @@ class Fetched:
     was_read: bool = True
     before: InstalledFile | None = None
 
+    @property
+    def is_new(self) -> bool:
+        """Its bytes were written in this run: a file of the same inode number is another one, gone since."""
+        return self.status in ("fetched", "resumed", "repaired")
+
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
