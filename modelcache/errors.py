@@ -13,7 +13,7 @@ Leaves to others: translating foreign exceptions, which each edge that owns a li
 | SourceError | try the next source: this one will not do | source | 5 |
 | StoreError | stop: no source can help; free the disk, then run again | local | 6 |
 | LockedError | wait for the holder | locked | 7 |
-| Paused | nothing is lost; run again to go on | interrupted | 130 |
+| PausedError | nothing is lost; run again to go on | interrupted | 130 |
 """
 
 from dataclasses import dataclass
