@@ -6,7 +6,7 @@ Blake3 is imported when the first piece is hashed: a cache hit needs none.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Protocol
 
 from modelcache.model import Digest, PieceDigests, Span
@@ -54,10 +54,6 @@ class Pieces:
 
     def span(self, index: int) -> Span:
         return Span(index * self.length, min((index + 1) * self.length, self.size))
-
-    def over(self, start: int, stop: int) -> Iterator[int]:
-        """The indexes of all pieces that share bytes with the span."""
-        return iter(range(start // self.length, -(-stop // self.length)))
 
     def matches(self, index: int, digest: bytes) -> bool:
         """Whether the piece is right, as far as anybody told what right is."""

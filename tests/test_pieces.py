@@ -42,14 +42,6 @@ def test_a_byte_lies_in_the_piece_that_is_said_to_hold_it(size, length, data) ->
     assert span.start <= offset < span.stop
 
 
-@given(st.integers(1, len(DATA)), lengths, st.data())
-def test_over_names_all_pieces_that_share_bytes_with_a_span(size, length, data) -> None:
-    pieces = Pieces(size, length)
-    start = data.draw(st.integers(0, size - 1))
-    stop = data.draw(st.integers(start + 1, size))
-    assert list(pieces.over(start, stop)) == sorted({pieces.at(byte) for byte in range(start, stop)})
-
-
 def test_a_piece_of_which_nobody_told_is_right() -> None:
     assert Pieces(10, 4).matches(2, b"anything")
 
