@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from modelcache.model import Span
 
+END = 2**63 - 1  # the stop of a file whose size nobody knows yet
+
 
 class SpanSet:
     """Two flat lists of bounds: cheap for the few dozen spans of a download, correct for any number."""

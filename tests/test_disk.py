@@ -18,6 +18,7 @@ from modelcache.store.disk import (
     output_mode,
     read_small,
     remove_tree,
+    reserve,
     store_error,
     sync_directory,
     write_all,
@@ -176,3 +177,22 @@ def test_the_mode_of_an_output_follows_the_umask() -> None:
         assert output_mode() == 0o640
     finally:
         os.umask(before)
+
+
+def test_room_is_reserved_without_changing_what_a_file_is(tmp_path) -> None:
+    path = tmp_path / "data"
+    with open(path, "wb", buffering=0) as stream:
+        stream.write(b"abc")
+        if not reserve(stream.fileno(), 3, 1 << 20):
+            pytest.skip("this file system reserves nothing")
+        assert os.fstat(stream.fileno()).st_blocks * 512 >= 1 << 20
+    assert path.read_bytes() == b"abc"
+
+
+def test_where_no_room_can_be_reserved_nothing_is_raised(tmp_path, small_disk) -> None:
+    with open(small_disk / "data", "wb") as stream:
+        assert not reserve(stream.fileno(), 0, 1 << 40)
+    read_fd, write_fd = os.pipe()
+    assert not reserve(write_fd, 0, 1 << 20)
+    os.close(read_fd)
+    os.close(write_fd)

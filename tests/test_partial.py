@@ -24,7 +24,7 @@ from blake3 import blake3
 from modelcache.errors import FencedError, StoreError, VerificationError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
 from modelcache.pieces import Checks
-from modelcache.store.claim import END
+from modelcache.spans import END
 from modelcache.store.follower import Follower
 from modelcache.store.partial import Partial, SpanWriter, found
 from modelcache.store.writeback import SYNC_EVERY, WriteBack
@@ -1355,3 +1355,10 @@ def test_a_file_of_100_gigabytes_needs_no_memory_before_its_bytes(opened) -> Non
     finally:
         tracemalloc.stop()
     assert os.stat(partial.path).st_blocks * 512 < MIB
+
+
+@pytest.mark.parametrize("size", [64 << 20, None])
+def test_room_is_reserved_only_for_a_file_whose_size_is_known(opened, size) -> None:
+    partial = opened(ModelFile("big.bin", size=size))
+    partial.writer(Span(0, END), "a").write(b"x")
+    assert (os.stat(partial.path).st_blocks * 512 >= 64 << 20) == (size is not None)

@@ -22,7 +22,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from modelcache.errors import StoreError, VerificationError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
-from modelcache.store.claim import END
+from modelcache.spans import END
 from modelcache.store.partial import Partial, SpanWriter
 
 PIECE = 100

@@ -19,7 +19,7 @@ from modelcache.remotes.connection import FOREIGN, Connector, Hop
 from modelcache.remotes.reply import Promise
 from modelcache.remotes.source import Chunk
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 512 << 10
 MOST_DRAINED_BYTES = 16 << 10
 DRAIN_S = 1.0  # to read what keeps a connection usable; longer than that, a new connection is cheaper
 _LONGEST_LINE = 4096

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 
 from modelcache.errors import StoreError
 from modelcache.model import ModelFile, Span
-from modelcache.spans import SpanSet
+from modelcache.spans import END, SpanSet
 from modelcache.store.disk import CREATE, READ, WRITE, chunks_of, disk_errors, make_directories, remove_tree, write_all
 from modelcache.store.journal import Journal, read_facts
 from modelcache.store.owner import Owner
 
-END = 2**63 - 1  # the stop of a file whose size nobody knows yet
 RELEASED = 0o400  # the mode of data that nobody writes any more
 
 

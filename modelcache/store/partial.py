@@ -25,12 +25,12 @@ from contextlib import suppress
 from modelcache.errors import FencedError, StoreError, VerificationError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
 from modelcache.pieces import PIECE_SIZE, Checks, Measure, Pieces
-from modelcache.spans import SpanSet
-from modelcache.store.claim import END, RELEASED, Claim, claim, found
+from modelcache.spans import END, SpanSet
+from modelcache.store.claim import RELEASED, Claim, claim, found
 from modelcache.store.disk import BUFFER, chunks_of, disk_errors, remove_tree, store_error, sync_directory
 from modelcache.store.follower import Follower
 from modelcache.store.journal import Facts
-from modelcache.store.writeback import SYNC_EVERY, WriteBack
+from modelcache.store.writeback import WriteBack
 from modelcache.store.writer import SpanWriter
 
 __all__ = ["END", "Partial", "SpanWriter", "found"]
@@ -68,7 +68,7 @@ class Partial:
 
     @classmethod
     def open(
-        cls, base: str, key: str, file: ModelFile, *, window: int = SYNC_EVERY, piece_size: int | None = PIECE_SIZE
+        cls, base: str, key: str, file: ModelFile, *, window: int = END, piece_size: int | None = PIECE_SIZE
     ) -> "Partial":
         """Claims what an earlier run left under `base` for this key, or begins anew.
 

@@ -8,7 +8,7 @@ import os
 import threading
 from contextlib import suppress
 
-SYNC_EVERY = 256 << 20  # bytes after which write-back is started
+SYNC_EVERY = 64 << 20  # bytes after which write-back is started
 
 
 class WriteBack:

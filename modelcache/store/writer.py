@@ -12,10 +12,12 @@ from typing import Protocol
 from modelcache.errors import FencedError
 from modelcache.model import Span
 from modelcache.pieces import PieceHasher, Pieces
-from modelcache.store.disk import disk_errors, write_all
+from modelcache.spans import END
+from modelcache.store.disk import disk_errors, reserve, write_all
 
 RECORD_EVERY = 1 << 20  # bytes; a kill costs at most that much per connection (I10)
 RECORD_EVERY_S = 1.0
+RESERVE = 64 << 20  # bytes of room asked for at once
 
 
 class Written(Protocol):
@@ -54,6 +56,7 @@ class SpanWriter:
         self.recorded = span.start  # everything before is in the journal
         self.recorded_at = time.monotonic()
         self.stop = span.stop
+        self._reserved = span.start  # there is room up to here, or was no use in asking
 
     @property
     def left(self) -> Span:
@@ -71,6 +74,8 @@ class SpanWriter:
             if self.fenced:
                 raise FencedError("the partial was closed while this writer was away")
             view = memoryview(data)[: max(0, self.stop - self.position)]
+            if self.position >= self._reserved:
+                self._reserve()
             with disk_errors(self._partial.path):
                 write_all(self._fd, view, self.position)
             self.position += len(view)
@@ -98,6 +103,13 @@ class SpanWriter:
                 self.fenced = True
                 with disk_errors(self._partial.path):
                     os.close(self._fd)
+
+    def _reserve(self) -> None:
+        """Room ahead of the writer: write-back, which runs beside the download, is then quick and disturbs it less."""
+        self._reserved = self.position + RESERVE
+        is_worth_it = self.stop - self.position >= RESERVE // 4 and self.stop != END
+        if is_worth_it and not reserve(self._fd, self.position, min(self.stop, self._reserved)):
+            self._reserved = END
 
     def _judge(self, view: memoryview) -> None:
         for index, digest in self._hasher.feed(view) if self._hasher else ():
