@@ -1,0 +1,52 @@
+"""`verify` and `repair`."""
+
+import argparse
+import sys
+from typing import Any
+
+from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json
+
+FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
+
+
+def add_to(commands: Commands) -> None:
+    verify = commands.add("verify", "read every byte and say what is wrong", _verify)
+    verify.add_argument("models", nargs="*", metavar="REF")
+    add_json(verify)
+    repair = commands.add("repair", "fetch again only the pieces that are wrong", _repair)
+    repair.add_argument("models", nargs="*", metavar="REF")
+    add_sources(repair)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    cache = cache_of(options)
+    rows = [row for model in options.models or [None] for row in cache.verify(model)]
+    return findings(rows, options, ", ".join(options.models) or cache.root)
+
+
+def findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: str) -> int:
+    """Prints what was found; the code of the gravest finding."""
+    if options.json:
+        print_json(rows)
+    found = {row["finding"] for row in rows} - {"whole"}
+    for row in rows:
+        if row["finding"] != "whole":
+            where = f" (bytes {row['wrong_bytes']})" if row["wrong_bytes"] else ""
+            print(f"{row['model']} {row['file']}: {row['finding']}{where}: {row['reason']}", file=sys.stderr)
+    if not found:
+        print(f"{subject}: {len(rows)} {'file is' if len(rows) == 1 else 'files are'} right", file=sys.stderr)
+    return next((code for finding, code in FINDING_CODES.items() if finding in found), 0)
+
+
+def _repair(options: argparse.Namespace) -> int:
+    report = cache_of(options).repair(
+        options.models, headers=headers_of(options), mirrors=options.mirror, progress=not options.quiet
+    )
+    if options.json:
+        print_json(list(report))
+    for row in report:
+        done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
+        print(f"{row['model']} {row['file']}: {done if row['repaired'] else row['reason']}", file=sys.stderr)
+    if not len(report):
+        print("nothing is known to be wrong; `modelcache verify` reads every byte", file=sys.stderr)
+    return 0 if all(row["repaired"] for row in report) else 3

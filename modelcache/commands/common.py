@@ -1,0 +1,81 @@
+"""What the commands share: options, and how results are printed.
+
+Responsible for: the words of options that several commands have. Leaves to each command's module: its own.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from modelcache.errors import UsageError
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all of our errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, next_step=f"see `{self.prog} --help`")
+
+
+class Commands:
+    """Where the modules of this package put what can be typed after `modelcache`."""
+
+    def __init__(self, root: Parser) -> None:
+        self._commands = root.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(self, name: str, text: str, run: Run) -> argparse.ArgumentParser:
+        """A command; `run` gets what was typed and returns the exit code."""
+        sub = self._commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", help="show where an error came from")
+        return sub
+
+
+def add_json(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
+def add_sources(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--mirror", action="append", default=[], metavar="URL", help="another source of the same file")
+    sub.add_argument(
+        "--header", action="append", default=[], metavar="'K: V'", help="sent to the first URL's origin, to no other"
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress")
+    add_json(sub)
+
+
+def add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", metavar="REF")
+    sub.add_argument("--version", metavar="V")
+
+
+def cache_of(options: argparse.Namespace) -> Any:
+    """The cache that a command works on."""
+    from modelcache.cache import Cache
+
+    return Cache(**{name: getattr(options, name, None) for name in ("connections", "parallel_files")})
+
+
+def headers_of(options: argparse.Namespace) -> dict[str, str]:
+    headers = {}
+    for line in options.header:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise UsageError("--header takes 'Name: value'")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def print_report(report: Iterable[Any], options: argparse.Namespace) -> int:
+    if options.json:
+        print_json(list(report))
+    else:
+        print(report)
+    return 0

@@ -1,0 +1,135 @@
+"""`fetch` and `check`."""
+
+import argparse
+import sys
+from typing import Any
+
+from modelcache.commands.audit import findings
+from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json
+from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError
+
+
+def add_to(commands: Commands) -> None:
+    _add_fetch(commands.add("fetch", "fetch files, verified and resumable", _fetch))
+    check = commands.add("check", "say whether a folder holds what a manifest lists", _check)
+    check.add_argument("--manifest", required=True, metavar="FILE")
+    check.add_argument("--output-dir", required=True, metavar="DIR")
+    add_json(check)
+
+
+def _add_fetch(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, or the id of an installed model")
+    sub.add_argument("--sha256", metavar="HEX", help="what the file must be")
+    sub.add_argument("--checksum", metavar="ALGO:HEX", help="the same by sha256, sha512, sha1, md5 or blake3")
+    sub.add_argument("--size", type=int, metavar="N", help="its size in bytes")
+    sub.add_argument("--output", metavar="PATH", help="put it there as well")
+    sub.add_argument("--manifest", metavar="FILE", help="fetch the files that it lists")
+    sub.add_argument("--output-dir", metavar="DIR", help="put the files of the manifest there as well")
+    sub.add_argument("--connections", type=int, metavar="N", help="per file")
+    sub.add_argument("--parallel-files", type=int, metavar="N")
+    sub.add_argument("--no-cache", action="store_true", help="leave nothing in the cache: --output is the only copy")
+    sub.add_argument("--strict", action="store_true", help="read what is here from end to end")
+    sub.add_argument("--require-digest", action="store_true", help="refuse what nothing can be verified against")
+    sub.add_argument("--unpack", action="store_true", help="unpack archives into a new folder (--output names it)")
+    add_sources(sub)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from modelcache.manifests import load
+
+    targets: list[Any] = list(options.targets)
+    if options.manifest is not None:
+        targets.append(load(options.manifest))
+    _check_fetch(options, targets)
+    cache, told, failures = cache_of(options), [], []
+    for target in targets:
+        try:
+            result = _fetch_one(cache, target, options)
+        except (StoreError, UsageError, PausedError):
+            raise  # no other target would fare better
+        except ModelCacheError as error:
+            failures.append(error)
+            continue
+        told.append(_told(target, result))
+        if not options.json:
+            print(result, flush=True)
+        _warn(told[-1])
+    if failures:
+        raise _of_several(failures, len(targets))
+    if options.json:
+        print_json(told)
+    return 0
+
+
+def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
+    return cache.fetch(
+        target,
+        sha256=options.sha256,
+        checksum=options.checksum,
+        size=options.size,
+        output=options.output if options.output is not None else options.output_dir,
+        mirrors=options.mirror,
+        headers=headers_of(options),
+        progress=not options.quiet,
+        cache=not options.no_cache,
+        strict=options.strict,
+        require_digest=options.require_digest,
+        unpack=options.unpack,
+    )
+
+
+def _of_several(failures: list[ModelCacheError], targets: int) -> ModelCacheError:
+    """The first failure, which gives the exit code; of many targets it says how many failed."""
+    worst = failures[0]
+    if targets > 1:
+        others = "; ".join(error.message for error in failures[1:])
+        worst.message = f"{len(failures)} of {targets} targets failed: {worst.message}" + (
+            f"; {others}" if others else ""
+        )
+    return worst
+
+
+def _check_fetch(options: argparse.Namespace, targets: list[Any]) -> None:
+    if not targets:
+        raise UsageError("nothing to fetch: name a TARGET or a --manifest")
+    single = ("sha256", "checksum", "size", "output", "output_dir", "mirror", "header")
+    given = [name for name in single if getattr(options, name) not in (None, [])]
+    if len(targets) > 1 and given:
+        raise UsageError(f"--{given[0].replace('_', '-')} goes with one target, not with {len(targets)}")
+    if options.output is not None and options.output_dir is not None:
+        raise UsageError("--output and --output-dir are the same for a manifest: give one")
+    if options.output_dir is not None and options.manifest is None:
+        raise UsageError("--output-dir goes with --manifest; for a URL there is --output")
+
+
+def _told(target: Any, result: Any) -> dict[str, Any]:
+    """An entry of `fetch --json` (product H)."""
+    from modelcache.model import Ref
+    from modelcache.outcome import File
+
+    if not isinstance(result, File):
+        entry: dict[str, Any] = result.to_json()
+        return entry
+    ref = Ref.parse(target)
+    return {
+        "ref": ref.shown, "id": ref.id, "version": result.sha256[:12], "path": str(result), "files": [result.to_json()]
+    }  # fmt: skip
+
+
+def _warn(told: dict[str, Any]) -> None:
+    """Says what nothing vouched for (product H)."""
+    for file in told["files"]:
+        if file["verified"] == "unverified":
+            print(
+                f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']} is "
+                "recorded and has to match next time",
+                file=sys.stderr,
+            )
+
+
+def _check(options: argparse.Namespace) -> int:
+    from modelcache.cache import Cache
+    from modelcache.manifests import load
+
+    rows = list(Cache().check(load(options.manifest), options.output_dir))
+    return findings(rows, options, options.output_dir)
