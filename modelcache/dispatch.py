@@ -1,19 +1,23 @@
-"""Who is told what: one thread that runs subscribers, so that a slow one never slows a download.
+"""Who is told what: one thread that runs subscribers and sinks, so that a slow one never slows a download.
 
 Responsible for: order, overwriting progress that nobody has looked at yet, never dropping a fact, and outliving a
-subscriber that fails. Leaves to `events`: what is told.
+subscriber that fails. Subscribers are the user's and get events; sinks are ours (state, logs) and get facts and notes
+as values, many at a time. Leaves to `events` and `history`: what is told.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from modelcache.events import Event, Progress
+from modelcache.events import DownloadComplete, Event, Fact, Progress
+from modelcache.history import Note
 
 Subscriber = Callable[[dict[str, Any]], None]
-_Letter = tuple[Event, Subscriber | None]
+Kept = Fact | DownloadComplete | Note
+Sink = Callable[[Sequence[Kept]], None]
+_Letter = tuple[Event | Note, Subscriber | None]
 log = logging.getLogger(__name__)
 
 
@@ -23,6 +27,7 @@ class Dispatcher:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._subscribers: dict[object, Subscriber] = {}
+        self._sinks: tuple[Sink, ...] = ()
         self._facts: list[_Letter] = []
         self._progress: dict[tuple[int, str, str], _Letter] = {}
         self._busy = False
@@ -45,22 +50,42 @@ class Dispatcher:
 
         return unsubscribe
 
+    def attach(self, sink: Sink) -> None:
+        """Gives a sink all facts and notes from now on, after the subscribers, as many at once as have gathered.
+
+        A sink runs in the dispatcher's thread and is waited for by `drain`: it has to be quick.
+        """
+        with self._changed:
+            self._sinks = (*self._sinks, sink)
+
+    def note(self, note: Note) -> None:
+        """Tells the sinks alone. Returns at once."""
+        with self._changed:
+            if not self._sinks:
+                return
+            self._facts.append((note, None))
+            self._wake()
+
     def publish(self, event: Event, also: Subscriber | None = None) -> None:
-        """Tells all subscribers, and `also` this one. Returns at once.
+        """Tells all subscribers, and `also` this one; the sinks, too, unless it is progress. Returns at once.
 
         Progress that nobody has looked at yet is overwritten; facts and the last event of a model never are.
         """
         with self._changed:
-            if not self._subscribers and also is None:
+            is_for_sinks = self._sinks and not isinstance(event, Progress)
+            if not (self._subscribers or also or is_for_sinks):
                 return
             if isinstance(event, Progress) and not event.done:
                 self._progress[id(also), event.model, event.file] = (event, also)
             else:
                 self._facts += [*self._progress.values(), (event, also)]
                 self._progress.clear()
-            if self._thread is None:
-                self._start()
-            self._changed.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._start()
+        self._changed.notify_all()
 
     def _start(self) -> None:
         """Where no thread can be had, it is tried again with the next event: a download does not fail for that."""
@@ -95,11 +120,15 @@ class Dispatcher:
                     self._changed.wait()
                 letters = [*self._facts, *self._progress.values()]
                 self._facts, self._progress, self._busy = [], {}, True
-                subscribers = list(self._subscribers.values())
+                subscribers, sinks = list(self._subscribers.values()), self._sinks
             for event, also in letters:
-                for subscriber in [*subscribers, also] if also else subscribers:
-                    _call(subscriber, event)
-                    self._stuck = False
+                if isinstance(event, Event):
+                    for subscriber in [*subscribers, also] if also else subscribers:
+                        _call(subscriber, event)
+                        self._stuck = False
+            kept = [event for event, _ in letters if not isinstance(event, Progress)]
+            for sink in sinks if kept else ():
+                _fill(sink, kept)
 
 
 def _call(subscriber: Subscriber, event: Event) -> None:
@@ -107,3 +136,10 @@ def _call(subscriber: Subscriber, event: Event) -> None:
         subscriber(event.to_wire())
     except BaseException:  # also SystemExit: it is not this thread that a subscriber may end
         log.exception("a subscriber failed on %s", type(event).__name__)
+
+
+def _fill(sink: Sink, kept: Sequence[Kept]) -> None:
+    try:
+        sink(kept)
+    except Exception:
+        log.exception("a sink failed")

@@ -20,7 +20,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "errors",
     "urls",
     "names",
-    "model events settings report states",
+    "model events settings report states history",
     "spans pieces retry dispatch outcome",
     "plan",
     "store.* remotes.*",

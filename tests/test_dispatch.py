@@ -1,0 +1,63 @@
+"""Sinks: what of ours is told everything that is to be kept, in the one thread of the dispatcher."""
+
+import threading
+from collections.abc import Sequence
+
+from modelcache.dispatch import Dispatcher, Kept
+from modelcache.events import Fact, Progress
+from modelcache.history import Use
+
+
+def test_a_sink_gets_facts_and_notes_in_order_as_values_and_no_progress() -> None:
+    dispatcher, got = Dispatcher(), list[Kept]()
+    dispatcher.attach(got.extend)
+    wanted = [Fact("started", "m", "one"), Use("m"), Fact("completed", "m", "two")]
+    dispatcher.publish(wanted[0])
+    dispatcher.note(wanted[1])
+    dispatcher.publish(Progress("m", "downloading"))
+    dispatcher.publish(wanted[2])
+    dispatcher.drain(5)
+    assert got == wanted
+
+
+def test_what_gathered_while_a_sink_was_busy_comes_at_once() -> None:
+    dispatcher, sizes = Dispatcher(), list[int]()
+    entered, may_go = threading.Event(), threading.Event()
+
+    def sink(kept: Sequence[Kept]) -> None:
+        sizes.append(len(kept))
+        entered.set()
+        assert may_go.wait(10)
+
+    dispatcher.attach(sink)
+    dispatcher.note(Use("first"))
+    assert entered.wait(10)
+    for _ in range(5):
+        dispatcher.note(Use("more"))
+    may_go.set()
+    dispatcher.drain(5)
+    assert sizes == [1, 5]
+
+
+def test_notes_are_not_for_subscribers_and_wake_nobody_without_a_sink() -> None:
+    dispatcher, told = Dispatcher(), list[object]()
+    dispatcher.subscribe(told.append)
+    dispatcher.note(Use("m"))
+    dispatcher.attach(lambda kept: None)
+    dispatcher.note(Use("m"))
+    dispatcher.drain(5)
+    assert told == []
+
+
+def test_a_sink_that_fails_harms_nobody() -> None:
+    dispatcher, got = Dispatcher(), list[Kept]()
+
+    def broken(kept: Sequence[Kept]) -> None:
+        raise OSError
+
+    dispatcher.attach(broken)
+    dispatcher.attach(got.extend)
+    dispatcher.note(Use("m"))
+    dispatcher.note(Use("n"))
+    dispatcher.drain(5)
+    assert len(got) == 2
