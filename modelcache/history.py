@@ -87,11 +87,13 @@ class DownloadRecord:
 class Standing:
     """A change of a record. `request` is what was asked, as text that can be asked again; it may hold secrets.
 
-    With `begins` the download is under way once more: that is one more attempt, and a new owner.
+    With `begins` the download is under way once more: that is one more attempt, and a new owner. When it `is_over`,
+    complete or cancelled, nobody will ask for it again.
     """
 
     record: DownloadRecord
     begins: bool = False
+    is_over: bool = False
     request: str = field(default="", repr=False)
 
 
@@ -103,6 +105,7 @@ class Use:
     file: str = ""
     saved_bytes: int = 0
     is_hit: bool = False
+    count: int = 1
     timestamp: int = field(default_factory=now_ms)
 
 

@@ -1,0 +1,105 @@
+"""How well a gateway has done lately, and whom to ask first next time: rules on plain values, no clock, no I/O.
+
+Responsible for: what an attempt means for its gateway, how old news fades, and the order of the *next* fetch.
+Leaves to others: keeping the values (`state`), and the order within one fetch (`plan`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from modelcache.history import Attempt
+
+HALF_LIFE_S = 3 * 86400.0  # what is that old counts half
+EVIDENCE = 0.5  # attempts, faded; with less nothing is known
+NOMINAL_BYTES = 64 << 20  # what a source is judged by: how long it would take for that many
+TIE = 2.0  # differences below this factor are noise: the first given comes first
+WORST_RATE = 0.02
+# A file that is not there, or a wish that is refused, says nothing about the gateway.
+FAULTS = ("network", "source", "integrity")
+
+Gateway = tuple[str, str]  # (layer, host)
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Counts fade with time. `throughput` is in bytes/s and 0 while unknown; times are in ms since 1970."""
+
+    successes: float = 0.0
+    failures: float = 0.0
+    first_byte_s: float = 0.0
+    throughput: float = 0.0
+    weight: float = 0.0  # of the attempts behind the two means
+    updated_at: int = 0
+    last_success: int = 0
+    last_error: str = ""
+
+    @property
+    def attempts(self) -> float:
+        return self.successes + self.failures
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / self.attempts if self.attempts else 0.0
+
+    def faded(self, now_ms: int) -> "Health":
+        """As it counts at a later time; a clock that went back fades nothing."""
+        share = 0.5 ** (max(0, now_ms - self.updated_at) / 1000 / HALF_LIFE_S)
+        return replace(
+            self, successes=self.successes * share, failures=self.failures * share, weight=self.weight * share,
+            updated_at=max(now_ms, self.updated_at),
+        )  # fmt: skip
+
+    def after(self, attempt: Attempt) -> "Health":
+        """With one more attempt."""
+        now = self.faded(attempt.timestamp)
+        if attempt.status == "error":
+            if attempt.error_type not in FAULTS:
+                return self
+            return replace(now, failures=now.failures + 1, last_error=attempt.error_message)
+        return replace(now, successes=now.successes + 1, last_success=attempt.timestamp)._measured(attempt)
+
+    def _measured(self, attempt: Attempt) -> "Health":
+        """Means over attempts, the new one counting as one of all that have not faded."""
+        body_ms = attempt.duration_ms - attempt.latency_ms
+        if not attempt.bytes or body_ms <= 0:
+            return self
+        weight = self.weight + 1
+        speed = 1000 * attempt.bytes / body_ms
+        return replace(
+            self, weight=weight,
+            first_byte_s=self.first_byte_s + (attempt.latency_ms / 1000 - self.first_byte_s) / weight,
+            throughput=self.throughput + (speed - self.throughput) / weight,
+        )  # fmt: skip
+
+    def seconds(self) -> float | None:
+        """What a nominal file would take, were there no failures; None while that is not known."""
+        if self.weight < EVIDENCE or not self.throughput:
+            return None
+        return self.first_byte_s + NOMINAL_BYTES / self.throughput
+
+    def share(self) -> float:
+        """Of tries that succeed, for dividing by; 1 while nothing is known."""
+        return max(self.success_rate, WORST_RATE) if self.attempts >= EVIDENCE else 1.0
+
+
+def order(
+    sources: Iterable[S], gateway_of: Callable[[S], Gateway], scores: Mapping[Gateway, Health], now_ms: int
+) -> list[S]:
+    """The sources with the healthiest first. Among those that do about as well, the first given comes first.
+
+    Where nothing is known, the best is assumed: such a source has its turn where it was given.
+    """
+    left = list(sources)
+    healths = [scores.get(gateway_of(source), Health()).faded(now_ms) for source in left]
+    seconds = [health.seconds() for health in healths]
+    best = min((each for each in seconds if each is not None), default=1.0)
+    costs = [(best if each is None else each) / health.share() for each, health in zip(seconds, healths, strict=True)]
+    queue = list(zip(costs, left, strict=True))
+    ordered = []
+    while queue:
+        least = min(cost for cost, _ in queue)
+        chosen = next(index for index, (cost, _) in enumerate(queue) if cost <= TIE * least)
+        ordered.append(queue.pop(chosen)[1])
+    return ordered

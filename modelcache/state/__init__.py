@@ -1,0 +1,1 @@
+"""What is remembered of downloads, in SQLite: never needed, never in the way."""

@@ -1,0 +1,113 @@
+"""The records of downloads: rows, and what was asked, in a file beside them.
+
+Responsible for: whose a record is, counting attempts, and reading a record whose owner is gone as paused.
+What was asked may hold a URL with a query: it is kept, for its owner's eyes alone, until its download has ended.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import astuple, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from modelcache.errors import StoreError
+from modelcache.history import UNFINISHED, DownloadRecord, Standing
+from modelcache.state.place import Place
+from modelcache.store.disk import CREATE, make_directories, read_small, write_all
+from modelcache.store.owner import Owner
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection, Row
+
+MOST_REQUEST = 5 << 20  # of a manifest, at most
+_NAMES = [field.name for field in fields(DownloadRecord)]
+_KINDS: dict[str, type[int] | type[str]] = {
+    field.name: int if field.type is int else str for field in fields(DownloadRecord)
+}
+
+
+def put(connection: "Connection", standing: Standing, owner: str) -> None:
+    """Writes a record as it stands. One that another process has under way changes only when this one takes it over,
+    or has everything."""
+    record = standing.record
+    row = connection.execute("SELECT * FROM downloads WHERE id = ?", (record.id,)).fetchone()
+    before = _record_of(dict(zip([*_NAMES, "owner"], row, strict=True))) if row else None
+    is_theirs = before is not None and before.status in UNFINISHED and row[-1] != owner and _lives(row[-1])
+    if is_theirs and not standing.begins and record.status != "success":
+        return
+    is_new = before is None or (before.status == "success" and record.status != "success")
+    attempts = (0 if is_new or before is None else before.attempts) + standing.begins
+    started_at = record.started_at if is_new or before is None else before.started_at
+    kept = replace(record, attempts=max(attempts, record.status == "success"), started_at=started_at)
+    marks = ", ".join("?" * (len(_NAMES) + 1))
+    connection.execute(f"INSERT OR REPLACE INTO downloads VALUES ({marks})", (*astuple(kept), owner))  # noqa: S608
+
+
+def keep_request(place: Place, standing: Standing) -> None:
+    """Written when a download begins, gone when it has ended for good. Never raises: it can be asked again by hand."""
+    path = place.request(standing.record.id)
+    with suppress(OSError, StoreError):
+        if standing.is_over:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        elif standing.begins and standing.request:
+            make_directories(place.requests)
+            beside = f"{path}.{os.getpid()}.tmp"
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+            fd = os.open(beside, CREATE, 0o600)
+            try:
+                write_all(fd, memoryview(standing.request.encode()), 0)
+            finally:
+                os.close(fd)
+            os.rename(beside, path)
+
+
+def request_of(place: Place, download_id: str) -> str:
+    """What was asked; empty where that is not known (any more)."""
+    with suppress(StoreError, ValueError):
+        return (read_small(place.request(download_id), MOST_REQUEST) or b"").decode()
+    return ""
+
+
+def forget(connection: "Connection", before_ms: int) -> None:
+    """Drops records of downloads that ended well before that."""
+    connection.execute("DELETE FROM downloads WHERE status = 'success' AND last_attempt < ?", (before_ms,))
+
+
+def all_of(connection: "Connection | None", status: str | None = None) -> Iterator[DownloadRecord]:
+    """The latest first."""
+    for row in connection.execute("SELECT * FROM downloads ORDER BY last_attempt DESC") if connection else ():
+        record = _standing_now(row)
+        if record.id and status in (None, record.status):
+            yield record
+
+
+def one_of(connection: "Connection | None", download_id: str) -> DownloadRecord | None:
+    found = connection.execute("SELECT * FROM downloads WHERE id = ?", (download_id,)) if connection else None
+    row = found.fetchone() if found else None
+    return _standing_now(row) if row else None
+
+
+def _standing_now(row: "Row") -> DownloadRecord:
+    record = _record_of(dict(row))
+    if record.status in UNFINISHED and not _lives(row["owner"]):
+        return replace(record, status="paused", error_message=record.error_message or "its process has ended")
+    return record
+
+
+def _record_of(row: dict[str, Any]) -> DownloadRecord:
+    """What is not of the right type is as good as nothing."""
+    values: dict[str, Any] = {
+        name: row[name] if isinstance(row.get(name), kind) else kind() for name, kind in _KINDS.items()
+    }
+    return DownloadRecord(**values)
+
+
+def _lives(owner: object) -> bool:
+    """Whether the process may be alive: false where it is proven dead, or nobody."""
+    try:
+        return not Owner.from_json(json.loads(owner if isinstance(owner, str) else "")).is_proven_dead()
+    except (ValueError, RecursionError):
+        return False

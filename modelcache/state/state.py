@@ -1,0 +1,145 @@
+"""The state of one cache in one process: what is kept of downloads, and what can be asked of it.
+
+Responsible for: being the one writer (a sink of the dispatcher), keeping in memory what another process's lock keeps
+from being written, and answering from a connection of its own. Losing all of it loses no model, and no fetch waits.
+Leaves to others: the file and its faults (`database`), the rows (`downloads`, `metrics`).
+"""
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelcache.dispatch import Kept
+from modelcache.errors import StoreError
+from modelcache.health import Gateway, Health
+from modelcache.history import Attempt, DownloadRecord, Note, Standing, Use, now_ms
+from modelcache.state import downloads, metrics
+from modelcache.state.database import WAIT_S, Database, reading
+from modelcache.state.place import Place
+from modelcache.state.uses import Uses
+from modelcache.store.owner import Owner
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+MOST_KEPT = 10_000  # notes in memory; of more, the oldest go
+SCORES_FOR_S = 30.0  # health changes slowly: many files of one model do not ask for it each
+ROLL_UP_EVERY_S = 3600.0
+
+
+class State:
+    """`uses` may be counted by any thread; a child after a fork makes a State of its own."""
+
+    def __init__(self, root: str, uses: Uses, metrics_age_s: float) -> None:
+        self.place = Place.of(root)
+        self.uses = uses
+        self._database = Database(self.place.database)
+        self._metrics_age_s = metrics_age_s
+        self._owner = json.dumps(Owner.mine().to_json())
+        self._writing = threading.Lock()
+        self._kept: deque[Note] = deque(maxlen=MOST_KEPT)
+        self._roll_up_at = 0.0
+        self._scores: tuple[float, dict[Gateway, Health]] = (-SCORES_FOR_S, {})
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def __call__(self, kept: Sequence[Kept]) -> None:
+        """Takes notes from the dispatcher, and writes them unless somebody holds the lock."""
+        notes = [note for note in kept if isinstance(note, Attempt | Standing | Use)]
+        if notes or self._kept:
+            with self._writing:
+                self._take(notes)
+                self._flush(at_once=False)
+
+    def close(self) -> None:
+        """Writes what is left. Waits for another process for a moment, not for ever."""
+        if not self._writing.acquire(timeout=WAIT_S):
+            return
+        try:
+            self._take(())
+            if self._kept:
+                self._flush(at_once=True)
+            self._database.close()
+        finally:
+            self._writing.release()
+
+    def _take(self, notes: Sequence[Note]) -> None:
+        uses, more = self.uses.take()
+        self._kept += [*notes, *uses, *(Use(model, count=count) for model, count in more.items())]
+
+    def _flush(self, *, at_once: bool) -> None:
+        notes = list(self._kept)
+        if not self._database.write(lambda connection: self._write(connection, notes), at_once=at_once):
+            return
+        self._kept.clear()
+        if not self._database.is_off:
+            for note in notes:
+                if isinstance(note, Standing):
+                    downloads.keep_request(self.place, note)
+
+    def _write(self, connection: "Connection", notes: Sequence[Note]) -> None:
+        uses = [note for note in notes if isinstance(note, Use)]
+        for standing in (note for note in notes if isinstance(note, Standing)):
+            downloads.put(connection, standing, self._owner)
+        attempts = [note for note in notes if isinstance(note, Attempt)] + [_row_of(use) for use in uses if use.is_hit]
+        metrics.add_attempts(connection, self.place.host, attempts)
+        metrics.add_uses(connection, _counted(uses))
+        self._forget_old(connection)
+
+    def _forget_old(self, connection: "Connection") -> None:
+        if time.monotonic() < self._roll_up_at:
+            return
+        before_ms = now_ms() - int(1000 * self._metrics_age_s)
+        is_more = metrics.roll_up(connection, before_ms)
+        downloads.forget(connection, before_ms)
+        self._roll_up_at = 0.0 if is_more else time.monotonic() + ROLL_UP_EVERY_S
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def downloads(self, status: str | None = None) -> list[DownloadRecord]:
+        """The latest first. StoreError where the database cannot be read, as in everything that is asked here."""
+        with reading(self.place.database) as connection:
+            return list(downloads.all_of(connection, status))
+
+    def download(self, download_id: str) -> DownloadRecord | None:
+        with reading(self.place.database) as connection:
+            return downloads.one_of(connection, download_id)
+
+    def request_of(self, download_id: str) -> str:
+        """What was asked, as text; empty where it is not known. It may hold secrets."""
+        return downloads.request_of(self.place, download_id)
+
+    def usage(self) -> list[dict[str, Any]]:
+        with reading(self.place.database) as connection:
+            return list(metrics.ranking(connection))
+
+    def health(self) -> dict[Gateway, Health]:
+        with reading(self.place.database) as connection:
+            return metrics.scores(connection)
+
+    def scores(self) -> Mapping[Gateway, Health]:
+        """The same for a fetch, which does not wait for it: not newer than half a minute, and nothing at worst."""
+        asked_at, scores = self._scores
+        if time.monotonic() - asked_at >= SCORES_FOR_S:
+            try:
+                with reading(self.place.database, WAIT_S) as connection:
+                    scores = metrics.scores(connection)
+            except (StoreError, OSError):
+                scores = {}
+            self._scores = (time.monotonic(), scores)
+        return scores
+
+
+def _row_of(use: Use) -> Attempt:
+    return Attempt("cache", "", "hit", file=use.file, model=use.model, bytes=use.saved_bytes, timestamp=use.timestamp)
+
+
+def _counted(uses: Sequence[Use]) -> list[tuple[str, int, int]]:
+    counts: dict[str, tuple[int, int]] = {}
+    for use in uses:
+        count, last = counts.get(use.model, (0, 0))
+        counts[use.model] = (count + use.count, max(last, use.timestamp))
+    return [(model, count, last) for model, (count, last) in counts.items()]

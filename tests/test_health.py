@@ -1,0 +1,78 @@
+"""Whom to ask first next time."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelcache.health import HALF_LIFE_S, Health, order
+from modelcache.history import Attempt
+
+NOW = 1_000_000_000
+FAST = Attempt("http", "h", "success", latency_ms=50, duration_ms=1050, bytes=100 << 20, timestamp=NOW)
+SLOW = replace(FAST, duration_ms=20_050)
+FAILED = Attempt("http", "h", "error", error_type="network", error_message="reset", timestamp=NOW)
+
+
+def health(*attempts: Attempt) -> Health:
+    found = Health()
+    for attempt in attempts:
+        found = found.after(attempt)
+    return found
+
+
+def ordered(given: str, scores: dict[str, Health], now: int = NOW) -> str:
+    by_gateway = {("http", name): score for name, score in scores.items()}
+    return "".join(order(given, lambda name: ("http", name), by_gateway, now))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({}, "abc"),
+        ({"a": health(FAST)}, "abc"),
+        ({"a": health(SLOW)}, "abc"),  # of the others nothing is known
+        ({"b": health(FAST)}, "abc"),
+        ({"a": health(FAILED), "b": health(FAST)}, "bca"),
+        ({"a": health(FAILED)}, "bca"),
+        ({"a": health(SLOW), "b": health(FAST)}, "bca"),
+        ({"a": health(FAST), "b": health(replace(FAST, duration_ms=1500))}, "abc"),  # about as good: as given
+        ({"b": health(FAST), "a": health(replace(FAST, duration_ms=1500))}, "abc"),
+        ({"a": health(FAST, FAST, FAST, FAILED), "b": health(FAST)}, "abc"),  # one fault in four is forgiven
+        ({"a": health(FAST, FAILED, FAILED, FAILED), "b": health(FAST)}, "bca"),
+        ({"a": health(FAILED), "b": health(FAILED), "c": health(FAILED)}, "abc"),
+    ],
+)
+def test_the_order_of_the_next_fetch(scores: dict[str, Health], expected: str) -> None:
+    assert ordered("abc", scores) == expected
+
+
+def test_old_news_fades_until_nothing_is_known() -> None:
+    scores = {"a": health(FAILED)}
+    assert ordered("ab", scores) == "ba"
+    assert ordered("ab", scores, NOW + int(2000 * HALF_LIFE_S)) == "ab"
+
+
+def test_a_clock_that_goes_back_fades_nothing() -> None:
+    before = health(FAST, FAILED)
+    assert before.faded(NOW - 10**9) == before
+
+
+@pytest.mark.parametrize("kind", ["not_found", "local", "interrupted"])
+def test_what_is_not_the_gateways_fault_does_not_count(kind: str) -> None:
+    assert health(replace(FAILED, error_type=kind)) == Health()
+
+
+@given(
+    st.lists(st.integers(0, 5), unique=True),
+    st.dictionaries(st.integers(0, 5), st.lists(st.sampled_from([FAST, SLOW, FAILED]), max_size=5)),
+)
+def test_every_source_keeps_a_place_and_nothing_known_changes_nothing(
+    sources: list[int], attempts: dict[int, list[Attempt]]
+) -> None:
+    scores = {("http", str(each)): health(*tries) for each, tries in attempts.items()}
+    found = order(sources, lambda each: ("http", str(each)), scores, NOW)
+    assert sorted(found) == sorted(sources)
+    assert order(sources, lambda each: ("http", str(each)), {}, NOW) == sources
+    assert order(sources, lambda each: ("http", "same"), scores, NOW) == sources
