@@ -22,20 +22,20 @@ def check(manifest: Manifest, folder: str) -> Report:
     """One row a file: whole, corrupt, missing or unreadable. Nothing is fetched; only the record is written."""
     folder = os.path.abspath(folder)
     known = Installed.read(folder) or Installed(manifest.id, manifest.version, manifest.ref, (), folder)
-    record = known
-    audits = []
+    entries = known.by_path()
+    audits, found = [], []
     for file in manifest.files:
-        entry = known.file(file.path)
+        entry = entries.get(file.path)
         if entry is not None and _is_proven(known, entry, file):
             audits.append(_audit(manifest, file, f"{folder}/{file.path}", entry.size))
             continue
         audit, read = _read(manifest, file, joined(folder, file.path))
         audits.append(audit)
-        record = record.with_file(read) if read else record
+        found += [read] if read else []
     is_foreign = not known.files and os.path.lexists(os.path.join(folder, RECORD))  # another program's: it stays
-    if record != known and not is_foreign:
+    if found and not is_foreign:
         with suppress(StoreError):  # a folder that is not ours to write to is read again next time
-            record.write()
+            known.with_files(found).write()
     return Report(f"{manifest.id} in {folder}", tuple(audit.to_row() for audit in audits))
 
 

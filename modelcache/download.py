@@ -23,11 +23,12 @@ from modelcache.errors import (
     StoreError,
     UsageError,
     VerificationError,
+    of_several,
 )
 from modelcache.events import DownloadComplete, Fact, FactType, Progress
 from modelcache.filefetch import FileFetch, base_of, discard, how_far
 from modelcache.install import install
-from modelcache.model import Digest
+from modelcache.model import Digest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
@@ -292,7 +293,7 @@ class Download:
                 self._fetch_one(task)
 
         self._enter(State.DOWNLOADING)
-        self._publish(self._tasks[0])
+        self._publish(self._tasks[0], self._completed())
         count = min(self._shop.settings.parallel_files, len(self._tasks))
         threads = _started(work, "modelcache-file", count)
         turn, due = 0, time.monotonic() + SAMPLE_S
@@ -321,9 +322,9 @@ class Download:
             tell("file_ready", f"{done.status}, {verified}", done.source)
             if verified == UNVERIFIED:
                 tell("unverified", f"nothing was known to verify it against; sha256 {done.sha256.hex}", "")
-            task.done = done
+            task.end(done)
         except BaseException as error:  # noqa: BLE001 - raised by `_install`, after the other files had their chance
-            task.error = error
+            task.end(None, error)
             if not isinstance(error, ModelCacheError) or isinstance(error, StoreError):
                 self._control.stop(PausedError("another file of this model failed"))
 
@@ -331,7 +332,6 @@ class Download:
         """Names and records what is here, also when other files failed; then raises their error."""
         done = [task.done for task in self._tasks if task.done]
         errors = [task.error for task in self._tasks if task.error]
-        errors.sort(key=lambda error: isinstance(error, PausedError))
         if not errors:
             self._control.check()
             self._enter(State.INSTALLING)
@@ -339,10 +339,22 @@ class Download:
         if done and self.order.cached and self.order.version:
             with suppress(StoreError):  # the error that is raised below came first
                 install(replace(self.order, output=""), self._shop, done, self._tell)
-        worst = errors[0]
-        if isinstance(worst, ModelCacheError) and len(errors) > 1:
-            worst.message += f" (and {len(errors) - 1} more files failed)"
-        raise worst
+        raise self._worst(errors)
+
+    def _worst(self, errors: list[BaseException]) -> BaseException:
+        """What is raised when these files failed. One that only stopped because another failed is none of them."""
+        bugs = [error for error in errors if not isinstance(error, ModelCacheError)]
+        failed = [error for error in errors if isinstance(error, ModelCacheError) and error.kind != PausedError.kind]
+        if bugs or not failed or len(self._tasks) == 1:
+            return (bugs or failed or errors)[0]
+        worst = of_several(failed, len(self._tasks), "files")
+        worst.kept_bytes = self.kept_bytes
+        worst.kept_files = sum(one.done is not None and self._is_found_again(one.file) for one in self._tasks)
+        return worst
+
+    def _is_found_again(self, file: ModelFile) -> bool:
+        """Whether the next run finds a file that is done, though the model is not: by its digest, or in the record."""
+        return bool(file.digests) or (self.order.cached and bool(self.order.version))
 
     def _discard(self) -> None:
         with suppress(StoreError):
@@ -355,11 +367,13 @@ class Download:
 
     def _explained(self, error: BaseException) -> BaseException:
         """Wrong bytes mean something else where only last time said what is right."""
-        only_last_time = bool(self.order.known) and bool(self.order.unvouched())
+        path = next((task.file.path for task in self._tasks if task.error is error), "")
+        only_last_time = any(entry.path == path and entry.verified == UNVERIFIED for entry in self.order.known)
         if isinstance(error, AllSourcesFailedError) and error.kind == VerificationError.kind and only_last_time:
+            digest = "give its --sha256" if self.order.single else "list its sha256 in the manifest"
             error.next_step = (
                 "it has changed since it was first fetched, or is damaged: if you expect the change, "
-                f"run `modelcache rm {self.order.id}` first, or give its --sha256"
+                f"run `modelcache rm {self.order.id}` first, or {digest}"
             )
         return error
 
@@ -393,22 +407,24 @@ class Download:
         for task in self._tasks:
             task.measure()
         running = [task for task in self._tasks if task.is_running]
+        completed = self._completed()
         for index in range(min(MOST_SAMPLES, len(running))):
-            self._publish(running[(turn + index) % len(running)])
+            self._publish(running[(turn + index) % len(running)], completed)
         return turn + MOST_SAMPLES
 
     def _report_ends(self) -> None:
-        for task in self._tasks:
-            if task.is_over and not task.told:
-                task.told = True
-                self._publish(task)
+        ended = [task for task in self._tasks if task.is_over and not task.told]
+        completed = self._completed()
+        for task in ended:
+            task.told = True
+            self._publish(task, completed)
 
-    def _publish(self, task: Task) -> None:
-        sample = task.sample(self.order.id, self._completed, len(self._tasks))
+    def _publish(self, task: Task, completed: int) -> None:
+        sample = task.sample(self.order.id, completed, len(self._tasks))
         self._shop.dispatcher.publish(sample, self._subscriber)
 
-    @property
     def _completed(self) -> int:
+        """Looks at every file: for a round of reports, not for each."""
         return sum(task.done is not None for task in self._tasks)
 
     def _sample(self, state: State) -> Progress:
@@ -422,7 +438,7 @@ class Download:
             retry_count=sum(task.retries for task in tasks),
             source=next((task.source for task in reversed(tasks) if task.source), ""),
             gateway=next((task.gateway for task in reversed(tasks) if task.gateway), ""),
-            completed_files=self._completed,
+            completed_files=self._completed(),
             total_files=len(tasks),
         )
 

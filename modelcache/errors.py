@@ -16,6 +16,7 @@ Leaves to others: translating foreign exceptions, which each edge that owns a li
 | PausedError | nothing is lost; run again to go on | interrupted | 130 |
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,8 +27,8 @@ class ModelCacheError(Exception):
     """The base of all errors of this package.
 
     `message` says in one line what happened; `next_step` (may be empty) what to do;
-    `kept_bytes` counts what a later run need not fetch again. None of them ever
-    holds a token, a query string or userinfo.
+    `kept_bytes` and, of a model, `kept_files` count what a later run need not fetch
+    again. None of them ever holds a token, a query string or userinfo.
     """
 
     kind: str = "error"
@@ -38,10 +39,16 @@ class ModelCacheError(Exception):
         self.message = message
         self.next_step = next_step
         self.kept_bytes = kept_bytes
+        self.kept_files = 0
+
+    def __str__(self) -> str:
+        return self.message
 
     def line(self) -> str:
         """What happened, what was kept, what to do: one line for a person."""
-        kept = f"{self.kept_bytes:,} bytes kept" if self.kept_bytes else ""
+        files = f"{self.kept_files:,} file{'s' if self.kept_files > 1 else ''}" if self.kept_files else ""
+        kept = " and ".join(filter(None, (files, f"{self.kept_bytes:,} bytes" if self.kept_bytes else "")))
+        kept = kept and f"{kept} kept"
         return "; ".join(" ".join(clause.split()) for clause in (self.message, kept, self.next_step) if clause)
 
 
@@ -153,6 +160,27 @@ class ModelNotAvailableError(ModelCacheError):
         self.reason = reason
 
 
+_GRAVITY = (StoreError, VerificationError, LockedError, TransientError, SourceError, NotFoundError, PausedError)
+_MOST_TOLD = 3
+
+
+def of_several(errors: Sequence[ModelCacheError], total: int, what: str) -> ModelCacheError:
+    """The gravest of these errors, which from here on speaks for all: so many of `total` `what` failed.
+
+    Its `kept_bytes` are those of all of them.
+    """
+    ranks = [error.kind for error in _GRAVITY]
+    told = sorted(errors, key=lambda error: ranks.index(error.kind) if error.kind in ranks else -1)
+    story = [error.message for error in told[:_MOST_TOLD]]
+    story += [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
+    worst = told[0]
+    worst.message = f"{len(told)} of {total} {what} failed: {'; '.join(story)}"
+    worst.kept_bytes = sum(error.kept_bytes for error in told)
+    if "again" not in worst.next_step:
+        worst.next_step = ", then ".join(filter(None, (worst.next_step, "run again to go on")))
+    return worst
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFailure:
     """Why one source gave up: its name (scheme, host and path, no secrets), the reason and its kind."""
@@ -168,15 +196,13 @@ class AllSourcesFailedError(ModelCacheError):
     The kind is the gravest among them: wrong bytes, a broken network, a reply that will not do, a missing file.
     """
 
-    _GRAVITY = (VerificationError, TransientError, SourceError, NotFoundError)
-
     def __init__(self, file: str, failures: tuple[SourceFailure, ...], *, kept_bytes: int = 0) -> None:
         story = "; ".join(f"{failure.source}: {failure.reason}" for failure in failures) or "no source to ask"
         super().__init__(f"{file} could not be fetched ({story})", kept_bytes=kept_bytes)
         self.failures = failures
         kinds = {failure.kind for failure in failures}
-        gravest = next((error for error in self._GRAVITY if error.kind in kinds), NotFoundError)
-        self.kind, self.exit_code = gravest.kind, gravest.exit_code
+        worst = next((error for error in _GRAVITY if error.kind in kinds), NotFoundError)
+        self.kind, self.exit_code = worst.kind, worst.exit_code
         self.next_step = {
             "integrity": "check the expected digest, or name another --mirror",
             "network": "run the same command again to go on, or name another --mirror",

@@ -41,8 +41,8 @@ def install(
 ) -> Model | File:
     """Returns what the user asked for. Files of the order that are not among `fetched` are noted as missing.
 
-    Raises StoreError; then what is named so far stays, and was proven. `tick` is called now and then while files are
-    copied; it may raise to give up.
+    Raises StoreError; then what is named so far stays, and was proven. `tick` is called for each file, and now and
+    then while one is copied; it may raise to give up.
     """
     version = order.version
     if order.single or not version:  # what was known of a single file before may have been a guess
@@ -50,7 +50,7 @@ def install(
     folder = order.output
     if order.cached:
         folder = shop.layout.model(order.id, version)
-        _into_models(order, shop, fetched, Installed(order.id, version, order.ref, (), folder), tell)
+        _into_models(order, shop, fetched, Installed(order.id, version, order.ref, (), folder), tell, tick)
     if order.output:
         _into_output(order, shop, fetched, version, tick)
     files = tuple(_file(order, one, folder) for one in fetched)
@@ -65,13 +65,21 @@ def _file(order: Order, one: Fetched, folder: str) -> File:
     )  # fmt: skip
 
 
-def _into_models(order: Order, shop: Workshop, fetched: Sequence[Fetched], blank: Installed, tell: Tell) -> None:
+def _into_models(
+    order: Order,
+    shop: Workshop,
+    fetched: Sequence[Fetched],
+    blank: Installed,
+    tell: Tell,
+    tick: Callable[[], None],
+) -> None:
     check_no_links(shop.layout.root, blank.folder)
     known = Installed.read(blank.folder)
     seen = known.by_path() if known else {}
     mended = False
     entries = []
     for one in fetched:
+        tick()
         target = joined(blank.folder, one.file.path)
         check_no_links(shop.layout.root, os.path.dirname(target))
         before = seen.get(one.file.path)
@@ -130,6 +138,7 @@ def _into_output(
     if not order.single:
         make_output_directories(order.output)
     for one in fetched:
+        tick()
         target = order.output_of(one.file)
         if order.cached and not _is_right(target, one, shop.settings.piece_size, tick):
             links.copy(shop.layout.blob(one.sha256), target, one.sha256, tick=tick)

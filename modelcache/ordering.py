@@ -63,7 +63,7 @@ def order_of(shelf: Shelf, ref: str | Manifest, wish: Wish) -> Order:
     if isinstance(ref, Manifest):
         if wish.digests or wish.size is not None:
             raise UsageError("a manifest brings its own digests and sizes")
-        order = _order_of_manifest(ref)
+        order = _order_of_manifest(shelf, ref)
     elif (parsed := Ref.parse(ref)).url:
         order = _order_of_url(shelf, parsed, wish)
     elif wish.digests or wish.size is not None:
@@ -99,12 +99,30 @@ def _known(shelf: Shelf, ref: Ref) -> tuple[InstalledFile, ...]:
     return (InstalledFile(file_name_of(ref.url), first_use, "first_use", UNVERIFIED, NEVER),) if first_use else ()
 
 
-def _order_of_manifest(manifest: Manifest) -> Order:
-    version = manifest.version
-    if not version:
-        digests = {file.path: digest.hex for file in manifest.files if (digest := file.digest())}
-        version = version_of(digests) if len(digests) == len(manifest.files) else ""
-    return Order(manifest.ref or manifest.id, manifest.id, version, manifest.files, single=False, proof="listed")
+def _order_of_manifest(shelf: Shelf, manifest: Manifest) -> Order:
+    ref = manifest.ref or manifest.id
+    known = _known_by_path(shelf, manifest, ref)
+    files = tuple(
+        replace(file, digests=(Digest("sha256", entry.sha256),)) if (entry := known.get(file.path)) else file
+        for file in manifest.files
+    )
+    version = manifest.version or _version_of(shelf.layout, files)
+    return Order(ref, manifest.id, version, files, single=False, proof="listed", known=tuple(known.values()))
+
+
+def _known_by_path(shelf: Shelf, manifest: Manifest, ref: str) -> dict[str, InstalledFile]:
+    """What the files that nothing is listed for were last time, in this version: they have to be the same now."""
+    bare = {file.path for file in manifest.files if not file.digests and not file.pieces}
+    record = shelf.record(Ref(manifest.id, manifest.version)) if bare else None
+    if record is None or not is_same_ref(record, ref):
+        return {}
+    return {entry.path: entry for entry in record.files if entry.path in bare}
+
+
+def _version_of(layout: Layout, files: tuple[ModelFile, ...]) -> str:
+    """The version that the bytes tell; empty if the SHA-256 of a file is not known."""
+    digests = {file.path: digest.hex for file in files if (digest := file.digest() or find(layout, file))}
+    return version_of(digests) if len(digests) == len(files) else ""
 
 
 def _order_of_id(shelf: Shelf, ref: Ref) -> Order:

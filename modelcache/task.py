@@ -5,6 +5,8 @@ Responsible for: its stage and its numbers, read by anyone at any time. Leaves t
 
 import time
 from collections import deque
+from dataclasses import dataclass
+from typing import Self
 
 from modelcache.errors import PausedError
 from modelcache.events import Progress
@@ -15,6 +17,22 @@ from modelcache.states import EVENT_STATUS, State
 from modelcache.transfer.transfer import Transfer
 
 SPEED_OVER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What a transfer says of itself, in bytes and words."""
+
+    here: int = 0
+    size: int | None = None
+    received: int = 0
+    kind: str = ""
+    source: str = ""
+
+    @classmethod
+    def of(cls, transfer: Transfer) -> Self:
+        partial = transfer.partial
+        return cls(partial.written_bytes, partial.size, transfer.received, transfer.source_kind, transfer.source)
 
 
 class Task:
@@ -30,14 +48,23 @@ class Task:
         self.speed = 0.0  # bytes/s over the last seconds
         self.told = done is not None  # its last progress event went out
         self._samples: deque[tuple[float, int]] = deque()
+        self._last = _Numbers()
 
     def begin(self, fetch: FileFetch) -> None:
         self._samples.append((time.monotonic(), 0))
         self.fetch = fetch
 
+    def end(self, done: Fetched | None, error: BaseException | None = None) -> None:
+        """Keeps the last numbers and lets go of the transfer: of thousands of files they would fill the memory."""
+        self._last = self._numbers
+        self.done, self.error = done, error
+        self.fetch = None
+
     @property
-    def transfer(self) -> Transfer | None:
-        return self.fetch.transfer if self.fetch else None
+    def _numbers(self) -> _Numbers:
+        fetch = self.fetch  # read once: it goes in another thread
+        transfer = fetch.transfer if fetch else None
+        return _Numbers.of(transfer) if transfer else self._last
 
     @property
     def is_over(self) -> bool:
@@ -49,22 +76,18 @@ class Task:
 
     @property
     def total(self) -> int:
-        if self.done:
-            return self.done.size
-        return (self.transfer.partial.size if self.transfer else None) or self.file.size or 0
+        return self.done.size if self.done else self._numbers.size or self.file.size or 0
 
     @property
     def here(self) -> int:
-        if self.done:
-            return self.done.size
-        return self.transfer.partial.written_bytes if self.transfer else 0
+        return self.done.size if self.done else self._numbers.here
 
     def measure(self) -> None:
         """Brings `speed` up to date. Called by one thread, every now and then."""
-        if self.transfer is None or self.is_over:
+        if not self.is_running:
             self.speed = 0.0
             return
-        now, received = time.monotonic(), self.transfer.received
+        now, received = time.monotonic(), self._numbers.received
         self._samples.append((now, received))
         while now - self._samples[0][0] > SPEED_OVER_S:
             self._samples.popleft()
@@ -84,11 +107,11 @@ class Task:
     @property
     def source(self) -> str:
         """The kind of source that is asked, or that brought it."""
-        return self.done.source if self.done else self.transfer.source_kind if self.transfer else ""
+        return self.done.source if self.done else self._numbers.kind
 
     @property
     def gateway(self) -> str:
-        return self.transfer.source if self.transfer else ""
+        return self._numbers.source
 
 
 def overall(tasks: list[Task], otherwise: State) -> State:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,11 +22,14 @@ from modelcache.errors import (
     LockedError,
     ModelCacheError,
     ModelNotAvailableError,
+    PausedError,
     StoreError,
     UsageError,
     VerificationError,
 )
+from modelcache.install import install
 from modelcache.model import Manifest
+from modelcache.order import Fetched, Order
 from modelcache.outcome import File, Model
 from modelcache.testing import Content, Corrupt, Cut, Hold, NeedsHeader, Origin, Status
 
@@ -264,6 +268,57 @@ def test_one_failed_file_costs_only_itself(cache: Cache, origin: Origin, model: 
     assert cache.path("m")
 
 
+def test_when_files_fail_one_line_tells_how_many_and_what_is_kept(cache: Cache, origin: Origin) -> None:
+    files = {f"{number}.bin": Content.generated(1000, seed=number) for number in range(6)}
+    for path, content in files.items():
+        origin.put(path, content)
+    origin.faults(Status(404), path="0.bin")
+    origin.faults(Corrupt((7,)), path="3.bin")
+    manifest = manifest_of(origin, files)
+    with pytest.raises(AllSourcesFailedError) as failure:
+        cache.fetch(manifest)
+    error = failure.value
+    assert (error.exit_code, error.kept_files, error.kept_bytes) == (3, 4, 0)  # wrong bytes are graver than none
+    assert re.fullmatch(
+        r"2 of 6 files failed: 3\.bin could not be fetched \(.*\); 0\.bin could not be fetched \(.*\); "
+        "4 files kept; .*, then run again to go on",
+        error.line(),
+    )
+    assert str(error) == error.message
+    origin.heal()
+    before = len(origin.requests)
+    cache.fetch(manifest)
+    assert {seen.path for seen in origin.requests[before:]} == {"/0.bin", "/3.bin"}
+
+
+def test_only_what_the_next_run_finds_counts_as_kept(cache: Cache, origin: Origin) -> None:
+    origin.faults(Status(404), path="other.gguf")
+    with pytest.raises(AllSourcesFailedError, match="1 of 2 files failed") as failure:
+        cache.fetch(bare(origin, "small.gguf", "other.gguf"))
+    assert failure.value.kept_files == 0
+    with pytest.raises(AllSourcesFailedError) as failure:
+        cache.fetch(bare(origin, "small.gguf", "other.gguf", version="1"))
+    assert failure.value.kept_files == 1
+
+
+def test_naming_many_small_files_can_be_given_up(cache: Cache, model: Manifest) -> None:
+    cache.fetch(model)
+    order = Order("n", "n", "1", model.files, single=False)
+    here = [Fetched(file, file.digests[0], FILES[file.path].size, "linked") for file in model.files]
+    after_one = iter([None])
+
+    def give_up() -> None:
+        if next(after_one, "all") == "all":
+            raise PausedError("enough")
+
+    with pytest.raises(PausedError):
+        install(order, cache._workshop(), here, lambda *_, **__: None, give_up)
+    with pytest.raises(ModelNotAvailableError):
+        cache.path("n")
+    install(order, cache._workshop(), here, lambda *_, **__: None)
+    assert cache.path("n")
+
+
 def test_an_incomplete_version_does_not_hide_the_complete_one(cache: Cache, origin: Origin, model: Manifest) -> None:
     whole = cache.fetch(model)
     origin.put("config.json", BIG)
@@ -309,18 +364,58 @@ def test_urls_that_nothing_serves_are_passed_over(cache: Cache, origin: Origin) 
         cache.fetch(Manifest.parse(json.dumps(none).encode()))
 
 
-def test_files_of_unknown_digest_are_hits_of_their_version(cache: Cache, origin: Origin) -> None:
-    fields = {
-        "format": 1,
-        "id": "m",
-        "version": "1",
-        "ref": "",
-        "files": [{"path": "a", "urls": [origin.url("small.gguf")]}],
-    }
-    manifest = Manifest.parse(json.dumps(fields).encode())
+def bare(origin: Origin, *paths: str, version: str = "") -> Manifest:
+    """A manifest that lists nothing but where the files are."""
+    entries = [{"path": path, "urls": [origin.url(path)]} for path in paths]
+    return Manifest.parse(
+        json.dumps({"format": 1, "id": "m", "version": version, "ref": "", "files": entries}).encode()
+    )
+
+
+@pytest.mark.parametrize("version", ["1", ""])
+def test_files_of_unknown_digest_are_hits_the_second_time(cache: Cache, origin: Origin, version: str) -> None:
+    manifest = bare(origin, "small.gguf", "big.gguf", version=version)
     assert not cache.fetch(manifest).is_verified
     again = cache.fetch(manifest)
-    assert (again.files[0].status, again.files[0].verified, len(origin.requests)) == ("hit", "unverified", 1)
+    assert [(file.status, file.verified) for file in again.files] == [("hit", "unverified")] * 2
+    assert len(origin.requests) == 2
+    with pytest.raises(VerificationError, match="nothing is known"):
+        cache.fetch(manifest, require_digest=True)
+
+
+@pytest.mark.parametrize("version", ["1", ""])
+def test_of_files_of_unknown_digest_other_bytes_are_refused(cache: Cache, origin: Origin, version: str) -> None:
+    manifest = bare(origin, "small.gguf", "big.gguf", version=version)
+    first = cache.fetch(manifest)
+    origin.put("small.gguf", OTHER)
+    rot(first["small.gguf"].path, 7)
+    with pytest.raises(AllSourcesFailedError) as failure:
+        cache.fetch(manifest, strict=True)
+    assert failure.value.exit_code == 3
+    assert "changed since it was first fetched" in failure.value.next_step
+    cache.remove("m")
+    assert data(cache.fetch(manifest)["small.gguf"]) == OTHER.read()
+
+
+def test_what_one_version_had_binds_no_other(cache: Cache, origin: Origin) -> None:
+    cache.fetch(bare(origin, "small.gguf", version="1"))
+    origin.put("small.gguf", OTHER)
+    assert data(cache.fetch(bare(origin, "small.gguf", version="2"))["small.gguf"]) == OTHER.read()
+
+
+def test_a_listed_digest_comes_before_what_a_file_was_last_time(cache: Cache, origin: Origin) -> None:
+    cache.fetch(bare(origin, "small.gguf"))
+    origin.put("small.gguf", OTHER)
+    found = cache.fetch(manifest_of(origin, {"small.gguf": OTHER}, version=""))
+    assert (data(found["small.gguf"]), found.is_verified) == (OTHER.read(), True)
+
+
+def test_any_listed_digest_tells_the_version_of_what_is_here(cache: Cache, origin: Origin) -> None:
+    entry = entry_of(origin.url("small.gguf"), "small.gguf", SMALL)
+    entry["md5"], entry["sha256"] = hashlib.md5(SMALL.read()).hexdigest(), ""
+    manifest = Manifest.parse(json.dumps({"format": 1, "id": "m", "files": [entry]}).encode())
+    assert [cache.fetch(manifest).files[0].status for _ in range(2)] == ["fetched", "hit"]
+    assert len(origin.requests) == 1
 
 
 # -- what rots is mended by the next fetch --------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A download under way: its states, its ends, and what subscribers are told of it (product A9, A12, A13, H, I15)."""
 
+import gc
 import hashlib
 import os
 import signal
@@ -18,6 +19,7 @@ from modelcache.errors import AllSourcesFailedError, CancelledError, PausedError
 from modelcache.outcome import File
 from modelcache.states import EVENT_STATUS, RECORD_STATUS, REST_STATUS, STAGE, State, stage_text
 from modelcache.testing import Content, Corrupt, Cut, Hold, Origin, Slow, Status
+from modelcache.transfer.transfer import Transfer
 
 CONTENT = Content.generated(3_000_000, seed=1)
 FIELDS = {
@@ -172,6 +174,18 @@ def test_retry_after_a_failure(cache: Cache, origin: Origin) -> None:
     origin.heal()
     download.retry()
     assert Path(download.result(20)).read_bytes() == CONTENT.read()
+
+
+def test_what_a_file_needed_on_its_way_goes_when_it_is_here(cache: Cache, origin: Origin) -> None:
+    files = {f"{number}.bin": Content.generated(1000, seed=number) for number in range(20)}
+    for path, content in files.items():
+        origin.put(path, content)
+    download = cache.fetch(manifest_of(origin, files), wait=False)
+    download.result(20)
+    gc.collect()
+    left = sum(isinstance(one, Transfer) and one.file.path in files for one in gc.get_objects())
+    assert left == 0
+    assert (download.progress.completed_files, download.progress.bytes_downloaded) == (20, 20_000)
 
 
 def test_a_download_that_finds_everything_is_ready_at_once(cache: Cache, origin: Origin) -> None:

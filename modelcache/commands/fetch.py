@@ -6,7 +6,7 @@ from typing import Any
 
 from modelcache.commands.audit import findings
 from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json
-from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError
+from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
 
 
 def add_to(commands: Commands) -> None:
@@ -55,7 +55,7 @@ def _fetch(options: argparse.Namespace) -> int:
             print(result, flush=True)
         _warn(told[-1])
     if failures:
-        raise _of_several(failures, len(targets))
+        raise of_several(failures, len(targets), "targets") if len(targets) > 1 else failures[0]
     if options.json:
         print_json(told)
     return 0
@@ -76,17 +76,6 @@ def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
         require_digest=options.require_digest,
         unpack=options.unpack,
     )
-
-
-def _of_several(failures: list[ModelCacheError], targets: int) -> ModelCacheError:
-    """The first failure, which gives the exit code; of many targets it says how many failed."""
-    worst = failures[0]
-    if targets > 1:
-        others = "; ".join(error.message for error in failures[1:])
-        worst.message = f"{len(failures)} of {targets} targets failed: {worst.message}" + (
-            f"; {others}" if others else ""
-        )
-    return worst
 
 
 def _check_fetch(options: argparse.Namespace, targets: list[Any]) -> None:

@@ -131,10 +131,6 @@ class Installed:
     def place(self, file: InstalledFile) -> str:
         return f"{self.folder}/{file.path}"
 
-    def with_file(self, file: InstalledFile) -> Self:
-        """The same with this file put in or replaced."""
-        return self.with_files((file,))
-
     def with_files(self, files: Iterable[InstalledFile]) -> Self:
         """The same with these files put in or replaced."""
         by_path = self.by_path() | {file.path: file for file in files}
