@@ -167,7 +167,7 @@ class Repairer:
         if audit.finding != "corrupt" or (pieces and blobs.good_spans(audit.wrong, pieces, file.size or 0)):
             file = replace(file, pieces=pieces)  # where not one piece matches, the pieces may be what is wrong
         subject = Subject(audit.model, audit.version, audit.path)
-        patience = Patience(shop.settings.lock_timeout, tick=self._control.check)
+        patience = Patience(shop.settings.lock_timeout, wait=self._control.wait)
         key = key_of(file)
         with locked(layout.lock(key), subject, patience):
             is_known_wrong = sharing.is_same_file(audit.place, layout.blob(sha256))

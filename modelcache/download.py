@@ -26,15 +26,15 @@ from modelcache.errors import (
     of_several,
 )
 from modelcache.events import DownloadComplete, Fact, FactType, Progress
-from modelcache.filefetch import FileFetch, base_of, discard, how_far
+from modelcache.filefetch import FileFetch, discard
 from modelcache.install import install
 from modelcache.model import Digest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
 from modelcache.store.disk import store_error
-from modelcache.store.layout import key_of
-from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.locks import Holder, Patience, Subject, locked
+from modelcache.store.watch import Far, Watch
 from modelcache.task import Task, overall
 from modelcache.transfer.control import Control
 from modelcache.urls import origin_of
@@ -51,7 +51,7 @@ Renew = Callable[[], tuple[Order, Result | None]]
 class Download:
     """A request under way. Every method may be called from any thread; only `result` and `wait_stopped` block.
 
-    `renew` tells what is wanted, and what is here by now, after another process had the model to itself.
+    `renew` tells what is wanted, and what is here by now, when nobody else has the model any more.
     """
 
     def __init__(self, order: Order, workshop: Workshop, renew: Renew, subscriber: Subscriber | None = None) -> None:
@@ -99,7 +99,7 @@ class Download:
     @property
     def kept_bytes(self) -> int:
         """What of the unfinished files a later run need not fetch again."""
-        return sum(task.here for task in self._tasks if not task.done)
+        return sum(task.kept for task in self._tasks if not task.done)
 
     def to_json(self) -> dict[str, Any]:
         """The state of the model (product D3)."""
@@ -224,8 +224,8 @@ class Download:
         """Does everything; how it ended."""
         self._tell("started", f"fetching {self.order.ref}")
         try:
-            with self._alone() as waited:
-                if not (waited and self._is_here_by_now()):
+            with self._alone():
+                if not self._is_here_by_now():
                     self._check_order()
                     self._fetch_all()
                     self._result = self._install()
@@ -238,21 +238,35 @@ class Download:
         return State.READY, None
 
     @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Holds the lock of the model; whether somebody else had it before."""
+    def _alone(self) -> Iterator[None]:
+        """Holds the lock of the model. What needs no store needs none."""
         order, shop = self.order, self._shop
         if not order.cached:
-            yield False
+            yield
             return
 
-        def progress() -> object:
-            return [how_far(base_of(order, file, shop.layout), key_of(file)) for file in order.files]
+        name = order.files[0].path if order.single else ""
+        watch = Watch(
+            shop.layout, shop.layout.partials, order.files, lambda message: self._tell("waiting", message, name)
+        )
+        patience = Patience(shop.settings.lock_timeout, lambda holder: self._look(watch, holder), self._control.wait)
+        with locked(shop.layout.model_lock(order.id), Subject(order.id, order.version, name=name), patience):
+            yield
 
-        patience = Patience(shop.settings.lock_timeout, progress, self._control.check)
-        with locked(shop.layout.model_lock(order.id), Subject(order.id, order.version), patience) as waited:
-            yield waited
+    def _look(self, watch: Watch, holder: Holder) -> Far:
+        """Shows how far the process is that has the model: bars move while we wait."""
+        for task in self._tasks:
+            task.watch = watch
+        far = watch.look(holder)
+        moved = [task for task in self._tasks if task.here != task.shown]
+        for task in moved[:MOST_SAMPLES]:
+            self._publish(task, self._completed())
+        return far
 
     def _is_here_by_now(self) -> bool:
+        """Whether somebody else has fetched it since we looked: he may have ended before we came to the lock."""
+        if not self.order.cached:
+            return False
         order, result = self._renew()
         if result is not None:
             self._found(result)
@@ -420,6 +434,7 @@ class Download:
             self._publish(task, completed)
 
     def _publish(self, task: Task, completed: int) -> None:
+        task.shown = task.here
         sample = task.sample(self.order.id, completed, len(self._tasks))
         self._shop.dispatcher.publish(sample, self._subscriber)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FactType = Literal[
-    "started", "resumed", "source_tried", "source_failed", "piece_failed", "restarted", "verifying", "file_ready",
-    "installed", "updated", "repaired", "removed", "completed", "paused", "error", "unverified",
+    "started", "waiting", "resumed", "source_tried", "source_failed", "piece_failed", "restarted", "verifying",
+    "file_ready", "installed", "updated", "repaired", "removed", "completed", "paused", "error", "unverified",
 ]  # fmt: skip
 
 

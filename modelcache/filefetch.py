@@ -21,8 +21,9 @@ from modelcache.store.claim import forget, found
 from modelcache.store.disk import disk_errors, make_directories, make_output_directories, output_mode, remove_tree
 from modelcache.store.installed import InstalledFile
 from modelcache.store.layout import Layout, key_of
-from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.locks import Holder, Patience, Subject, locked
 from modelcache.store.partial import Partial
+from modelcache.store.watch import Far, Watch
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
 
@@ -30,10 +31,11 @@ TellFile = Callable[[FactType, str, str], None]  # (type, message, source)
 
 
 class FileFetch:
-    """Runs once, in its caller's thread. `transfer` is there while bytes move."""
+    """Runs once, in its caller's thread. `transfer` is there while bytes move, `watch` once somebody else has it."""
 
     def __init__(self, order: Order, file: ModelFile, shop: Workshop, control: Control, tell: TellFile) -> None:
         self.transfer: Transfer | None = None
+        self.watch: Watch | None = None
         self._order = order
         self._file = file
         self._shop = shop
@@ -120,7 +122,7 @@ class FileFetch:
     def _into_store(self) -> Fetched:
         layout = self._shop.layout
         key = key_of(self._file)
-        with self._lock(layout.lock(key), layout.partials, key):
+        with self._lock(layout.lock(key), layout.partials):
             here = self._from_blob()
             if here is not None:
                 forget(layout.partials, key)
@@ -141,7 +143,7 @@ class FileFetch:
         make_directories(base)
         lock = os.path.join(base, "lock")
         try:
-            with self._lock(lock, base, key):
+            with self._lock(lock, base):
                 here = self._at_output(output) or self._from_store(output)
                 if here is None:
                     with self._partial(base, key) as partial:
@@ -154,11 +156,16 @@ class FileFetch:
         return here
 
     @contextmanager
-    def _lock(self, path: str, base: str, key: str) -> Iterator[None]:
+    def _lock(self, path: str, base: str) -> Iterator[None]:
         order = self._order
+        watch = Watch(self._shop.layout, base, (self._file,), lambda message: self._tell("waiting", message, ""))
+
+        def look(holder: Holder) -> Far:
+            self.watch = watch
+            return watch.look(holder)
+
         subject = Subject(order.id, order.version, self._file.path)
-        timeout_s = self._shop.settings.lock_timeout
-        with locked(path, subject, Patience(timeout_s, lambda: how_far(base, key), self._control.check)):
+        with locked(path, subject, Patience(self._shop.settings.lock_timeout, look, self._control.wait)):
             yield
 
     @contextmanager
@@ -237,13 +244,6 @@ def base_of(order: Order, file: ModelFile, layout: Layout) -> str:
         return layout.partials
     folder, name = os.path.split(order.output_of(file))
     return os.path.join(folder, f".{cut(name)}.modelcache")
-
-
-def how_far(base: str, key: str) -> list[int]:
-    """Something that changes while somebody fetches the file."""
-    with suppress(OSError, StoreError):
-        return [os.stat(os.path.join(base, name, "journal")).st_size for name in found(base, key)]
-    return []
 
 
 def discard(order: Order, file: ModelFile, shop: Workshop) -> None:

@@ -17,7 +17,7 @@ from modelcache.errors import UsageError
 
 Sizes = Mapping[str, int | None]  # of each file of the model, None while unknown
 
-TOLD = ("resumed", "source_failed", "piece_failed", "restarted", "repaired")  # how it ended is for whoever asked
+TOLD = ("waiting", "resumed", "source_failed", "piece_failed", "restarted", "repaired")  # the end is for whoever asked
 ENDS = {"success": "done", "completed": "done", "paused": "paused", "error": "failed"}
 LINE_EVERY_S = 10.0
 SPEED_OVER_MS = 5000
@@ -248,7 +248,7 @@ class Lines:
         facts: bool = True,
     ) -> None:
         self._stream = stream
-        self._told = (*TOLD, "file_ready") if facts else ()
+        self._told = (*TOLD, "file_ready") if facts else ("waiting",)
         self._clock = clock
         self._last = clock()
         self._sum = _Sum(sizes)

@@ -14,6 +14,7 @@ from modelcache.filefetch import FileFetch
 from modelcache.model import ModelFile
 from modelcache.order import Fetched
 from modelcache.states import EVENT_STATUS, State
+from modelcache.store.watch import Watch
 from modelcache.transfer.transfer import Transfer
 
 SPEED_OVER_S = 5.0
@@ -46,6 +47,8 @@ class Task:
         self.stage = State.RESOLVING
         self.retries = 0
         self.speed = 0.0  # bytes/s over the last seconds
+        self.watch: Watch | None = None  # while another process has the model
+        self.shown = 0  # how far it was in its last progress event
         self.told = done is not None  # its last progress event went out
         self._samples: deque[tuple[float, int]] = deque()
         self._last = _Numbers()
@@ -56,15 +59,25 @@ class Task:
 
     def end(self, done: Fetched | None, error: BaseException | None = None) -> None:
         """Keeps the last numbers and lets go of the transfer: of thousands of files they would fill the memory."""
-        self._last = self._numbers
+        self._last = self._own
         self.done, self.error = done, error
         self.fetch = None
 
     @property
-    def _numbers(self) -> _Numbers:
+    def _own(self) -> _Numbers:
         fetch = self.fetch  # read once: it goes in another thread
         transfer = fetch.transfer if fetch else None
         return _Numbers.of(transfer) if transfer else self._last
+
+    @property
+    def _numbers(self) -> _Numbers:
+        """Our own, or how far somebody else is with it, for whom we wait."""
+        fetch = self.fetch
+        watch = (fetch.watch if fetch else None) or self.watch
+        if watch is None or self.is_over or (fetch and fetch.transfer):
+            return self._own
+        far = watch.of(self.file)
+        return _Numbers(far.here, far.total)
 
     @property
     def is_over(self) -> bool:
@@ -81,6 +94,11 @@ class Task:
     @property
     def here(self) -> int:
         return self.done.size if self.done else self._numbers.here
+
+    @property
+    def kept(self) -> int:
+        """How many of the bytes are ours to go on from."""
+        return self._own.here
 
     def measure(self) -> None:
         """Brings `speed` up to date. Called by one thread, every now and then."""

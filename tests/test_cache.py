@@ -544,7 +544,7 @@ def test_a_model_is_not_removed_while_it_is_fetched(cache: Cache, origin: Origin
     origin.faults(hold, path="big.gguf")
     download = cache.fetch(manifest_of(origin, {"big.gguf": BIG}, version="2"), wait=False)
     assert hold.reached.wait(20)
-    with pytest.raises(LockedError, match="in use by process"):
+    with pytest.raises(LockedError, match="in use by this process"):
         cache.remove("m", "1")
     hold.release.set()
     download.result()

@@ -6,90 +6,148 @@ record says (I13); the record only explains. Leaves to `claim`: being right even
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from modelcache.errors import LockedError, StoreError
 from modelcache.store.disk import CREATE, READ, disk_errors, make_directories, read_small
-from modelcache.store.owner import Owner
+from modelcache.store.owner import Owner, is_suspended
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 POLL_S = 0.2
+MOST_BYTES = 64 << 10  # of a record
+HALF_A_DAY_S = 12 * 60 * 60
 MODEL_LEASE_MS, FILE_LEASE_MS = 30 * 60_000, 5 * 60_000  # for readers that cannot ask the kernel (product C4)
-
-
-def _nothing() -> None:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a lock is about: a version of a model, or one `file` of it."""
+    """What a lock is about: a version of a model, or one `file` of it. `name` is what people call it."""
 
     model: str
     version: str = ""
     file: str = ""
+    name: str = ""
 
     def __str__(self) -> str:
-        return self.file or self.model
+        return self.name or self.file or self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock, as its record says; without a pid, nobody knows."""
+
+    pid: int = 0
+    host: str = ""
+    start: int = 0
+    since_ms: int = 0
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        """Of the lock at `path`. Whatever its record holds: nothing is raised."""
+        try:
+            record = json.loads(read_small(path + ".json", MOST_BYTES) or b"")
+            match record:
+                case {"pid": int(pid), "host": str(host), "processStart": int(start), "timestamp": int(since_ms)}:
+                    time.localtime(since_ms // 1000)
+                    return cls(pid, host[:64], start, since_ms) if 0 < pid < 2**31 else cls()
+        except (StoreError, OSError, ValueError, OverflowError, RecursionError):
+            pass
+        return cls()
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        day = "" if abs(time.time() - self.since_ms / 1000) < HALF_A_DAY_S else "%Y-%m-%d "
+        since = time.strftime(f"{day}%H:%M:%S", time.localtime(self.since_ms // 1000))
+        who = "this process" if self._is(Owner.mine()) else f"process {self.pid} on {self.host!r}"
+        return f"{who} since {since}"
+
+    def owns(self, owner: Owner | None) -> bool:
+        """Whether `owner` is this process, by all that a record tells."""
+        return owner is not None and self._is(owner)
+
+    def advice(self) -> str:
+        """What to do if it does not go on: the command where there is one."""
+        here = Owner.here(self.pid) if self.pid else None
+        if here is None or not self._is(here):
+            who = f"process {self.pid} on {self.host!r}" if self.pid else "the process that has it"
+            return f"wait for it, or end {who}, then run again"
+        if here == Owner.mine():
+            return "wait for the other download, or cancel it"
+        if is_suspended(self.pid):
+            return f"it is suspended: let it go on with `kill -CONT {self.pid}`, or end it with `kill -KILL {self.pid}`"
+        return f"wait for it, or end it with `kill {self.pid}`, then run again"
+
+    def _is(self, owner: Owner) -> bool:
+        return (owner.host[:64], owner.pid, owner.start) == (self.host, self.pid, self.start)
+
+
+def _unknown(_holder: Holder) -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait: until `progress()` has been the same for `timeout_s`, or `tick()` raises (every `poll_s`)."""
+    """How long to wait: until `progress` of the holder has been the same for `timeout_s`.
+
+    It is looked at every `poll_s`, and says in words how far the holder is. `wait` sleeps between two looks, and may
+    raise to end the waiting.
+    """
 
     timeout_s: float
-    progress: Callable[[], object] = _nothing
-    tick: Callable[[], None] = _nothing
+    progress: Callable[[Holder], object] = _unknown
+    wait: Callable[[float], None] = time.sleep
     poll_s: float = POLL_S
 
 
 @contextmanager
-def locked(path: str, subject: Subject, patience: Patience) -> Iterator[bool]:
-    """Holds the lock at `path` for the `with` block; its value is whether somebody else held it before.
+def locked(path: str, subject: Subject, patience: Patience) -> Iterator[None]:
+    """Holds the lock at `path` for the `with` block. Somebody else may have held it until a moment ago.
 
-    Raises LockedError, which names the holder, when the patience is over; StoreError if the disk refuses.
+    Raises LockedError, which names the holder, when the patience is over; StoreError if the disk refuses. A child
+    that is forked inside owns no lock and leaves it alone (I15).
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     make_directories(os.path.dirname(path))
-    waited, seen, since = False, object(), time.monotonic()
     with disk_errors(path):
         lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-        while True:
-            try:
-                lock.acquire(timeout=0)
-                break
-            except Timeout:
-                waited = True
-                patience.tick()
-                now = patience.progress()
-                if now != seen:
-                    seen, since = now, time.monotonic()
-                if time.monotonic() - since >= patience.timeout_s:
-                    raise _refusal(path, subject, patience) from None
-                threading.Event().wait(patience.poll_s)
+        _acquire(lock, path, subject, patience)
+    process = os.getpid()
     try:
         with suppress(OSError):  # the record only explains
             _record(path, subject)
-        yield waited
+        yield
     finally:
-        with suppress(OSError):
-            os.unlink(path + ".json")
-        with suppress(OSError):  # what cannot be unlocked is free when this process ends
-            lock.release()
+        if os.getpid() == process:
+            with suppress(OSError):
+                os.unlink(path + ".json")
+            with suppress(OSError):  # what cannot be unlocked is free when this process ends
+                lock.release()
 
 
-def holder(path: str) -> str:
-    """Who holds the lock, in words."""
-    try:
-        record = json.loads(read_small(path + ".json") or b"")
-        since = time.strftime("%H:%M:%S", time.localtime(int(record["timestamp"]) / 1000))
-        return f"process {int(record['pid'])} on {str(record['host'])[:64]!r} since {since}"
-    except (StoreError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return "another process"
+def _acquire(lock: "BaseFileLock", path: str, subject: Subject, patience: Patience) -> None:
+    from filelock import Timeout
+
+    seen: object = None
+    since = time.monotonic()
+    while True:
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            return
+        holder = Holder.of(path)
+        now = patience.progress(holder)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        if time.monotonic() - since >= patience.timeout_s:
+            raise _refusal(subject, patience, holder, str(now))
+        patience.wait(patience.poll_s)
 
 
 def is_held(path: str) -> bool:
@@ -97,7 +155,7 @@ def is_held(path: str) -> bool:
     import fcntl
 
     try:
-        fd = os.open(path, READ)
+        fd = os.open(path, READ | os.O_NONBLOCK)  # a fifo in its place must not hang us
     except OSError:
         return False
     try:
@@ -109,11 +167,10 @@ def is_held(path: str) -> bool:
     return False
 
 
-def _refusal(path: str, subject: Subject, patience: Patience) -> LockedError:
+def _refusal(subject: Subject, patience: Patience, holder: Holder, far: str) -> LockedError:
     idle = f", without progress for {patience.timeout_s:g} s" if patience.timeout_s else ""
-    return LockedError(
-        f"{subject} is in use by {holder(path)}{idle}", next_step="wait for it, or end that process, then run again"
-    )
+    how_far = f" ({far})" if far else ""
+    return LockedError(f"{subject} is in use by {holder}{idle}{how_far}", next_step=holder.advice())
 
 
 def _record(path: str, subject: Subject) -> None:

@@ -24,8 +24,17 @@ class Owner:
 
     @classmethod
     def mine(cls) -> Self:
-        pid = os.getpid()
-        return cls(socket.gethostname(), _boot(), _space(), pid, _start_of(pid) or UNKNOWN)
+        return cls._of(os.getpid(), _start_of(os.getpid()) or UNKNOWN)
+
+    @classmethod
+    def here(cls, pid: int) -> Self | None:
+        """The process that has this pid now, as it is seen from here; None where there is none."""
+        start = _start_of(pid)
+        return None if start is None else cls._of(pid, start)
+
+    @classmethod
+    def _of(cls, pid: int, start: int) -> Self:
+        return cls(socket.gethostname(), _boot(), _space(), pid, start)
 
     @classmethod
     def from_json(cls, fields: object) -> Self:
@@ -50,6 +59,11 @@ class Owner:
         return start is None or (UNKNOWN not in (start, self.start) and start != self.start)
 
 
+def is_suspended(pid: int) -> bool:
+    """Whether somebody stopped it (SIGSTOP, Ctrl-Z): it lives, but does nothing, not even end on SIGTERM."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
 def _boot() -> str:
     return _read("/proc/sys/kernel/random/boot_id").strip()
 
@@ -63,9 +77,8 @@ def _space() -> int:
 
 def _start_of(pid: int) -> int | None:
     """None where there is no such process."""
-    text = _read(f"/proc/{pid}/stat")
-    if text:
-        return int(text.rpartition(")")[2].split()[19])
+    if fields := _stat(pid):
+        return int(fields[19])
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -73,6 +86,11 @@ def _start_of(pid: int) -> int | None:
     except OSError:
         pass
     return UNKNOWN  # alive, on a system without /proc, or hidden from us there
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel tells of a process, from its state on; empty where it tells nothing."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
 def _read(path: str) -> str:
