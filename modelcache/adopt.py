@@ -15,9 +15,9 @@ from modelcache.model import ModelFile
 from modelcache.names import check_conflicts, checked_path
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Model
-from modelcache.store import blobs, links, sharing
+from modelcache.store import blobs, links
 from modelcache.store.disk import check_no_links, make_directories
-from modelcache.store.installed import Installed
+from modelcache.store.installed import Installed, Stamp
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.removal import drop
 
@@ -38,9 +38,11 @@ def adopt(shop: Workshop, path: str, model: str, version: str, *, replace: bool)
             raise UsageError(
                 f"{model}@{version} is here with other files", next_step="pass --replace or another --version"
             )
-        for name, reading in readings.items():
-            _copy(shop, os.path.join(folder, name), reading)
-        fetched = [Fetched(file, file.digests[0], file.size or 0, "linked", "cache") for file in files]
+        stamps = {name: _copy(shop, os.path.join(folder, name), reading) for name, reading in readings.items()}
+        shop.sharing.write()
+        fetched = [
+            Fetched(file, file.digests[0], file.size or 0, "linked", "cache", stamp=stamps[file.path]) for file in files
+        ]
         result = install(order, shop, fetched, _tell(shop, order))
         if here and (stale := set(now) - set(names)):
             drop(shop.layout, Installed.read(here.folder) or here, stale)
@@ -49,21 +51,23 @@ def adopt(shop: Workshop, path: str, model: str, version: str, *, replace: bool)
     return result
 
 
-def _copy(shop: Workshop, path: str, reading: blobs.Reading) -> None:
-    """Makes it a blob. One that is there already is read before it is believed."""
+def _copy(shop: Workshop, path: str, reading: blobs.Reading) -> Stamp:
+    """Makes it a blob, and returns how that looked when it was proven. One that is there already is read first."""
     layout = shop.layout
     blob = layout.blob(reading.sha256)
-    if blobs.is_right(layout, reading.sha256):
-        return
+    if here := blobs.proven(layout, reading.sha256):
+        return here
     was_rotten = blobs.exists(layout, reading.sha256)
     if was_rotten:
+        shop.sharing.distrust(reading.sha256.hex, blob)
         blobs.set_aside(layout, blob)
     check_no_links(layout.root, os.path.dirname(blob))
     make_directories(os.path.dirname(blob))
-    links.copy(path, blob, reading.sha256, blobs.MODE)
+    stamp = links.copy(path, blob, reading.sha256, blobs.MODE)
     blobs.note(layout, reading.digests, reading.pieces)
     if was_rotten:
-        sharing.relink(layout, shop.registry, reading.sha256)
+        shop.sharing.repaired(reading.sha256, stamp)
+    return stamp
 
 
 def _tell(shop: Workshop, order: Order) -> Callable[..., None]:

@@ -18,6 +18,7 @@ from modelcache.dispatch import Subscriber
 from modelcache.errors import (
     AllSourcesFailedError,
     CancelledError,
+    LockedError,
     ModelCacheError,
     PausedError,
     StoreError,
@@ -279,14 +280,12 @@ class Download:
         here = {file.name: file for file in (result.files if isinstance(result, Model) else (result,))}
         for task in self._tasks:
             file = here[task.file.path]
-            task.done = Fetched(task.file, Digest("sha256", file.sha256), file.size, "hit", "cache", was_read=False)
+            task.done = Fetched(task.file, Digest("sha256", file.sha256), file.size, "hit", "cache")
 
     def _check_order(self) -> None:
         """What would be in vain is refused before anything is fetched."""
         self._enter(State.RESOLVING)
         order = self.order
-        known = {"layers": len(order.files), "total_size": sum(file.size or 0 for file in order.files)}
-        self._tell("manifest_pulled", f"{len(order.files)} files", details=known)
         if order.require_digest and (unvouched := order.unvouched()):
             raise VerificationError(
                 f"nothing is known to verify {unvouched[0]} against",
@@ -346,6 +345,8 @@ class Download:
 
     def _install(self) -> Result:
         """Names and records what is here, also when other files failed; then raises their error."""
+        with suppress(StoreError, LockedError):  # what other models share stays unavailable then, until it is fetched
+            self._shop.sharing.write()
         done = [task.done for task in self._tasks if task.done]
         errors = [task.error for task in self._tasks if task.error]
         if not errors:
@@ -410,8 +411,11 @@ class Download:
             self._shop.dispatcher.publish(DownloadComplete(self.id, self._result.path), self._subscriber)
         self._shop.dispatcher.drain(DRAIN_S)
 
-    def _tell(self, kind: FactType, message: str, file: str = "", source: str = "", **more: Any) -> None:
-        fact = Fact(kind, self.order.id, message, file, source, **{"version": self.order.version} | more)
+    def _tell(
+        self, kind: FactType, message: str, file: str = "", source: str = "", path: str = "", version: str = ""
+    ) -> None:
+        order = self.order
+        fact = Fact(kind, order.id, message, file, source, version or order.version, path)
         self._shop.dispatcher.publish(fact, self._subscriber)
 
     def _report(self, turn: int) -> int:

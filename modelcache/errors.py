@@ -120,6 +120,14 @@ class FencedError(StoreError):
     """A writer whose partial was committed, discarded or given up meanwhile; it has written nothing since."""
 
 
+class LostError(StoreError):
+    """Files that were proven were removed, or found rotten, before they had their names; `places` are those."""
+
+    def __init__(self, *places: str) -> None:
+        super().__init__(f"{places[0]}: its content was removed or changed meanwhile", next_step="run again")
+        self.places = places
+
+
 class LockedError(ModelCacheError):
     """Somebody else is fetching this file and made no progress for the set time."""
 

@@ -16,13 +16,14 @@ from modelcache.model import Digest, ModelFile, Span
 from modelcache.names import cut
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Status
-from modelcache.store import blobs, links, sharing
+from modelcache.store import blobs, links
 from modelcache.store.claim import forget, found
 from modelcache.store.disk import disk_errors, make_directories, make_output_directories, output_mode, remove_tree
 from modelcache.store.installed import InstalledFile
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Holder, Patience, Subject, locked
 from modelcache.store.partial import Partial
+from modelcache.store.sharing import sharing
 from modelcache.store.watch import Far, Watch
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
@@ -50,7 +51,11 @@ class FileFetch:
             return self._into_output()
         self._before = self._entry()
         must_read = self._order.strict or self._order.output  # what is copied out must be right when it is (I5)
-        return replace((None if must_read else self._recorded()) or self._into_store(), before=self._before)
+        fetched = (None if must_read else self._recorded()) or self._into_store()
+        if self._shop.sharing.is_due:
+            with suppress(StoreError, LockedError):  # what others share stays unavailable then, until it is fetched
+                self._shop.sharing.write()
+        return fetched
 
     # -- what is here already -----------------------------------------------------------------------------------------
 
@@ -70,7 +75,7 @@ class FileFetch:
         layout = self._shop.layout
         if not blobs.agrees(layout, self._file, entry.sha256, entry.size) or not blobs.exists(layout, sha256):
             return None
-        return Fetched(self._file, sha256, entry.size, "hit", "cache", was_read=False)
+        return Fetched(self._file, sha256, entry.size, "hit", "cache", stamp=entry.stamp)
 
     def _from_blob(self) -> Fetched | None:
         """A blob of that digest is proven anew before it gets another name; a rotten one is set aside."""
@@ -79,7 +84,8 @@ class FileFetch:
         if sha256 is None:
             return None
         self._tell("verifying", "the content is in the store already", "cache")
-        known = blobs.load_pieces(layout, sha256, blobs.size_of(layout, sha256))
+        stamp = blobs.stamp_of(layout.blob(sha256))
+        known = blobs.load_pieces(layout, sha256, stamp.size)
         reading = self._read(layout.blob(sha256), (sha256, *self._file.digests), known.size if known else 0)
         if reading.sha256 != sha256:
             self._rotten = _Rotten.found(self._shop, sha256, reading, self._file)
@@ -92,7 +98,7 @@ class FileFetch:
             blobs.note(layout, reading.digests, reading.pieces)
         entry = self._before
         status: Status = "hit" if entry and entry.sha256 == sha256.hex else "linked"
-        return Fetched(self._file, sha256, reading.size, status, "cache")
+        return Fetched(self._file, sha256, reading.size, status, "cache", stamp=stamp)
 
     def _at_output(self, output: str) -> Fetched | None:
         """The output is there already and, read from end to end, right."""
@@ -130,10 +136,10 @@ class FileFetch:
             with self._partial(layout.partials, key) as partial:
                 digests = self._transfer(partial)
                 fetched = self._fetched(partial, digests["sha256"])
-                blobs.commit(layout, partial)
+                fetched = replace(fetched, stamp=blobs.commit(layout, partial))
             forget(layout.partials, key)
             if self._rotten:
-                sharing.relink(layout, self._shop.registry, fetched.sha256)
+                self._shop.sharing.repaired(fetched.sha256, fetched.stamp)
             return fetched
 
     def _into_output(self) -> Fetched:
@@ -218,8 +224,8 @@ class _Rotten:
     def found(cls, shop: Workshop, sha256: Digest, reading: blobs.Reading, file: ModelFile) -> "_Rotten":
         """Nothing that shares the copy is available from here on."""
         layout = shop.layout
-        with suppress(StoreError):
-            sharing.distrust(layout, shop.registry, sha256.hex, layout.blob(sha256))
+        with suppress(StoreError, LockedError):
+            shop.sharing.distrust(sha256.hex, layout.blob(sha256))
         aside = blobs.set_aside(layout, layout.blob(sha256))
         size = file.size or _size_of(layout, sha256) or reading.size
         pieces = blobs.load_pieces(layout, sha256, size)
@@ -234,7 +240,7 @@ class _Rotten:
 
 def _size_of(layout: Layout, sha256: Digest) -> int | None:
     """What the records say that a content's size was before it rotted."""
-    files = (file for one in sharing.sharing(layout, sha256.hex) for file in one.files)
+    files = (file for one in sharing(layout, sha256.hex) for file in one.files)
     return next((file.size for file in files if file.sha256 == sha256.hex and file.size >= 0), None)
 
 

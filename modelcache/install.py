@@ -82,14 +82,14 @@ def _into_models(
         tick()
         target = joined(blank.folder, one.file.path)
         check_no_links(shop.layout.root, os.path.dirname(target))
-        before = seen.get(one.file.path)
-        if before and before.stamp.judge(target) != "right":
-            mended = mended or before.sha256 == one.sha256.hex
-            if not before.is_distrusted and os.path.lexists(target):
+        stamp, before = one.stamp, seen.get(one.file.path)
+        is_wrong = before is not None and before.stamp.judge(target) != "right"
+        mended = mended or (is_wrong and before is not None and before.sha256 == one.sha256.hex)
+        if stamp.judge(target) != "right":
+            if before and is_wrong and not before.is_distrusted and os.path.lexists(target):
                 blobs.set_aside(shop.layout, target)  # somebody edited it: for him to look at
-        links.link(shop.layout.blob(one.sha256), target)
-        looked_at = None if one.is_new else one.before or before
-        entries.append((looked_at, _entry(order, one, target, before)))
+            stamp = links.link(shop.layout.blob(one.sha256), target, stamp)
+        entries.append(_entry(order, one, stamp))
     unproven = order.single and order.vouched(fetched[0].file)[1] == UNVERIFIED
     default = shop.registry.default(order.id)
     with records.changing(shop.layout):
@@ -103,18 +103,14 @@ def _record(
     order: Order,
     shop: Workshop,
     blank: Installed,
-    entries: Sequence[tuple[InstalledFile | None, InstalledFile]],
+    entries: Sequence[InstalledFile],
     first_use: str | None,
 ) -> tuple[Installed | None, Installed]:
-    """Puts the entries, each with what was recorded before it was looked at, into what the record says by now.
-
-    Returns the record that was there, and the one that is.
-    """
+    """Puts the entries into what the record says by now; returns the record that was there, and the one that is."""
     known = Installed.read(blank.folder)
     now = known.by_path() if known else {}
     wanted = {file.path for file in order.files} | set(known.missing if known else ())
-    mine = [file for seen, file in entries if not records.is_overtaken(now.get(file.path), seen, file)]
-    record = blank.with_files((*now.values(), *mine))
+    record = blank.with_files((*now.values(), *entries))
     record = record.lacking(sorted(wanted - {file.path for file in record.files}))
     if record == known and shop.registry.versions(order.id).get(record.version) == "ready":
         return known, record
@@ -140,27 +136,25 @@ def _into_output(
     for one in fetched:
         tick()
         target = order.output_of(one.file)
-        if order.cached and not _is_right(target, one, shop.settings.piece_size, tick):
-            links.copy(shop.layout.blob(one.sha256), target, one.sha256, tick=tick)
-        if not order.single:
-            entries.append(_entry(order, one, target, None))
+        stamp = _right(target, one, shop.settings.piece_size, tick) if order.cached else Stamp.of(target)
+        stamp = stamp or links.copy(shop.layout.blob(one.sha256), target, one.sha256, tick=tick)
+        entries.append(_entry(order, one, stamp))
     if not order.single:
         Installed(order.id, version, order.ref, (), order.output).with_files(entries).write()
 
 
-def _is_right(path: str, one: Fetched, piece_size: int, tick: Callable[[], None]) -> bool:
-    """Whether the output is there already: read from end to end, for nobody recorded how it looked."""
+def _right(path: str, one: Fetched, piece_size: int, tick: Callable[[], None]) -> Stamp | None:
+    """How the output looked if it is there already: read from end to end, for nobody recorded that."""
     if os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size != one.size:
-        return False
-    return blobs.read_back(path, (one.sha256,), piece_size, tick).wrong is None
+        return None
+    stamp = blobs.stamp_of(path)
+    return None if blobs.read_back(path, (one.sha256,), piece_size, tick).wrong else stamp
 
 
-def _entry(order: Order, one: Fetched, path: str, before: InstalledFile | None) -> InstalledFile:
+def _entry(order: Order, one: Fetched, stamp: Stamp) -> InstalledFile:
+    """What was proven, and how it looked then."""
     proof, verified = order.vouched(one.file)
-    stamp = Stamp.of(path)
     if stamp.size != one.size:
-        raise VerificationError(f"{path} changed while it was installed", next_step="run again")
-    if before and not one.was_read and before.stamp.judge(path) == "right":
-        stamp = before.stamp  # nothing was read: it was verified when it was verified
+        raise VerificationError(f"{one.file.path} changed while it was installed", next_step="run again")
     urls = tuple(without_secrets(url) for url in one.file.urls)
     return InstalledFile(one.file.path, one.sha256.hex, proof, verified, stamp, urls)

@@ -10,10 +10,11 @@ from modelcache.model import Digest, ModelFile
 from modelcache.outcome import UNVERIFIED, Status
 from modelcache.remotes.source import Source
 from modelcache.settings import Settings
-from modelcache.store.installed import InstalledFile, Proof
+from modelcache.store.installed import NEVER, InstalledFile, Proof, Stamp
 from modelcache.store.layout import Layout
 from modelcache.store.records import Records
 from modelcache.store.registry import Registry
+from modelcache.store.sharing import Sharing
 from modelcache.urls import origin_of
 
 
@@ -77,8 +78,8 @@ def _is_same_origin(one: str, other: str) -> bool:
 class Fetched:
     """One file of an order that is proven and at hand, in the store or at its output.
 
-    `was_read` is whether its bytes were read for that: not where it looks as it did when it was last verified.
-    `before` is what the record said of it before it was looked at.
+    `stamp` is how it looked in the store when it was last proven: before it was read, or before anybody could see it.
+    Whoever finds it rotten after that changes how it looks, so no finding is overwritten by an older proof.
     """
 
     file: ModelFile
@@ -88,13 +89,7 @@ class Fetched:
     source: str = ""
     bytes_fetched: int = 0
     bytes_resumed: int = 0
-    was_read: bool = True
-    before: InstalledFile | None = None
-
-    @property
-    def is_new(self) -> bool:
-        """Its bytes were written in this run: a file of the same inode number is another one, gone since."""
-        return self.status in ("fetched", "resumed", "repaired")
+    stamp: Stamp = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +102,7 @@ class Workshop:
     dispatcher: Dispatcher
     sources: Callable[[ModelFile, Mapping[str, str], Settings], Sequence[Source]]
     records: Records = field(default_factory=Records)
+    sharing: Sharing = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sharing", Sharing(self.layout, self.registry))

@@ -31,6 +31,8 @@ from modelcache.install import install
 from modelcache.model import Manifest
 from modelcache.order import Fetched, Order
 from modelcache.outcome import File, Model
+from modelcache.store.installed import Stamp
+from modelcache.store.layout import Layout
 from modelcache.testing import Content, Corrupt, Cut, Hold, NeedsHeader, Origin, Status
 
 SMALL = Content.generated(300_000, seed=1)
@@ -304,7 +306,11 @@ def test_only_what_the_next_run_finds_counts_as_kept(cache: Cache, origin: Origi
 def test_naming_many_small_files_can_be_given_up(cache: Cache, model: Manifest) -> None:
     cache.fetch(model)
     order = Order("n", "n", "1", model.files, single=False)
-    here = [Fetched(file, file.digests[0], FILES[file.path].size, "linked") for file in model.files]
+    blobs = {file.path: Layout(cache.root).blob(file.digests[0]) for file in model.files}
+    here = [
+        Fetched(file, file.digests[0], FILES[file.path].size, "linked", stamp=Stamp.of(blobs[file.path]))
+        for file in model.files
+    ]
     after_one = iter([None])
 
     def give_up() -> None:

@@ -17,7 +17,7 @@ from modelcache.cache import Cache
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, ModelNotAvailableError, StoreError
 from modelcache.model import Digest, Manifest
 from modelcache.store import links
-from modelcache.store.installed import Installed, InstalledFile, Stamp
+from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
 from modelcache.store.layout import Layout
 from modelcache.store.registry import Registry
 from modelcache.store.shelf import Shelf
@@ -295,11 +295,12 @@ def test_a_link_on_a_file_system_of_its_own_is_a_copy(tmp_path: Path, small_disk
     sha256 = hashlib.sha256(b"content").hexdigest()
     blob = tmp_path / sha256
     blob.write_bytes(b"content")
-    links.link(str(blob), str(small_disk / "a" / "b"))
+    stamp = links.link(str(blob), str(small_disk / "a" / "b"), Stamp.of(str(blob)))
+    assert stamp.judge(str(small_disk / "a" / "b")) == "right"
     assert (small_disk / "a" / "b").read_bytes() == b"content"
     assert (small_disk / "a" / "b").stat().st_mode & 0o222 == 0
 
 
 def test_linking_what_was_removed_meanwhile_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="its content was removed meanwhile"):
-        links.link(str(tmp_path / "blob"), str(tmp_path / "m" / "a"))
+    with pytest.raises(StoreError, match="its content was removed or changed meanwhile"):
+        links.link(str(tmp_path / "blob"), str(tmp_path / "m" / "a"), NEVER)

@@ -25,6 +25,7 @@ from modelcache.store.disk import (
     read_small,
     write_atomic,
 )
+from modelcache.store.installed import Stamp
 from modelcache.store.layout import Layout
 from modelcache.store.partial import Partial
 
@@ -97,36 +98,39 @@ def exists(layout: Layout, sha256: Digest) -> bool:
         return False
 
 
-def size_of(layout: Layout, sha256: Digest) -> int:
-    """How long the blob is now. Raises StoreError."""
-    with disk_errors(layout.blob(sha256)):
-        return os.lstat(layout.blob(sha256)).st_size
-
-
-def is_right(layout: Layout, sha256: Digest) -> bool:
-    """Whether the blob is here and, read from end to end, what its name says."""
+def proven(layout: Layout, sha256: Digest) -> Stamp | None:
+    """How the blob looked before it was read from end to end and was what its name says; None where it is not."""
+    blob = layout.blob(sha256)
     with suppress(StoreError):
-        return exists(layout, sha256) and read_back(layout.blob(sha256), (sha256,), PIECE_SIZE).wrong is None
-    return False
+        if exists(layout, sha256):
+            stamp = stamp_of(blob)
+            return stamp if read_back(blob, (sha256,), PIECE_SIZE).wrong is None else None
+    return None
 
 
-def commit(layout: Layout, partial: Partial) -> Digest:
+def stamp_of(path: str) -> Stamp:
+    """To be taken before the file is read: whoever finds it rotten after that changes how it looks. StoreError."""
+    with disk_errors(path):
+        return Stamp.of(path)
+
+
+def commit(layout: Layout, partial: Partial) -> Stamp:
     """Makes a proven partial a blob, unless that blob is here, and right: then its links stay what they are.
 
-    Raises as `Partial.commit` does.
+    Returns how the blob looked when it was proven. Raises as `Partial.commit` does.
     """
     digests = partial.digests()
     pieces = partial.piece_digests()
     sha256 = digests["sha256"]
-    if is_right(layout, sha256):
+    if here := proven(layout, sha256):
         partial.discard()
-        return sha256
+        return here
     check_no_links(layout.root, os.path.dirname(layout.blob(sha256)))
     make_directories(os.path.dirname(layout.blob(sha256)))
-    partial.commit(layout.blob(sha256), MODE)
+    stamp = partial.commit(layout.blob(sha256), MODE)
     with suppress(StoreError):  # only knowledge that makes a later repair cheaper
         note(layout, digests, pieces)
-    return sha256
+    return stamp
 
 
 def note(layout: Layout, digests: dict[str, Digest], pieces: PieceDigests | None) -> None:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
-from modelcache.errors import LockedError, StoreError, VerificationError
+from modelcache.errors import LockedError, LostError, VerificationError
 from modelcache.model import Digest
 from modelcache.names import cut
 from modelcache.store.disk import (
@@ -24,6 +24,7 @@ from modelcache.store.disk import (
     sync_directory,
     write_all,
 )
+from modelcache.store.installed import Stamp
 
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
 
@@ -32,14 +33,18 @@ def _nothing() -> None:
     pass
 
 
-def link(blob: str, target: str) -> None:
-    """Makes `target` a hard link to the blob, replacing what is there; a copy where links are not possible."""
+def link(blob: str, target: str, proven: Stamp) -> Stamp:
+    """Makes `target` a hard link to the blob, replacing what is there; a copy where links are not possible.
+
+    `proven` is how the blob looked when it was proven. Returns how `target` did: a blob that was replaced or found
+    rotten since then does not look like that. Raises StoreError, LostError where there is no blob any more.
+    """
     make_directories(os.path.dirname(target))
     if not os.path.lexists(blob):
-        raise StoreError(f"{target}: its content was removed meanwhile", next_step="run again")
+        raise LostError(target)
     with disk_errors(target):
         if _same_inode(blob, target):
-            return
+            return proven
         beside = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}.tmp"
         try:
             os.link(blob, beside, follow_symlinks=False)
@@ -49,20 +54,20 @@ def link(blob: str, target: str) -> None:
                 os.unlink(beside)
             if not os.path.isfile(blob) or os.path.isdir(target):
                 raise
-            copy(blob, target, Digest("sha256", os.path.basename(blob)), 0o444)
-            return
+            return copy(blob, target, Digest("sha256", os.path.basename(blob)), 0o444)
         sync_directory(os.path.dirname(target))
+    return proven
 
 
 def copy(
     source: str, target: str, sha256: Digest, mode: int | None = None, tick: Callable[[], None] = _nothing
-) -> None:
+) -> Stamp:
     """Makes `target` an independent copy, proven by reading the copy back; a reflink where the disk can.
 
     The temporary name is fixed by destination and digest, so that a rerun replaces what a kill left. Raises
     VerificationError if the source is not what its digest says, LockedError if another process is copying to the
     same place, StoreError. `mode` None is that of a new file under the umask. `tick` is called for each MiB; it may
-    raise to give up.
+    raise to give up. Returns how it looked before it was read back.
     """
     folder, name = os.path.split(target)
     make_output_directories(folder)
@@ -70,7 +75,7 @@ def copy(
     with disk_errors(target):
         fd = _own(beside, target)
         try:
-            _fill(fd, source, sha256, tick)
+            stamp = _fill(fd, beside, source, sha256, tick)
             os.fchmod(fd, output_mode() if mode is None else mode)
             os.fsync(fd)
             os.rename(beside, target)
@@ -81,9 +86,10 @@ def copy(
         finally:
             os.close(fd)
         sync_directory(folder)
+    return stamp
 
 
-def _fill(fd: int, source: str, sha256: Digest, tick: Callable[[], None]) -> None:
+def _fill(fd: int, beside: str, source: str, sha256: Digest, tick: Callable[[], None]) -> Stamp:
     hashed = hashlib.sha256()
     whence = os.open(source, READ)
     try:
@@ -98,11 +104,13 @@ def _fill(fd: int, source: str, sha256: Digest, tick: Callable[[], None]) -> Non
                 position += len(chunk)
     finally:
         os.close(whence)
+    stamp = Stamp.of(beside)
     for chunk in chunks_of(fd, 0, size):
         tick()
         hashed.update(chunk)
     if hashed.hexdigest() != sha256.hex:
         raise VerificationError(f"{source} is not what it was: sha256 {sha256.hex[:12]}… expected")
+    return stamp
 
 
 def _own(beside: str, target: str) -> int:

@@ -29,6 +29,7 @@ from modelcache.spans import END, SpanSet
 from modelcache.store.claim import RELEASED, Claim, claim, found
 from modelcache.store.disk import BUFFER, chunks_of, disk_errors, remove_tree, store_error, sync_directory
 from modelcache.store.follower import Follower
+from modelcache.store.installed import Stamp
 from modelcache.store.journal import Facts
 from modelcache.store.writeback import WriteBack
 from modelcache.store.writer import SpanWriter
@@ -277,8 +278,10 @@ class Partial:
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
-    def commit(self, target: str, mode: int) -> None:
+    def commit(self, target: str, mode: int) -> Stamp:
         """Makes the proven file visible as `target` with this mode, replacing what is there, atomically.
+
+        Returns how it looked before anybody could see it.
 
         Raises VerificationError if it is not what it should be, StoreError if the disk refuses or the partial is no
         longer ours; then nothing is visible and the bytes stay. After a StoreError it can only be closed.
@@ -288,6 +291,7 @@ class Partial:
             with disk_errors(self.path):
                 self._make_durable(mode)
                 self._check_ours()
+                stamp = Stamp.of(self.path)
             with disk_errors(target):
                 os.rename(self.path, target)
                 try:
@@ -295,6 +299,7 @@ class Partial:
                 finally:
                     with suppress(StoreError):  # an empty folder that stays is swept later
                         self.discard()
+            return stamp
 
     def close(self) -> None:
         """Stops everything and keeps the bytes. After it no thread writes here."""

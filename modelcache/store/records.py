@@ -30,13 +30,6 @@ def changing(layout: Layout) -> Iterator[None]:
         yield
 
 
-def is_overtaken(now: InstalledFile | None, seen: InstalledFile | None, mine: InstalledFile) -> bool:
-    """Whether somebody found rot in the very file that `mine` calls right, after it was `seen`."""
-    if now is None or seen is None or not now.is_distrusted or seen.is_distrusted:
-        return False
-    return mine.stamp.inode == seen.stamp.inode
-
-
 class Records:
     """Reads a record again only when it was replaced: asking for each of many files costs a stat, not a parse."""
 

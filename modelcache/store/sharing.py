@@ -1,20 +1,31 @@
 """Content that several models have: rot in it is rot in all of them, and so is its repair.
 
-Responsible for: marking and re-linking every model path of a content at once (C1, I30).
+Rot is marked where all who share it look: a file that was found rotten gets another date, and from that moment no
+record calls it right, in any process, whatever is killed. Records and links follow, all at once: each record is read
+and written once for all files that were found rotten or repaired meanwhile.
+
+Responsible for: marking and re-linking every model path of a content (C1, I5, I30).
 Leaves to others: finding rot, and fetching what is wrong (`filefetch`, `audit`).
 """
 
 import os
-from collections.abc import Iterable
+import stat
+import threading
+import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from modelcache.errors import LockedError, StoreError
 from modelcache.model import Digest
 from modelcache.store import blobs, links, records
-from modelcache.store.disk import disk_errors
+from modelcache.store.disk import READ
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.layout import Layout
 from modelcache.store.registry import Registry, installed_under, status_of
+
+WRITE_EVERY_S = 2.0
+LATER_NS = 2_000_000_000  # every file system can tell such dates apart
 
 
 def sharing(layout: Layout, sha256: str) -> list[Installed]:
@@ -22,70 +33,154 @@ def sharing(layout: Layout, sha256: str) -> list[Installed]:
     return [one for one in installed_under(layout.models) if any(file.sha256 == sha256 for file in one.files)]
 
 
-def distrust(layout: Layout, registry: Registry, sha256: str, place: str) -> None:
-    """The file at `place` has rotted: nothing that is the same file is a hit, or available, until it is repaired."""
-    distrust_all(layout, registry, ((sha256, place),))
+@dataclass(frozen=True, slots=True)
+class Rotten:
+    """A file that was found rotten, whatever it is called; `is_marked` is whether its date says so."""
+
+    device: int
+    inode: int
+    is_marked: bool
+
+    @classmethod
+    def at(cls, place: str) -> "Rotten | None":
+        """Marks the file, durably. None where there is no file that anything could share."""
+        try:
+            now = os.lstat(place)
+        except OSError:
+            return None
+        return cls(now.st_dev, now.st_ino, _mark(place)) if stat.S_ISREG(now.st_mode) else None
+
+    def is_at(self, place: str, entry: InstalledFile) -> bool:
+        """Whether this is the file that a record calls `entry`, not one that was proven since under its number."""
+        with suppress(OSError):
+            now = os.lstat(place)
+            is_same = (now.st_dev, now.st_ino) == (self.device, self.inode)
+            return is_same and not (self.is_marked and entry.stamp.judge(place) == "right")
+        return False
 
 
-def distrust_all(layout: Layout, registry: Registry, rotten: Iterable[tuple[str, str]]) -> None:
-    """The same for many files at once, each with its SHA-256: every record is read and written once."""
-    places: dict[str, list[str]] = {}
-    for sha256, place in rotten:
-        places.setdefault(sha256, []).append(place)
-    with records.changing(layout):
-        for record in installed_under(layout.models):
-            marked = [
-                file.distrusted() for file in record.files
-                if any(is_same_file(record.place(file), place) for place in places.get(file.sha256, ()))
-            ]  # fmt: skip
-            changed = record.with_files(marked)
-            if changed != record:
-                changed.write()
-            if marked:
-                registry.marked(record.id, record.version, "error")
+def _mark(place: str) -> bool:
+    """Gives the file a later date. False where the disk refuses."""
+    with suppress(OSError, OverflowError):
+        fd = os.open(place, READ | os.O_NONBLOCK)
+        try:
+            now = os.fstat(fd)
+            os.utime(fd, ns=(now.st_atime_ns, now.st_mtime_ns + LATER_NS))
+            os.fsync(fd)
+            return os.fstat(fd).st_mtime_ns != now.st_mtime_ns
+        finally:
+            os.close(fd)
+    return False
 
 
-def relink(layout: Layout, registry: Registry, sha256: Digest) -> None:
-    """Makes every model path of this content the blob again: a model path is what users open.
+class Sharing:
+    """What was found rotten, and what was repaired, that records do not say yet. Any thread may call it.
 
-    What somebody changed there is set aside first, for him to look at. Raises StoreError.
+    A kill costs words alone: what is marked is no hit and not available, and what is repaired is in the store.
     """
-    for record in sharing(layout, sha256.hex):
-        mine = [
-            (file, _relinked(layout, file, record.place(file))) for file in record.files if file.sha256 == sha256.hex
-        ]
-        _put(layout, registry, record, mine)
 
+    def __init__(self, layout: Layout, registry: Registry) -> None:
+        self._layout = layout
+        self._registry = registry
+        self._guard = threading.Lock()
+        self._findings = _Findings({}, {})
+        self._due = time.monotonic() + WRITE_EVERY_S
 
-def _put(
-    layout: Layout, registry: Registry, record: Installed, mine: Iterable[tuple[InstalledFile, InstalledFile]]
-) -> None:
-    """Records what these files, seen like that before, are now; of the others what was recorded meanwhile stays."""
-    with records.changing(layout):
-        now = Installed.read(record.folder)
-        if now is None:
+    def distrust(self, sha256: str, place: str) -> None:
+        """The file at `place` has rotted: nothing that is the same file is a hit, or available, from here on."""
+        rotten = Rotten.at(place)
+        if rotten is None:
             return
-        entries = now.by_path()
-        files = [
-            file for seen, file in mine
-            if (entry := entries.get(file.path)) is not None and entry.sha256 == file.sha256
-            and not records.is_overtaken(entry, seen, file)
-        ]  # fmt: skip
-        changed = now.with_files(files)
-        if changed != now:
-            changed.write()
-        registry.marked(now.id, now.version, status_of(changed))
+        with self._guard:
+            self._findings.rotten.setdefault(sha256, []).append(rotten)
+        if not rotten.is_marked:
+            self.write()
+
+    def repaired(self, sha256: Digest, proven: Stamp) -> None:
+        """The blob is right again, and looked like that when it was proven: every model path is to be it again."""
+        with self._guard:
+            self._findings.proven[sha256.hex] = proven
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to write: others wait for what is repaired."""
+        return time.monotonic() >= self._due
+
+    def write(self) -> None:
+        """Records what was found, and makes model paths of what was repaired the blob again.
+
+        Raises StoreError or LockedError, of one model, when all others are done; what could not be written is not
+        available until it is fetched or repaired.
+        """
+        with self._guard:
+            findings, self._findings = self._findings, _Findings({}, {})
+            self._due = time.monotonic() + WRITE_EVERY_S
+        failure: StoreError | LockedError | None = None
+        for record in installed_under(self._layout.models) if findings.rotten or findings.proven else ():
+            try:
+                self._write(record, findings)
+            except (StoreError, LockedError) as error:
+                failure = failure or error
+        if failure:
+            raise failure
+
+    def _write(self, record: Installed, findings: "_Findings") -> None:
+        if not any(findings.concern(file) for file in record.files):
+            return
+        linked: dict[str, InstalledFile] = {}
+        try:
+            self._relink(record, findings, linked)
+        finally:
+            self._record(record, findings, linked)
+
+    def _record(self, record: Installed, findings: "_Findings", linked: Mapping[str, InstalledFile]) -> None:
+        with records.changing(self._layout):
+            now = Installed.read(record.folder)
+            if now is None:
+                return
+            changed = now.with_files(_judged(now, file, linked, findings) for file in now.files)
+            if changed != now:
+                changed.write()
+            self._registry.marked(now.id, now.version, status_of(changed))
+
+    def _relink(self, record: Installed, findings: "_Findings", linked: dict[str, InstalledFile]) -> None:
+        """Makes the paths of this model the blob again: a model path is what users open.
+
+        What somebody changed there is set aside first, for him to look at.
+        """
+        for file in record.files:
+            proven, place = findings.proven.get(file.sha256), record.place(file)
+            if proven is None or proven.judge(place) == file.stamp.judge(place) == "right":
+                continue
+            blob = self._layout.blob(Digest("sha256", file.sha256))
+            is_known = file.is_distrusted or is_same_file(place, blob) or findings.is_rotten(file, place)
+            if not is_known and file.stamp.judge(place) == "changed":
+                blobs.set_aside(self._layout, place)
+            linked[file.path] = replace(file, stamp=links.link(blob, place, proven))
 
 
-def _relinked(layout: Layout, file: InstalledFile, place: str) -> InstalledFile:
-    blob = layout.blob(Digest("sha256", file.sha256))
-    if is_same_file(place, blob) and file.stamp.judge(place) == "right":
-        return file
-    if not file.is_distrusted and file.stamp.judge(place) == "changed" and not is_same_file(place, blob):
-        blobs.set_aside(layout, place)
-    links.link(blob, place)
-    with disk_errors(place):
-        return replace(file, stamp=Stamp.of(place))
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """By SHA-256."""
+
+    rotten: dict[str, list[Rotten]]
+    proven: dict[str, Stamp]
+
+    def concern(self, file: InstalledFile) -> bool:
+        return file.sha256 in self.rotten or file.sha256 in self.proven
+
+    def is_rotten(self, file: InstalledFile, place: str) -> bool:
+        return any(rotten.is_at(place, file) for rotten in self.rotten.get(file.sha256, ()))
+
+
+def _judged(
+    now: Installed, file: InstalledFile, linked: Mapping[str, InstalledFile], findings: _Findings
+) -> InstalledFile:
+    """What is known of a file by now; what somebody else recorded of it meanwhile stays."""
+    place, mine = now.place(file), linked.get(file.path)
+    if mine and mine.sha256 == file.sha256 and mine.stamp.judge(place) == "right":
+        return mine
+    return file.distrusted() if findings.is_rotten(file, place) else file
 
 
 def is_same_file(one: str, other: str) -> bool:

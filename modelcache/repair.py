@@ -1,0 +1,151 @@
+"""Makes models right again, moving only the bytes that are wrong.
+
+Responsible for: what is known good of a rotten file, setting it aside, and one row for each file.
+Leaves to others: finding what is wrong (`audit`), moving bytes (`transfer`), re-linking every model that shares a
+repaired file (`store.sharing`).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from modelcache.audit import verify
+from modelcache.errors import LockedError, ModelCacheError, StoreError
+from modelcache.events import Fact, FactType
+from modelcache.model import Digest, ModelFile
+from modelcache.order import Order, Workshop
+from modelcache.ordering import URL_ID, Wish, mirrored
+from modelcache.outcome import Audit
+from modelcache.store import blobs
+from modelcache.store.claim import forget
+from modelcache.store.installed import Installed, Stamp
+from modelcache.store.layout import Layout, key_of
+from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.partial import Partial
+from modelcache.store.sharing import Sharing, is_same_file
+from modelcache.transfer.control import Control
+from modelcache.transfer.transfer import Transfer
+
+
+def repair(shop: Workshop, record: Installed, wish: Wish) -> list[dict[str, object]]:
+    """Reads a model and mends what is wrong with it; a row for each file that was.
+
+    A file that no source has does not stop the others. Raises StoreError and LockedError; what was repaired by then
+    is in the store.
+    """
+    control = Control()
+    repairer = Repairer(shop, record, wish, control)
+    wrong = [audit for audit in verify(shop, record, control) if audit.finding != "whole"]
+    try:
+        rows = [repairer.row(audit) for audit in wrong]
+    except BaseException:
+        with suppress(StoreError, LockedError):
+            repairer.write()
+        raise
+    repairer.write()
+    return rows
+
+
+class Repairer:
+    """Makes the files of one model right again, moving only what is wrong."""
+
+    def __init__(self, shop: Workshop, record: Installed, wish: Wish, control: Control) -> None:
+        self._shop = shop
+        self._record = record
+        self._control = control
+        self._sharing = Sharing(shop.layout, shop.registry)
+        self._repaired: list[Fact] = []  # not told yet
+        files = tuple(
+            ModelFile(file.path, max(0, file.size), (Digest("sha256", file.sha256),), file.urls)
+            for file in record.files
+        )
+        files = mirrored(files, wish.mirrors, is_url=record.id.startswith(URL_ID))
+        self._order = Order(record.ref, record.id, record.version, files, single=False, headers=wish.headers)
+
+    def row(self, audit: Audit) -> dict[str, object]:
+        """`repair`, with a failure as a row."""
+        blank = {"repaired": False, "bytes_fetched": 0, "source": "", "set_aside": "", "reason": "", "kind": ""}
+        row: dict[str, object] = {
+            "model": audit.model, "version": audit.version, "file": audit.path, "size": audit.size, **blank,
+        }  # fmt: skip
+        try:
+            return row | {"repaired": True} | self.repair(audit)
+        except StoreError:
+            raise
+        except ModelCacheError as error:
+            return row | {"reason": error.line(), "kind": error.kind}
+
+    def repair(self, audit: Audit) -> dict[str, object]:
+        """Raises as a fetch does; then nothing that was good is lost, and what was rotten stays marked."""
+        shop, layout = self._shop, self._shop.layout
+        file = next((file for file in self._order.files if file.path == audit.path), None)
+        if file is None:
+            raise ModelCacheError(f"{audit.path} was never fetched", next_step="fetch the model again")
+        sha256 = file.digests[0]
+        pieces = blobs.load_pieces(layout, sha256, file.size or 0)
+        if audit.finding != "corrupt" or (pieces and blobs.good_spans(audit.wrong, pieces, file.size or 0)):
+            file = replace(file, pieces=pieces)  # where not one piece matches, the pieces may be what is wrong
+        subject = Subject(audit.model, audit.version, audit.path)
+        patience = Patience(shop.settings.lock_timeout, wait=self._control.wait)
+        key = key_of(file)
+        with locked(layout.lock(key), subject, patience):
+            is_known_wrong = is_same_file(audit.place, layout.blob(sha256))
+            proven = None if is_known_wrong else blobs.proven(layout, sha256)
+            transfer = None if proven else self._fetch(file, audit)
+            aside = blobs.set_aside(layout, audit.place) if audit.finding == "corrupt" else ""
+            if transfer:
+                proven = _commit(layout, transfer.partial)
+            forget(layout.partials, key)
+        assert proven is not None
+        self._sharing.repaired(sha256, proven)
+        received = transfer.received if transfer else 0
+        message = f"{audit.path} is repaired; {received:,} of {audit.size:,} bytes were fetched"
+        self._repaired.append(self._fact(audit, "repaired", message, transfer.source if transfer else "cache"))
+        if self._sharing.is_due:
+            self.write()
+        return {
+            "bytes_fetched": received, "source": transfer.source_kind if transfer else "cache", "set_aside": aside
+        }  # fmt: skip
+
+    def write(self) -> None:
+        """Makes model paths of what was repaired so far the blobs again, and tells of it. StoreError, LockedError."""
+        self._sharing.write()
+        told, self._repaired = self._repaired, []
+        for fact in told:
+            self._shop.dispatcher.publish(fact)
+
+    def _fetch(self, file: ModelFile, audit: Audit) -> Transfer:
+        """Returns with the partial proven and open."""
+        shop = self._shop
+        partial = Partial.open(
+            shop.layout.partials, key_of(file), file,
+            window=shop.settings.window, piece_size=shop.settings.piece_size,
+        )  # fmt: skip
+        sources = shop.sources(file, self._order.headers_for(file), shop.settings)
+        try:
+            good = blobs.good_spans(audit.wrong, file.pieces, file.size or 0) if file.pieces else []
+            if audit.finding == "corrupt" and good:
+                partial.seed(audit.place, good)
+            transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell(audit))
+            transfer.run()
+        except BaseException:
+            partial.close()
+            raise
+        finally:
+            for source in sources:
+                source.close()
+        return transfer
+
+    def _tell(self, audit: Audit) -> Callable[[FactType, str, str], None]:
+        return lambda kind, message, source: self._shop.dispatcher.publish(self._fact(audit, kind, message, source))
+
+    def _fact(self, audit: Audit, kind: FactType, message: str, source: str) -> Fact:
+        record = self._record
+        return Fact(kind, record.id, message, audit.path, source, record.version, record.folder)
+
+
+def _commit(layout: Layout, partial: Partial) -> Stamp:
+    try:
+        return blobs.commit(layout, partial)
+    finally:
+        partial.close()
