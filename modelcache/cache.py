@@ -173,7 +173,8 @@ class Cache:
             again = order_of(self._shelf, ref, wish)
             return again, hit(again, self._shelf.layout)
 
-        download = Download(order, self._workshop(), renew, subscriber_for(progress, order.id))
+        show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files})
+        download = Download(order, self._workshop(), renew, show)
         with self._guard:
             self._running = [*(one for one in self._running if not one.has_ended), download]
         if here is None:
@@ -244,7 +245,8 @@ class Cache:
             }
             for file in record.files
         ]  # fmt: skip
-        return Report(f"{record.id}@{record.version} from {record.ref}", tuple(rows))
+        title = f"{record.id}@{record.version} from {record.ref}, in {record.folder}"
+        return Report(title, tuple(rows), hidden=("proof", "path"))
 
     def verify(self, model: str | None = None, version: str | None = None) -> Report:
         """Reads every byte of a model, or of all. Rows tell whole, corrupt (and which bytes), missing, unreadable."""

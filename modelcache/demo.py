@@ -12,8 +12,8 @@ import time
 
 from modelcache.demostage import CUT, MODEL, PIECE, SLOW, WEIGHTS, Stage, staged
 from modelcache.errors import AllSourcesFailedError, ModelCacheError
-from modelcache.outcome import Model
-from modelcache.progress import in_units
+from modelcache.outcome import Model, in_place_text
+from modelcache.units import in_units
 
 ROT = 17_000_000  # the byte that loses a bit
 INTERRUPTED, TERMINATED = 130, 143
@@ -75,7 +75,7 @@ def _cut(stage: Stage) -> None:
     stage.row([WEIGHTS], f"cut {tries} times, kept", kept, 0)
     for ready in [event for event in stage.events if event["type"] == "file_ready"]:
         file = ready["file"]
-        _check(ready["message"] == "fetched, sha256", f"{file} is {ready['message']}, not verified")
+        _check(ready["message"] == in_place_text("fetched", "sha256"), f"{file} is {ready['message']}, not verified")
         stage.row([file], "fetched, verified", stage.told("model_download_progress", file)[-1]["bytesDownloaded"], 0)
 
 
@@ -121,14 +121,14 @@ def _rot(stage: Stage) -> None:
     _flip_a_bit(place)
     after = os.stat(place)
     _check((before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns), "size or date changed")
-    _begin(stage, f"The disk forgets a bit of byte {ROT:,}; size and date stay. Does `modelcache verify` see it?")
+    _begin(stage, f"The disk forgets a bit of byte {ROT}; size and date stay. Does `modelcache verify` see it?")
     began = time.perf_counter()
     wrong = [row for row in stage.cache.verify(MODEL) if row["finding"] != "whole"]
     seconds = time.perf_counter() - began
     _check([row["file"] for row in wrong] == [WEIGHTS], "verify did not find the one file that is corrupt")
     start, last = (int(number) for number in wrong[0]["wrong_bytes"].split("-"))
-    _check(start <= ROT <= last < start + PIECE, f"verify found bytes {start:,} to {last:,}, not byte {ROT:,}")
-    _say(f"-> {WEIGHTS} is {wrong[0]['finding']}: bytes {start:,} to {last:,}. The other files are right.")
+    _check(start <= ROT <= last < start + PIECE, f"verify found bytes {start}-{last}, not byte {ROT}")
+    _say(f"-> {WEIGHTS} is {wrong[0]['finding']}: bytes {start}-{last}. The other files are right.")
     stage.row([WEIGHTS], f"{wrong[0]['finding']}: {in_units(last + 1 - start)}", 0, before.st_size, seconds)
 
 

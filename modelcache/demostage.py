@@ -19,9 +19,10 @@ from modelcache.cache import Cache
 from modelcache.manifests import make
 from modelcache.model import Manifest
 from modelcache.outcome import Model
-from modelcache.progress import in_units, subscriber_for
+from modelcache.progress import subscriber_for
 from modelcache.settings import Settings
 from modelcache.testing import Corrupt, CutAt, Origin, Slow
+from modelcache.units import in_units
 
 MIB = 1 << 20
 MODEL, WEIGHTS = "demo-model", "model.safetensors"

@@ -31,7 +31,7 @@ from modelcache.filefetch import FileFetch, discard
 from modelcache.install import install
 from modelcache.model import Digest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
-from modelcache.outcome import UNVERIFIED, File, Model
+from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
 from modelcache.store.disk import store_error
 from modelcache.store.locks import Holder, Patience, Subject, locked
@@ -334,7 +334,7 @@ class Download:
             task.begin(fetch)
             done = fetch.run()
             verified = self.order.vouched(task.file)[1]
-            tell("file_ready", f"{done.status}, {verified}", done.source)
+            tell("file_ready", in_place_text(done.status, verified), done.source)
             if verified == UNVERIFIED:
                 tell("unverified", f"nothing was known to verify it against; sha256 {done.sha256.hex}", "")
             task.end(done)

@@ -191,11 +191,15 @@ def of_several(errors: Sequence[ModelCacheError], total: int, what: str) -> Mode
 
 @dataclass(frozen=True, slots=True)
 class SourceFailure:
-    """Why one source gave up: its name (scheme, host and path, no secrets), the reason and its kind."""
+    """Why one source gave up: its name (scheme, host and path, no secrets), the reason and its kind.
+
+    `other_file` is the digest of a whole file that it sent twice and that is not the one expected.
+    """
 
     source: str
     reason: str
     kind: str
+    other_file: str = ""
 
 
 class AllSourcesFailedError(ModelCacheError):
@@ -211,7 +215,14 @@ class AllSourcesFailedError(ModelCacheError):
         kinds = {failure.kind for failure in failures}
         worst = next((error for error in _GRAVITY if error.kind in kinds), NotFoundError)
         self.kind, self.exit_code = worst.kind, worst.exit_code
+        is_other_file = self.kind == VerificationError.kind and all(
+            failure.other_file for failure in failures if failure.kind == self.kind
+        )
         self.next_step = {
-            "integrity": "check the expected digest, or name another --mirror",
+            "integrity": (
+                "nothing of it is kept: check the digest that was expected, or name another --mirror"
+                if is_other_file
+                else "name another --mirror, or check the digest that was expected"
+            ),
             "network": "run the same command again to go on, or name another --mirror",
         }.get(self.kind, "check the address, or name a --mirror")

@@ -31,6 +31,11 @@ class Span(NamedTuple):
     def size(self) -> int:
         return self.stop - self.start
 
+    @property
+    def shown(self) -> str:
+        """For people, with the last byte as HTTP counts it: `0-4194303`."""
+        return f"{self.start}-{self.stop - 1}"
+
 
 @dataclass(frozen=True, slots=True)
 class Digest:

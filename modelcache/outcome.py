@@ -11,6 +11,15 @@ from modelcache.model import Span
 Finding = Literal["whole", "corrupt", "missing", "unreadable"]
 Status = Literal["hit", "fetched", "resumed", "repaired", "linked"]
 UNVERIFIED = "unverified"
+_IN_PLACE: dict[Status, str] = {
+    "hit": "here already", "linked": "in the store already", "fetched": "fetched", "resumed": "the rest fetched",
+    "repaired": "repaired",
+}  # fmt: skip
+
+
+def in_place_text(status: Status, verified: str) -> str:
+    """How a file came to be in place, and what vouched for it, for people: `fetched, verified by sha256`."""
+    return f"{_IN_PLACE[status]}, {UNVERIFIED if verified == UNVERIFIED else f'verified by {verified}'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ class Audit:
     reason: str = ""
 
     def to_row(self) -> dict[str, object]:
-        pieces = ", ".join(f"{span.start}-{span.stop - 1}" for span in self.wrong)
+        pieces = ", ".join(span.shown for span in self.wrong)
         return {
             "model": self.model, "version": self.version, "file": self.path, "finding": self.finding,
             "size": self.size, "wrong_bytes": pieces, "reason": self.reason,

@@ -31,6 +31,7 @@ class Standing:
     workers: int = 0
     reason: str = ""  # of its last failure
     kind: str = ""
+    other_file: str = ""  # the digest of the wrong file that it sent twice
     _moved: int = 0  # since the last restart
     _furthest: int = 0
 
@@ -118,7 +119,9 @@ class Scoreboard:
         self._wrongs += 1
         if culprit is not None:
             self.blame(culprit, reason)
-            culprit.gone = (culprit.name, digest) in self._seen  # the same wrong bytes twice: it has another file
+            if (culprit.name, digest) in self._seen:  # the same wrong bytes twice: it has another file
+                culprit.gone, culprit.other_file = True, digest
+                culprit.reason += ", twice the same"
             self._seen.add((culprit.name, digest))
         return self._wrongs <= self._settings.clean_restarts + len(self.all)
 
@@ -134,7 +137,9 @@ class Scoreboard:
             one.restarted(afresh=afresh)
 
     def failures(self) -> tuple[SourceFailure, ...]:
-        return tuple(SourceFailure(one.name, one.reason or "was not asked", one.kind) for one in self.all)
+        return tuple(
+            SourceFailure(one.name, one.reason or "was not asked", one.kind, one.other_file) for one in self.all
+        )
 
 
 def next_at(among: Sequence[Standing]) -> float | None:

@@ -8,12 +8,14 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TextIO
 from urllib.parse import urlsplit
 
 from modelcache.dispatch import Subscriber
 from modelcache.errors import UsageError
+from modelcache.units import as_clock, in_units, part_of, short
 
 Sizes = Mapping[str, int | None]  # of each file of the model, None while unknown
 
@@ -44,28 +46,6 @@ def subscriber_for(
         return None
     bars = terminal and mode == "auto" and os.environ.get("TERM") != "dumb"
     return _only(model, Bars(sizes) if bars else Lines(sys.stderr, sizes=sizes, facts=facts or mode == "text"))
-
-
-def in_units(size: float) -> str:
-    """Bytes as a person reads them: `712 B`, `28.8 MiB`, `4.2 GiB`."""
-    unit, factor = _unit(size)
-    return f"{size / factor:.1f} {unit}" if factor > 1 else f"{size:.0f} B"
-
-
-def _unit(size: float) -> tuple[str, int]:
-    unit, factor = "B", 1
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1023.95 * factor:
-            break
-        unit, factor = larger, factor * 1024
-    return unit, factor
-
-
-def _share(here: int, total: int) -> str:
-    """`28.8/48.0 MiB`; without the total where it is not known."""
-    unit, factor = _unit(total)
-    decimals = 1 if factor > 1 else 0
-    return f"{here / factor:.{decimals}f}/{total / factor:.{decimals}f} {unit}" if total else in_units(here)
 
 
 def _only(model: str, show: Subscriber) -> Subscriber:
@@ -122,15 +102,50 @@ class _Gauge:
         while at_ms - self._samples[0][0] > SPEED_OVER_MS:
             self._samples.popleft()
 
-    def text(self, total: int, note: str, *, ended: bool = False) -> str:
-        """In columns, so that a bar keeps its length while numbers grow."""
+    def columns(self, total: int, *, ended: bool = False) -> tuple[str, str, str]:
+        """How much, how fast, how long still; each may be empty."""
+        if not self._samples:
+            return "", "", ""
         (since, before), (now, came) = self._samples[0], self._samples[-1]
         if ended:
             since, before = self._began_ms, 0
         speed = 1000 * (came - before) / (now - since) if now > since else 0.0
         rate = f"{in_units(speed)}/s" if speed else ""
-        left = f"{_clock((total - self.here) / speed)} left" if speed and total and not ended else ""
-        return f"{_share(self.here, total):>17} {rate:>11} {left:>9} {note}"
+        left = f"{as_clock((total - self.here) / speed)} left" if speed and total and not ended else ""
+        return part_of(self.here, total), rate, left
+
+
+PERCENT, SHARE, RATE, LEFT = 8, 18, 12, 10  # columns: of "name: 100%||" what follows the name, and of each number
+LEAST_BAR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one line of a terminal has room for. It depends on nothing that changes, so that all bars are alike."""
+
+    name: int  # the columns of the name
+    numbers: int  # how many of: how much, how fast, how long still
+    note: int  # the columns of the note; 0: it takes the place of the last number, where it matters
+
+    @classmethod
+    def of(cls, columns: int, name: int) -> Self:
+        """`name` is how long the longest one is."""
+        name = min(name, max(8, columns * 30 // 100))
+        left = columns - name - PERCENT - LEAST_BAR
+        numbers = 0
+        for width in (SHARE, RATE, LEFT):
+            if left < width:
+                return cls(name, numbers, 0)
+            numbers, left = numbers + 1, left - width
+        return cls(name, numbers, min(15 if columns < 110 else 22, left - 1) if left > 10 else 0)
+
+    def state(self, numbers: Sequence[str], note: str, matters: bool) -> str:
+        """The text after the bar. What `matters` is shown where a host would not be."""
+        shown = list(numbers[: self.numbers])
+        if shown and not self.note and matters and self.numbers > 1:
+            shown[-1] = note
+        padded = [text.rjust(width - 1) for text, width in zip(shown, (SHARE, RATE, LEFT), strict=False)]
+        return " ".join([*padded, short(note, self.note).ljust(self.note)] if self.note else padded)
 
 
 class Bars:
@@ -138,7 +153,8 @@ class Bars:
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         self._sum = _Sum(sizes)
-        self._width = max((len(_short(name)) for name in sizes or ()), default=0)
+        several = [_of_all(len(sizes))] if sizes and len(sizes) > 1 else []
+        self._width = max((len(name) for name in (*(sizes or ()), *several)), default=0)
         self._bars: dict[str, Any] = {}  # by file; the whole is ""
         self._new_bar: Callable[..., Any] | None = None
         self._resumed: set[str] = set()  # files whose next sample begins with what was here
@@ -164,14 +180,16 @@ class Bars:
             return  # it was here, or so small that its bar would only flash: the sum counts it
         here, total = event["bytesDownloaded"], event["totalBytes"]
         bar = self._bar(file, file, here)
-        note = "verifying" if total and here >= total else _host(event["gateway"])
-        bar.move(here, total, event["timestamp"], note, here - bar.gauge.here if resumed else 0)
+        is_whole = bool(total) and here >= total
+        note = "verifying" if is_whole else _host(event["gateway"])
+        before = here - bar.gauge.here if resumed else 0
+        bar.move(here, total, event["timestamp"], note, before, matters=is_whole)
         if ended:
             self._end(file, "done")
 
     def _draw_sum(self, event: dict[str, Any], resumed: bool) -> None:
         before = self._sum.add(event, resumed)
-        bar = self._bar("", f"all {event['totalFiles']} files")
+        bar = self._bar("", _of_all(event["totalFiles"]))
         note = f"{event['completedFiles']} done"
         bar.move(self._sum.here, self._sum.total or 0, event["timestamp"], note, before)
 
@@ -191,7 +209,7 @@ class Bars:
         """The bar of a file; a new one if it has none yet. (A tqdm without a total has no truth value.)"""
         self._new_bar = self._new_bar or _bar_class()
         if file not in self._bars:
-            self._bars[file] = self._new_bar(_Gauge(here), _short(name).ljust(self._width))
+            self._bars[file] = self._new_bar(_Gauge(here), name, max(self._width, len(name)))
         return self._bars[file]
 
     def _write(self, sentence: str) -> None:
@@ -207,16 +225,17 @@ def _bar_class() -> Callable[..., Any]:
         """A tqdm that shows what a gauge says: its own speed would count what was here, and no stall."""
 
         monitor_interval = 0  # a thread that would outlive the download
-        state = ""
+        note = ""
+        matters = False
+        ended = False
 
-        def __init__(self, gauge: _Gauge, name: str) -> None:
-            self.gauge = gauge
-            super().__init__(desc=name, bar_format="{desc}: {state}", dynamic_ncols=True, file=sys.stderr)
+        def __init__(self, gauge: _Gauge, name: str, width: int) -> None:
+            self.gauge, self.name, self.width = gauge, name, width
+            super().__init__(dynamic_ncols=True, file=sys.stderr)
 
-        def move(self, here: int, total: int, at_ms: int, note: str, before: int = 0) -> None:
+        def move(self, here: int, total: int, at_ms: int, note: str, before: int = 0, *, matters: bool = False) -> None:
             self.gauge.move(here, at_ms, before)
-            self.n, self.total, self.state = here, total or None, self.gauge.text(total, note)
-            self.bar_format = "{l_bar}{bar}|{state}" if total else "{desc}: {state}"
+            self.n, self.total, self.note, self.matters = here, total or None, note, matters
             self.refresh()
 
         def settle(self, place: int) -> None:
@@ -226,12 +245,19 @@ def _bar_class() -> Callable[..., Any]:
             self.refresh()
 
         def end(self, note: str) -> None:
-            self.state = self.gauge.text(int(self.total or 0), note, ended=True)
+            self.note, self.matters, self.ended = note, True, True
             self.close()
 
         @property
         def format_dict(self) -> Any:
-            return {**super().format_dict, "state": self.state}
+            """What tqdm draws: the line as wide as the terminal is now, and no wider."""
+            given = super().format_dict
+            room = Room.of(given["ncols"] or 80, self.width)
+            total = int(self.total or 0)
+            state = room.state(self.gauge.columns(total, ended=self.ended), self.note, self.matters)
+            name = short(self.name, room.name).ljust(room.name)
+            line = "{l_bar}{bar}|{state}" if total else "{desc}: {state}"
+            return {**given, "prefix": name, "bar_format": line, "state": state}
 
     return Bar
 
@@ -267,9 +293,9 @@ class Lines:
         files, total, speed = event["totalFiles"], self._sum.total, event["downloadSpeed"]
         name = f"{event['modelId']}: {event['completedFiles']} of {files} files" if files > 1 else event["file"]
         share = f" ({100 * self._sum.here // total} %)" if total else ""
-        left = f", {_clock((total - self._sum.here) / speed)} left" if total and speed else ""
+        left = f", {as_clock((total - self._sum.here) / speed)} left" if total and speed else ""
         comma = "," if files > 1 else ":"
-        return f"{name}{comma} {_share(self._sum.here, total or 0)}{share}, {in_units(speed)}/s{left}"
+        return f"{name}{comma} {part_of(self._sum.here, total or 0)}{share}, {in_units(speed)}/s{left}"
 
     def _print(self, sentence: str) -> None:
         print(sentence, file=self._stream, flush=True)
@@ -283,16 +309,10 @@ def _sentence(event: dict[str, Any]) -> str:
     return ": ".join(part for part in (where, source, message) if part)
 
 
+def _of_all(files: int) -> str:
+    return f"all {files:,} files"
+
+
 def _host(gateway: str) -> str:
     """Where a source is, as far as it matters to people: the path is the file's."""
     return urlsplit(gateway).netloc or gateway
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else "…" + name[-most + 1 :]

@@ -18,7 +18,7 @@ PACKAGE = "modelcache"
 
 LINES = [  # from the bottom up; `store.*` is the package `store` with all its modules, `modelcache` the package root
     "errors",
-    "urls",
+    "urls units",
     "names",
     "model events settings report states history",
     "spans pieces retry dispatch outcome health",

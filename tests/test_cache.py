@@ -161,6 +161,21 @@ def test_when_all_fail_one_error_tells_of_each(cache: Cache, origin: Origin) -> 
     assert all(one.source in failure.value.line() for one in failure.value.failures)
 
 
+def test_a_wrong_digest_given_is_told_with_the_one_that_came_twice(cache: Cache, origin: Origin) -> None:
+    url = origin.url("small.gguf")
+    with pytest.raises(AllSourcesFailedError) as failure:
+        cache.fetch(url, sha256=OTHER.sha256)
+    (one,) = failure.value.failures
+    assert (one.source, one.other_file) == (url, SMALL.sha256)
+    assert failure.value.line().endswith(
+        f"is not sha256 {OTHER.sha256} but {SMALL.sha256}, twice the same); nothing of it is kept: "
+        "check the digest that was expected, or name another --mirror"
+    )
+    assert len(origin.requests) == 2
+    origin.put("small.gguf", OTHER)
+    assert cache.fetch(url, sha256=OTHER.sha256).status == "fetched"
+
+
 def test_archives_are_unpacked_beside_the_model_or_where_wanted(cache: Cache, origin: Origin, tmp_path: Path) -> None:
     origin.put("a.bin.gz", gzip.compress(b"inside"))
     file = cache.fetch(origin.url("a.bin.gz"), unpack=True)

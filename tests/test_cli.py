@@ -376,7 +376,8 @@ def test_ls_info_path_and_rm(manifest: Path, cache_root: Path) -> None:
     assert [(row["file"], row["verified"], row["proof"]) for row in rows] == [
         ("config.json", "sha256", "listed"), ("model.bin", "sha256", "listed"),
     ]  # fmt: skip
-    assert rows[0]["path"] in run("info", "m").stdout
+    assert f"m@1 from m, in {cache_root}/models/m/1\n" in (told := run("info", "m").stdout)
+    assert rows[0]["path"].endswith("/config.json") and "config.json" in told and rows[0]["sha256"][:12] in told
     assert run("path", "m", "--version", "1").stdout == f"{cache_root}/models/m/1\n"
     check_error(run("path", "m", "--version", "2"), 4, "Model m@2 is not available: not_installed")
     removed = run("rm", "m")
@@ -468,5 +469,5 @@ def test_whatever_is_typed_is_understood_or_refused(words: list[str]) -> None:
 
 def test_progress_is_told_where_somebody_asked_for_it(origin: Origin) -> None:
     told = run("fetch", origin.url("m.gguf"), "--sha256", CONTENT.sha256, MODELCACHE_PROGRESS="text")
-    assert "m.gguf: fetched, sha256" in told.stderr
+    assert "m.gguf: fetched, verified by sha256" in told.stderr
     assert hashlib.sha256(Path(told.stdout.strip()).read_bytes()).hexdigest() == CONTENT.sha256

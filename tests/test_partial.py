@@ -285,7 +285,7 @@ def test_a_writer_is_told_at_the_end_of_a_wrong_piece_which_is_absent_again(open
     partial = opened(PIECES)
     wrong = DATA[:14_000] + b"?" + DATA[14_001:30_000]
     writer = partial.writer(Span(0, 30_000), "a")
-    with pytest.raises(VerificationError, match=r"piece 2 \(bytes 14,000 to 21,000\)"):
+    with pytest.raises(VerificationError, match=r"piece 2 \(bytes 14000-20999\)"):
         for at in range(0, 30_000, 500):
             writer.write(wrong[at : at + 500])
     writer.close()

@@ -16,7 +16,8 @@ import pytest
 
 from modelcache.errors import UsageError
 from modelcache.events import Fact, Progress
-from modelcache.progress import LINE_EVERY_S, Lines, in_units, subscriber_for
+from modelcache.progress import LINE_EVERY_S, Lines, subscriber_for
+from modelcache.units import in_units
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
@@ -194,12 +195,12 @@ os._exit(0)
 """
 
 
-def drawn(events: list[dict[str, Any]], sizes: dict[str, int | None]) -> list[str]:
+def drawn(events: list[dict[str, Any]], sizes: dict[str, int | None], columns: int = 90) -> list[str]:
     """The screen of a terminal after these events, as a person sees it."""
     import json
 
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     child = subprocess.Popen(
         [sys.executable, "-c", DRAW, json.dumps([sizes, events])], cwd=ROOT, stderr=theirs, stdin=subprocess.DEVNULL,
         env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
@@ -314,6 +315,33 @@ def test_a_bar_keeps_its_length_while_numbers_grow() -> None:
         return [column for column, letter in enumerate(line) if letter == "|"]
 
     assert ends(0, 0) == ends(5 * MIB, 1000) == ends(999 * MIB, 2000)
+
+
+LONG = "onnx/model-00001-of-00002-quantized.safetensors"
+
+
+@pytest.mark.parametrize("columns", [20, 30, 40, 50, 60, 80, 120, 200])
+def test_bars_fit_the_terminal_and_stand_in_columns(columns: int) -> None:
+    sizes: dict[str, int | None] = {LONG: 1000 * MIB, "a.json": 900 * MIB}
+    events = [
+        sample(file, here * MIB, 1000 * MIB, gateway="http://cdn.huggingface.co/x", timestamp=1 + 1000 * at,
+               total_files=2)
+        for at, here in enumerate((1, 998, 999)) for file in sizes
+    ]  # fmt: skip
+    lines = drawn(events, sizes, columns)
+    assert len(lines) == 3 and max(map(len, lines)) < columns
+    assert len({line.index("|") for line in lines}) <= 1 or columns < 30
+    assert len({line.rindex("|") for line in lines if "|" in line}) <= 1
+    for width, word in ((30, "%"), (40, "999.0/1000.0 MiB"), (60, "/s"), (80, "left"), (120, "cdn.huggingface.co")):
+        assert columns < width or word in lines[1]
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(120, True), (80, True), (60, True), (40, False)])
+def test_how_a_file_ended_is_shown_where_a_host_has_no_room(columns: int, shown: bool) -> None:
+    first = sample(LONG, MIB, 4 * MIB, gateway="http://h/a")
+    last = sample("", MIB, 4 * MIB, status="error", done=True)
+    (line,) = drawn([first, last], {LONG: 4 * MIB}, columns)
+    assert ("failed" in line, len(line) < columns) == (shown, True)
 
 
 def test_what_was_here_before_is_no_speed() -> None:

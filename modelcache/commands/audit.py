@@ -7,6 +7,7 @@ from typing import Any
 from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json
 
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
+MOST_SPANS = 4  # of a file, in a line for people
 
 
 def add_to(commands: Commands) -> None:
@@ -31,11 +32,18 @@ def findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: s
     found = {row["finding"] for row in rows} - {"whole"}
     for row in rows:
         if row["finding"] != "whole":
-            where = f" (bytes {row['wrong_bytes']})" if row["wrong_bytes"] else ""
+            where = f" (bytes {_first(row['wrong_bytes'])})" if row["wrong_bytes"] else ""
             print(f"{row['model']} {row['file']}: {row['finding']}{where}: {row['reason']}", file=sys.stderr)
     if not found:
         print(f"{subject}: {len(rows)} {'file is' if len(rows) == 1 else 'files are'} right", file=sys.stderr)
     return next((code for finding, code in FINDING_CODES.items() if finding in found), 0)
+
+
+def _first(spans: str) -> str:
+    """The first of many: a file that is wrong all over has thousands."""
+    each = spans.split(", ")
+    more = len(each) - MOST_SPANS
+    return ", ".join(each[:MOST_SPANS]) + (f", and {more:,} more pieces" if more > 0 else "")
 
 
 def _repair(options: argparse.Namespace) -> int:

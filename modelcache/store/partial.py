@@ -197,7 +197,7 @@ class Partial:
             self._record_until(writer, span.start)
             writer.recorded = writer.position  # from the piece on, nothing is kept
             self._take_back(span)
-        raise VerificationError(f"piece {index} (bytes {span.start:,} to {span.stop:,}) is not what it should be")
+        raise VerificationError(f"piece {index} (bytes {span.shown}) is not what it should be")
 
     # -- proof -----------------------------------------------------------------------------------------------------
 
