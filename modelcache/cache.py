@@ -10,18 +10,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from modelcache.errors import ModelNotAvailableError, Reason, UsageError
+from modelcache.errors import ModelNotAvailableError, Reason, StoreError, UsageError
 from modelcache.model import Manifest, Ref
 from modelcache.names import checked_path
 from modelcache.order import Order, Workshop
 from modelcache.ordering import Wish, digests_of, hit, order_of
 from modelcache.outcome import File, Model
 from modelcache.report import Report
-from modelcache.store.disk import check_no_links
+from modelcache.store.disk import check_no_links, make_directories
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
@@ -178,6 +178,9 @@ class Cache:
         with self._guard:
             self._running = [*(one for one in self._running if not one.has_ended), download]
         if here is None:
+            if order.cached:
+                with suppress(StoreError):  # whoever writes there first says so
+                    make_directories(self.root)
             download.begin()
         else:
             download.be_ready(here)
@@ -321,6 +324,17 @@ class Cache:
         cache._shelf.check_ref(model, model)
         return adopt(cache._workshop(), os.path.abspath(os.fspath(path)), model, version, replace=replace)
 
+    # -- care ---------------------------------------------------------------------------------------------------------
+
+    def logs(self, model: str | None = None) -> Report:
+        """What happened, to one model or to all: one row an event, oldest first."""
+        from modelcache.logbook import Logbook
+
+        books = [Logbook(cache._shelf.layout.logs) for cache in self._caches()]
+        chosen = Ref.parse(model).id if model else ""
+        rows = [row for book in books for one in ([chosen] if chosen else book.models()) for row in book.read(one)]
+        return Report(f"log of {chosen or 'all models'}", tuple(sorted(rows, key=lambda row: str(row["timestamp"]))))
+
     # -- events and ending --------------------------------------------------------------------------------------------
 
     def on_event(self, subscriber: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
@@ -355,12 +369,15 @@ class Cache:
                 import atexit
 
                 from modelcache.dispatch import Dispatcher
+                from modelcache.logbook import Logbook
 
                 for folder in self._shelf.layout.folders:
                     check_no_links(self.root, folder)
                 settings = settings_for(self.root, self._overrides)
                 shelf = self._shelf
-                self._shop = Workshop(shelf.layout, shelf.registry, settings, Dispatcher(), sources_for)
+                dispatcher = Dispatcher()
+                dispatcher.attach(Logbook(shelf.layout.logs))
+                self._shop = Workshop(shelf.layout, shelf.registry, settings, dispatcher, sources_for)
                 atexit.register(self.close)
             return self._shop
 

@@ -286,6 +286,8 @@ class Download:
         """What would be in vain is refused before anything is fetched."""
         self._enter(State.RESOLVING)
         order = self.order
+        known = {"layers": len(order.files), "total_size": sum(file.size or 0 for file in order.files)}
+        self._tell("manifest_pulled", f"{len(order.files)} files", details=known)
         if order.require_digest and (unvouched := order.unvouched()):
             raise VerificationError(
                 f"nothing is known to verify {unvouched[0]} against",
@@ -411,11 +413,8 @@ class Download:
             self._shop.dispatcher.publish(DownloadComplete(self.id, self._result.path), self._subscriber)
         self._shop.dispatcher.drain(DRAIN_S)
 
-    def _tell(
-        self, kind: FactType, message: str, file: str = "", source: str = "", path: str = "", version: str = ""
-    ) -> None:
-        order = self.order
-        fact = Fact(kind, order.id, message, file, source, version or order.version, path)
+    def _tell(self, kind: FactType, message: str, file: str = "", source: str = "", **more: Any) -> None:
+        fact = Fact(kind, self.order.id, message, file, source, **{"version": self.order.version} | more)
         self._shop.dispatcher.publish(fact, self._subscriber)
 
     def _report(self, turn: int) -> int:

@@ -4,12 +4,14 @@ Responsible for: the two kinds of event and their wire form (product H). Leaves 
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FactType = Literal[
     "started", "waiting", "resumed", "source_tried", "source_failed", "piece_failed", "restarted", "verifying",
     "file_ready", "installed", "updated", "repaired", "removed", "completed", "paused", "error", "unverified",
+    "manifest_pulled", "partial_found", "partial_cleaned", "reset",
 ]  # fmt: skip
 
 
@@ -19,7 +21,7 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that happened, never dropped. `message` is for people; it holds no secrets."""
+    """Something that happened, never dropped. `message` is for people; neither it nor `details` hold secrets."""
 
     type: FactType
     model: str
@@ -29,10 +31,11 @@ class Fact:
     version: str = ""
     path: str = ""
     timestamp: int = field(default_factory=now_ms)
+    details: Mapping[str, str | int | bool] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
         return {
-            "type": self.type, "modelId": self.model, "message": self.message, "file": self.file,
+            **self.details, "type": self.type, "modelId": self.model, "message": self.message, "file": self.file,
             "gateway": self.source, "version": self.version, "path": self.path, "timestamp": self.timestamp,
         }  # fmt: skip
 

@@ -26,7 +26,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "store.* remotes.*",
     "state.*",
     "transfer.* archives.* order",
-    "unpack install filefetch wiring",
+    "unpack install filefetch wiring logbook",
     "manifests task ordering audit",
     "download repair",
     "adopt check progress",

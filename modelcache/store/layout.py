@@ -5,7 +5,7 @@
     aliases/<algorithm>/<hex>            text: the sha256
     partials/<key>.<token>/              on the way
     models/<id>/<version>/<path>         links to blobs, and the record `.manifest.json`
-    registry.json  locks/  quarantine/
+    registry.json  locks/  quarantine/  logs/
 
 Responsible for: these paths, as text. Leaves to others: creating them.
 """
@@ -59,6 +59,10 @@ class Layout:
     @property
     def quarantine(self) -> str:
         return os.path.join(self.root, "quarantine")
+
+    @property
+    def logs(self) -> str:
+        return os.path.join(self.root, "logs")
 
     @property
     def registry(self) -> str:
