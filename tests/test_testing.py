@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import random
 import re
+import select
 import socket
 import ssl
 import subprocess
@@ -172,7 +173,9 @@ def test_a_reset_waits_until_the_client_has_the_bytes_before_it() -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 10_000)
         sock.connect(("127.0.0.1", urlsplit(wire.url()).port))
         sock.sendall(ask(wire.url()))
-        time.sleep(0.1)  # whoever does not wait has reset by now
+        ended = select.poll()
+        ended.register(sock, select.POLLHUP)
+        assert not ended.poll(100)  # whoever does not wait has reset by now
         received = 0
         with pytest.raises(ConnectionResetError):
             while data := sock.recv(65536):

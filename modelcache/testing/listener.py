@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 _LONGEST_HEAD = 1 << 20
 _POLL_S = 0.02  # how late a wait for somebody else's event notices that the server closes
@@ -249,6 +249,27 @@ class Listener:
             connection.finish()
             with self._lock:
                 self._living.pop(threading.current_thread(), None)
+
+
+class Server:
+    """The base of what answers: it has a listener from the start, and is closed at the end of a `with`."""
+
+    _listener: Listener
+
+    @property
+    def connections(self) -> int:
+        """How many connections were accepted so far."""
+        return self._listener.accepted
+
+    def close(self) -> None:
+        """Stops and waits for all threads (well under a second, whatever the clients do)."""
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _server_context(tls: Certificate) -> ssl.SSLContext:

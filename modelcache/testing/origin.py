@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 from urllib.parse import quote
 
 from modelcache.testing.content import Content
 from modelcache.testing.faults import Fault, Placed
-from modelcache.testing.listener import Certificate, Connection, Listener
+from modelcache.testing.listener import Certificate, Connection, Listener, Server
 from modelcache.testing.reply import HeaderMap, Offer, Question, Reply, answer, send
 
 
@@ -58,7 +57,7 @@ class _Installed:
         return self.fault.is_due(self.concerned - 1)
 
 
-class Origin:
+class Origin(Server):
     """Serves `files` (path to bytes, Path or Content) on a port of this machine. Ready when constructed.
 
     A path may hold a query (`"api?page=2"`), which then has to match; else the query is ignored.
@@ -123,24 +122,9 @@ class Origin:
         with self._lock:
             return [replace(seen) for seen in self._seen]
 
-    @property
-    def connections(self) -> int:
-        """How many connections were accepted so far."""
-        return self._listener.accepted
-
     def stop(self) -> None:
         """Dies at once, like `ShutDown`: the port is closed, all connections end. What was seen stays."""
         self._listener.stop()
-
-    def close(self) -> None:
-        """Stops and waits for all threads (well under a second, whatever the clients do)."""
-        self._listener.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _serve(self, connection: Connection) -> None:
         while head := connection.read_head():

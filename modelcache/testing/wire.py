@@ -7,9 +7,9 @@ Leaves to you: every byte of the reply, its head included.
 import threading
 from collections.abc import Sequence
 from enum import Enum
-from typing import Final, Self
+from typing import Final
 
-from modelcache.testing.listener import Certificate, Connection, Listener
+from modelcache.testing.listener import Certificate, Connection, Listener, Server
 
 _LONGEST_PAUSE_S = 30.0
 
@@ -25,7 +25,7 @@ Item = bytes | threading.Event | float | _Reset
 Script = bytes | Sequence[Item]
 
 
-class Wire:
+class Wire(Server):
     """Answers the i-th request with exactly the i-th reply; the last reply repeats. Ready when constructed.
 
     A reply is bytes, or a list of bytes, seconds to wait, Events to wait for (hangs up after 30 s) and `RESET`. An
@@ -53,20 +53,6 @@ class Wire:
         """The request heads so far, as text (latin-1) with their blank lines."""
         with self._lock:
             return list(self._heads)
-
-    @property
-    def connections(self) -> int:
-        """How many connections were accepted so far."""
-        return self._listener.accepted
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _serve(self, connection: Connection) -> None:
         while head := connection.read_head():
