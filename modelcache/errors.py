@@ -225,4 +225,5 @@ class AllSourcesFailedError(ModelCacheError):
                 else "name another --mirror, or check the digest that was expected"
             ),
             "network": "run the same command again to go on, or name another --mirror",
+            "not_found": "or name a --mirror" if failures else "name a --mirror",  # each reason says what to do first
         }.get(self.kind, "check the address, or name a --mirror")

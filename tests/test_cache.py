@@ -161,6 +161,17 @@ def test_when_all_fail_one_error_tells_of_each(cache: Cache, origin: Origin) -> 
     assert all(one.source in failure.value.line() for one in failure.value.failures)
 
 
+def test_what_is_not_there_is_told_once_what_to_do_about(cache: Cache, origin: Origin) -> None:
+    for status, advice in ((404, "check the address"), (401, "pass --header")):
+        origin.heal()
+        origin.faults(Status(status))
+        with pytest.raises(AllSourcesFailedError) as failure:
+            cache.fetch(origin.url("small.gguf"))
+        line = failure.value.line()
+        assert (line.count(advice), line.count("check the address")) == (1, 1 if status == 404 else 0)
+        assert line.endswith("; or name a --mirror")
+
+
 def test_a_wrong_digest_given_is_told_with_the_one_that_came_twice(cache: Cache, origin: Origin) -> None:
     url = origin.url("small.gguf")
     with pytest.raises(AllSourcesFailedError) as failure:
