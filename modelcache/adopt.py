@@ -17,6 +17,7 @@ from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Model
 from modelcache.store import blobs, links
 from modelcache.store.disk import check_no_links, make_directories
+from modelcache.store.gate import await_sweep
 from modelcache.store.installed import Installed, Stamp
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.removal import drop
@@ -32,6 +33,7 @@ def adopt(shop: Workshop, path: str, model: str, version: str, *, replace: bool)
     files = tuple(ModelFile(name, reading.size, (reading.sha256,)) for name, reading in readings.items())
     order = Order(model, model, version, files, single=False)
     with locked(shop.layout.model_lock(model), Subject(model, version), Patience(0.0)):
+        await_sweep(shop.layout, Patience(shop.settings.lock_timeout))
         here = Installed.read(shop.layout.model(model, version))
         now = {file.path: file.sha256 for file in here.files} if here else {}
         if here and not replace and now != {file.path: file.digests[0].hex for file in files}:

@@ -50,6 +50,7 @@ class Cache:
         self._guard = threading.Lock()
         self._shop: Workshop | None = None
         self._pid = 0
+        self._was_checked = False
         self._running: list[Download] = []
         self._fallback: Cache | None = None
 
@@ -168,6 +169,7 @@ class Cache:
             return other._start(ref, wish, progress)
         if here is None and order.cached:
             self._shelf.check_ref(order.id, order.ref)
+            self.check_at_start()
 
         def renew() -> tuple[Order, Model | File | None]:
             again = order_of(self._shelf, ref, wish)
@@ -326,6 +328,51 @@ class Cache:
 
     # -- care ---------------------------------------------------------------------------------------------------------
 
+    def check_at_start(self) -> Report:
+        """What earlier runs left unfinished, one row each; what is of no use is removed. Once a process: then nothing.
+
+        The first fetch does it by itself. A row: model, file, size (bytes here), total, can_resume, cleaned, and text.
+        """
+        self._adopt_process()
+        with self._guard:
+            is_first, self._was_checked = not self._was_checked, True
+        if not (is_first and _holds_anything(self._shelf.layout.partials)):
+            return Report("unfinished downloads", ())
+        from modelcache.maintenance import check_at_start
+
+        return check_at_start(self._workshop())
+
+    def clean(self, *, dry_run: bool = False) -> Report:
+        """Removes what is nobody's and too old: unfinished downloads, what had rotted, logs, leftovers, free locks.
+
+        The ages are settings: `stale_partial_age`, `quarantine_age`, `log_age`, `temporary_age`. One row a find, with
+        the bytes it takes; a dry run lists exactly what a run would remove. What is in use stays, whatever its age.
+        """
+        from modelcache.maintenance import clean
+
+        reports = [clean(cache._workshop(), dry_run=dry_run) for cache in self._caches()]
+        return Report(reports[0].title, tuple(row for report in reports for row in report))
+
+    def reset(self, model: str) -> Report:
+        """Takes a model back to where it was before its first fetch: no version, nothing unfinished, no error.
+
+        One row for each thing that was removed, with the bytes freed; files that other models share stay. Raises
+        LockedError while it is being fetched.
+        """
+        from modelcache.maintenance import reset
+
+        ref = replace(Ref.parse(model), version="")
+        rows: list[dict[str, Any]] = []
+        for cache in self._caches():
+            shop = cache._workshop()
+            try:
+                records = cache._shelf.remains(ref)
+            except ModelNotAvailableError:
+                records = []
+            rows += reset(shop, ref.id, records)
+            shop.dispatcher.drain(STOP_WITHIN_S)
+        return Report(f"{ref.id} is reset", tuple(rows))
+
     def logs(self, model: str | None = None) -> Report:
         """What happened, to one model or to all: one row an event, oldest first."""
         from modelcache.logbook import Logbook
@@ -384,7 +431,7 @@ class Cache:
     def _adopt_process(self) -> None:
         if self._pid != os.getpid():
             self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
-            self._pid, self._shop, self._running = os.getpid(), None, []
+            self._pid, self._shop, self._running, self._was_checked = os.getpid(), None, [], False
 
     def _elsewhere(self) -> "Cache | None":
         """The cache to use where nothing can be written here (product A8)."""
@@ -437,3 +484,10 @@ class Cache:
 
 def _with_version(ref: Ref, version: str | None) -> Ref:
     return replace(ref, version=checked_path(version, parts=1)) if version else ref
+
+
+def _holds_anything(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False

@@ -34,6 +34,7 @@ from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
 from modelcache.store.disk import store_error
+from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Holder, Patience, Subject, locked
 from modelcache.store.watch import Far, Watch
 from modelcache.task import Task, overall
@@ -252,6 +253,7 @@ class Download:
         )
         patience = Patience(shop.settings.lock_timeout, lambda holder: self._look(watch, holder), self._control.wait)
         with locked(shop.layout.model_lock(order.id), Subject(order.id, order.version, name=name), patience):
+            await_sweep(shop.layout, Patience(shop.settings.lock_timeout, wait=self._control.wait))
             yield
 
     def _look(self, watch: Watch, holder: Holder) -> Far:

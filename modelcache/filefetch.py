@@ -180,7 +180,7 @@ class FileFetch:
         self._control.check()
         file = self._rotten.file if self._rotten else self._file
         piece_size = settings.piece_size if self._order.cached else None  # the store keeps them, an output has no place
-        partial = Partial.open(base, key, file, window=settings.window, piece_size=piece_size)
+        partial = Partial.open(base, key, file, window=settings.window, piece_size=piece_size, model=self._order.id)
         try:
             if self._rotten and self._rotten.good:
                 partial.seed(self._rotten.aside, self._rotten.good)

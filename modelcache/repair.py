@@ -119,7 +119,7 @@ class Repairer:
         shop = self._shop
         partial = Partial.open(
             shop.layout.partials, key_of(file), file,
-            window=shop.settings.window, piece_size=shop.settings.piece_size,
+            window=shop.settings.window, piece_size=shop.settings.piece_size, model=audit.model,
         )  # fmt: skip
         sources = shop.sources(file, self._order.headers_for(file), shop.settings)
         try:

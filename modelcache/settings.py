@@ -10,7 +10,11 @@ from modelcache.errors import UsageError
 
 MIB = 1 << 20
 MOST, MOST_S = 10**18, 10**9  # what system calls take; 30 years are for ever
-MAY_BE_ZERO = ("resume_threshold", "clean_restarts", "slow_rate", "backoff")
+DAY_S = 86_400.0
+MAY_BE_ZERO = (
+    "resume_threshold", "clean_restarts", "slow_rate", "backoff", "stale_partial_age", "quarantine_age", "log_age",
+    "temporary_age",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,10 @@ class Settings:
     piece_size: int = 4 * MIB
     window: int = 256 * MIB  # how far ahead of the hash bytes are fetched
     lock_timeout: float = 600.0  # waiting for another process that makes no progress
+    stale_partial_age: float = 7 * DAY_S  # `clean` removes what is older and nobody's: what was begun,
+    quarantine_age: float = 7 * DAY_S  # what had rotted,
+    log_age: float = 30 * DAY_S  # what was logged,
+    temporary_age: float = 3600.0  # what a kill left of a moment's work
     unpack_most: int = 1 << 40
     unpack_entries: int = 100_000
 

@@ -29,9 +29,9 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "unpack install filefetch wiring logbook",
     "manifests task ordering audit",
     "download repair",
-    "adopt check progress",
+    "adopt check progress maintenance",
     "cache",
-    "api maintenance",
+    "api",
     "testing.*",  # imports nothing of ours, so that any downloader can be tested with it
     "modelcache",  # a table of names that are imported when they are asked for
     "demostage",

@@ -1119,9 +1119,9 @@ def test_a_folder_of_partials_that_is_a_link_is_refused(base, tmp_path) -> None:
 
 
 def test_what_the_journal_is_called_by_tells_people_what_it_is_of(opened) -> None:
-    partial = opened()
+    partial = opened(model="the model")
     header = json.loads(Path(partial.folder, "journal").read_text().splitlines()[0])
-    assert header == {"format": 1, "key": KEY, "size": len(DATA), "path": "m.bin"}
+    assert header == {"format": 1, "key": KEY, "size": len(DATA), "path": "m.bin", "model": "the model"}
 
 
 # -- restart ----------------------------------------------------------------------------------------------------------

@@ -1,17 +1,50 @@
-"""`logs`: what happened to models."""
+"""`clean`, `reset` and `logs`: what earlier runs left, and what happened."""
 
 import argparse
 import sys
 from typing import Any
 
 from modelcache.commands.common import Commands, add_json, cache_of, print_json
+from modelcache.report import Report
 
 
 def add_to(commands: Commands) -> None:
+    clean = commands.add("clean", "remove what is old and nobody's: unfinished downloads, leftovers, logs", _clean)
+    clean.add_argument("--dry-run", action="store_true", help="only list what would be removed")
+    add_json(clean)
+    reset = commands.add("reset", "forget a model, and what is unfinished of it; files that others share stay", _reset)
+    reset.add_argument("model", metavar="MODEL")
+    add_json(reset)
     logs = commands.add("logs", "show what happened to models", _logs)
     logs.add_argument("model", nargs="?", metavar="MODEL")
     logs.add_argument("--export", metavar="FILE", help="write it to a file, as lines of JSON, for a bug report")
     add_json(logs)
+
+
+def _clean(options: argparse.Namespace) -> int:
+    report = cache_of(options).clean(dry_run=options.dry_run)
+    _tell(report, options)
+    total = sum(row["size"] for row in report if row["removed"] or options.dry_run)
+    print(f"{total:,} bytes {'would be freed' if options.dry_run else 'freed'}", file=sys.stderr)
+    return 0 if options.dry_run or all(row["removed"] for row in report) else 6
+
+
+def _reset(options: argparse.Namespace) -> int:
+    report = cache_of(options).reset(options.model)
+    _tell(report, options)
+    freed = sum(row["size"] for row in report)
+    done = f"reset, {freed:,} bytes freed" if len(report) else "nothing of it was here"
+    print(f"{options.model}: {done}", file=sys.stderr)
+    return 0
+
+
+def _tell(report: Report, options: argparse.Namespace) -> None:
+    if options.json:
+        print_json(list(report))
+        return
+    for row in report:
+        what = f"{row['model']}: {row['path']}" if row["model"] else row["path"]
+        print(printable(f"{row['kind']:<10} {row['size']:>15,}  {what}: {row['reason']}"))
 
 
 def _logs(options: argparse.Namespace) -> int:
@@ -32,5 +65,9 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _line(row: dict[str, Any]) -> str:
-    text = f"{row['timestamp']} {row['model_name']} {row['event_type']}: {row['message']}"
-    return "".join(character if character.isprintable() else " " for character in text)  # a log may hold anything
+    return printable(f"{row['timestamp']} {row['model_name']} {row['event_type']}: {row['message']}")
+
+
+def printable(text: str) -> str:
+    """What is on a disk may have any name, and a log may hold anything."""
+    return "".join(character if character.isprintable() else " " for character in text)

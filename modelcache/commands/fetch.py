@@ -42,6 +42,8 @@ def _fetch(options: argparse.Namespace) -> int:
         targets.append(load(options.manifest))
     _check_fetch(options, targets)
     cache, told, failures = cache_of(options), [], []
+    if not options.quiet:
+        _show_unfinished(cache)
     for target in targets:
         try:
             result = _fetch_one(cache, target, options)
@@ -59,6 +61,15 @@ def _fetch(options: argparse.Namespace) -> int:
     if options.json:
         print_json(told)
     return 0
+
+
+def _show_unfinished(cache: Any) -> None:
+    """What earlier runs left, before it is gone on with (product D1)."""
+    found = cache.check_at_start()
+    if len(found):
+        print(found.title, file=sys.stderr)
+    for row in found:
+        print(row["text"], file=sys.stderr)
 
 
 def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:

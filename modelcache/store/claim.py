@@ -34,15 +34,18 @@ class Claim:
     journal: Journal
 
 
-def claim(base: str, key: str, file: ModelFile) -> Claim:
-    """Raises StoreError; then everything is left as it is. What is of no use for this file is removed."""
+def claim(base: str, key: str, file: ModelFile, model: str = "") -> Claim:
+    """Raises StoreError; then everything is left as it is. What is of no use for this file is removed.
+
+    Whose file it is, `model`, is noted for people.
+    """
     make_directories(base)
     with disk_errors(base):
         for name in found(base, key):
             claimed = _taken(base, name, key, file)
             if claimed:
                 return claimed
-        return _begun(os.path.join(base, _token_of(key)), key, file)
+        return _begun(os.path.join(base, _token_of(key)), key, file, model)
 
 
 def found(base: str, key: str) -> list[str]:
@@ -71,13 +74,13 @@ def _token_of(key: str) -> str:
     return f"{key}.{secrets.token_hex(8)}"
 
 
-def _begun(folder: str, key: str, file: ModelFile) -> Claim:
+def _begun(folder: str, key: str, file: ModelFile, model: str) -> Claim:
     with ExitStack() as undo:
         os.mkdir(folder, 0o700)
         undo.callback(remove_tree, folder)
         fd = os.open(os.path.join(folder, "data"), CREATE, 0o600)
         undo.callback(os.close, fd)
-        header = {"key": key, "size": file.size, "path": file.path}
+        header = {"key": key, "size": file.size, "path": file.path, "model": model}
         journal = Journal.create(os.path.join(folder, "journal"), header)
         undo.callback(journal.close)
         journal.owned_by(Owner.mine())

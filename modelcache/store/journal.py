@@ -1,6 +1,6 @@
 """The journal of a partial: which bytes were written, by whom, and what each source called the content.
 
-Responsible for: the file format. Line 1 is a JSON header; then one line a fact, appended:
+Responsible for: the file format. Line 1 is a JSON header (format, key, size, path, model); then one line a fact:
 
     w START STOP SOURCE      bytes written from that source
     x START STOP             bytes taken back: they proved wrong, or belong to another version
@@ -147,12 +147,17 @@ class Journal:
 def read_facts(path: str) -> Facts | None:
     """Reads a journal without touching it. None: absent, not ours, of another format, or garbage from the start."""
     try:
-        return _parsed(_content(path))[0]
+        return read_head(path, _MOST_BYTES)
     except OSError:
         return None
 
 
-def _content(path: str) -> bytes:
+def read_head(path: str, most: int) -> Facts | None:
+    """The same of its first bytes; OSError where they cannot be read now."""
+    return _parsed(_content(path, most))[0]
+
+
+def _content(path: str, most: int = _MOST_BYTES) -> bytes:
     """Empty where there is no file of ours."""
     try:
         fd = os.open(path, READ | os.O_NONBLOCK)  # a fifo in its place must not hang us
@@ -162,7 +167,7 @@ def _content(path: str) -> bytes:
         raise
     try:
         status = os.fstat(fd)
-        return os.read(fd, min(status.st_size, _MOST_BYTES)) if stat.S_ISREG(status.st_mode) else b""
+        return os.read(fd, min(status.st_size, most)) if stat.S_ISREG(status.st_mode) else b""
     finally:
         os.close(fd)
 

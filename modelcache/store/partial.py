@@ -69,15 +69,23 @@ class Partial:
 
     @classmethod
     def open(
-        cls, base: str, key: str, file: ModelFile, *, window: int = END, piece_size: int | None = PIECE_SIZE
+        cls,
+        base: str,
+        key: str,
+        file: ModelFile,
+        *,
+        window: int = END,
+        piece_size: int | None = PIECE_SIZE,
+        model: str = "",
     ) -> "Partial":
         """Claims what an earlier run left under `base` for this key, or begins anew.
 
         `window` is how far, in bytes, writers may be ahead of the follower; `piece_size` is that of the pieces
-        whose digests the follower takes along (None: of none). The caller holds the key's lock. Raises StoreError.
-        Bytes of a partial that is garbled, or that was begun for another size, are thrown away.
+        whose digests the follower takes along (None: of none); `model` is whose file it is. The caller holds the
+        key's lock. Raises StoreError. Bytes of a partial that is garbled, or that was begun for another size, are
+        thrown away.
         """
-        return cls(claim(base, key, file), file, window, piece_size)
+        return cls(claim(base, key, file, model), file, window, piece_size)
 
     # -- what is here ----------------------------------------------------------------------------------------------
 

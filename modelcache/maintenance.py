@@ -1,0 +1,221 @@
+"""Looks after a store: what earlier runs left is found, told and, where it is nobody's, taken away.
+
+Responsible for: the check at the start (product D1), `clean` (E2) and `reset` (D4): what goes, why, and saying so.
+Leaves to `leftovers`: finding it, and that nothing in use ever goes; to `cache` and commands: when, and to whom it
+is told. Nothing here asks the network.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from modelcache.errors import LockedError, StoreError
+from modelcache.events import Fact
+from modelcache.order import Workshop
+from modelcache.report import Report
+from modelcache.store import leftovers
+from modelcache.store.gate import sweeping
+from modelcache.store.installed import Installed
+from modelcache.store.layout import Layout
+from modelcache.store.leftovers import Unfinished
+from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.removal import remove
+
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())  # the texts are for whoever configures logging; the command shows them itself
+DAY_S = 86_400.0
+CHECKING = "Checking for partial model downloads..."
+
+
+# -- at the start -----------------------------------------------------------------------------------------------------
+
+
+def check_at_start(shop: Workshop) -> Report:
+    """What earlier runs left unfinished: a row each, with the words for it in `text`. Cleans up what is hopeless.
+
+    Partials of which somebody has the lock are none of those. Raises nothing: a fetch comes next.
+    """
+    log.info(CHECKING)
+    found = [one for one in leftovers.unfinished(shop.layout) if one.key and not one.is_in_use]
+    rows = tuple(_told(shop, one) for one in found)
+    for path in leftovers.temporary(shop.layout, deep=False):
+        if _idle_s(path) > shop.settings.temporary_age:
+            _attempt(partial(leftovers.removed, path))
+    return Report(CHECKING, rows)
+
+
+def _told(shop: Workshop, one: Unfinished) -> dict[str, Any]:
+    texts = [
+        f"Found partial download for model: {one.model}", f"Partial size: {one.size} bytes",
+        f"Can resume: {one.can_resume}",
+    ]  # fmt: skip
+    for text in texts:
+        log.warning(text)
+    details: dict[str, str | int | bool] = {"file": one.file, "size": one.size, "can_resume": one.can_resume}
+    shop.dispatcher.publish(Fact("partial_found", one.model, texts[0], details=details))
+    is_gone = one.is_hopeless and _attempt(partial(leftovers.discard, shop.layout, one)) is not None
+    if is_gone:
+        texts.append(_clean_up_told(shop, one))
+    return {
+        "model": one.model, "file": one.file, "size": one.size, "total": one.total, "can_resume": one.can_resume,
+        "cleaned": is_gone, "text": ". ".join(texts),
+    }  # fmt: skip
+
+
+def _clean_up_told(shop: Workshop, one: Unfinished) -> str:
+    text = f"Cleaned up partial download for: {one.model}"
+    log.warning(text)
+    shop.dispatcher.publish(Fact("partial_cleaned", one.model, text, one.file, details={"size": one.size}))
+    return text
+
+
+def _attempt(removal: Callable[[], int]) -> int | None:
+    """What it returns; None where it is in use by now, or the disk refuses."""
+    try:
+        return removal()
+    except (LockedError, StoreError, OSError) as error:
+        log.info("%s", error)
+        return None
+
+
+# -- clean ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Broom:
+    """Removes what it is given, or only lists it."""
+
+    shop: Workshop
+    dry_run: bool
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout:
+        return self.shop.layout
+
+    def take(self, kind: str, path: str, reason: str, removal: Callable[[], int], model: str = "") -> bool:
+        """Whether it is gone. A row tells; none of what somebody has begun to use meanwhile."""
+        row = {
+            "kind": kind, "model": model, "path": path, "size": leftovers.size_of(path), "reason": reason,
+            "removed": False,
+        }  # fmt: skip
+        if not self.dry_run:
+            try:
+                row |= {"size": removal(), "removed": True}
+            except LockedError:
+                return False
+            except StoreError as error:
+                row["reason"] = error.line()
+        self.rows.append(row)
+        return bool(row["removed"])
+
+
+def clean(shop: Workshop, *, dry_run: bool) -> Report:
+    """Removes what is nobody's and too old, or in a dry run lists just that: one row each, with the bytes it takes.
+
+    What a fetch, a verification or another clean is using stays, whatever its age. A row whose `removed` is False
+    after a run says in `reason` why.
+    """
+    broom = _Broom(shop, dry_run)
+    for sweep in (_partials, _temporary, _quarantine, _logs, _blobs, _locks):
+        sweep(broom)
+    return Report("would be removed" if dry_run else "removed", tuple(broom.rows))
+
+
+def _partials(broom: _Broom) -> None:
+    most = broom.shop.settings.stale_partial_age
+    for one in leftovers.unfinished(broom.layout):
+        idle_s = time.time() - one.touched_at
+        if one.is_in_use:
+            continue
+        if idle_s < -leftovers.FUTURE_S and not one.is_hopeless and not broom.dry_run:
+            leftovers.rejuvenate(one.folder)
+        if not one.is_hopeless and idle_s <= most:
+            continue
+        reason = "nothing in it can be used" if one.is_hopeless else f"not touched for {_age(idle_s)}"
+        if broom.take("partial", one.folder, reason, partial(leftovers.discard, broom.layout, one), one.model):
+            _clean_up_told(broom.shop, one)
+
+
+def _temporary(broom: _Broom) -> None:
+    for path in leftovers.temporary(broom.layout, deep=True):
+        if (idle_s := _idle_s(path)) > broom.shop.settings.temporary_age:
+            broom.take("temporary", path, f"left {_age(idle_s)} ago", partial(leftovers.removed, path))
+
+
+def _quarantine(broom: _Broom) -> None:
+    for entry in leftovers.entries_of(broom.layout.quarantine):
+        idle_s = time.time() - leftovers.set_aside_at(entry.path)
+        if idle_s > broom.shop.settings.quarantine_age:
+            broom.take(
+                "quarantine", entry.path, f"set aside {_age(idle_s)} ago", partial(leftovers.removed, entry.path)
+            )
+
+
+def _logs(broom: _Broom) -> None:
+    for entry in leftovers.entries_of(broom.layout.logs):
+        idle_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+        if idle_s < -leftovers.FUTURE_S and not broom.dry_run:
+            os.utime(entry.path, follow_symlinks=False)
+        if idle_s > broom.shop.settings.log_age:
+            broom.take("log", entry.path, f"nothing logged for {_age(idle_s)}", partial(leftovers.removed, entry.path))
+
+
+def _blobs(broom: _Broom) -> None:
+    if not os.path.isdir(os.path.join(broom.layout.root, "blobs")):
+        return
+    try:
+        with sweeping(broom.layout) as nobody_installs:
+            for path in leftovers.orphans(broom.layout) if nobody_installs else ():
+                broom.take("blob", path, "no model has it", partial(leftovers.removed, path))
+    except LockedError:
+        pass  # another sweep is at it
+
+
+def _locks(broom: _Broom) -> None:
+    for path in leftovers.free_locks(broom.layout):
+        broom.take("lock", path, "nobody holds it", partial(leftovers.remove_lock, path))
+
+
+def _idle_s(path: str) -> float:
+    """Since when a file is as it is: also as another name of an older one."""
+    try:
+        now = os.lstat(path)
+    except OSError:
+        return 0.0
+    return time.time() - max(now.st_mtime, now.st_ctime)
+
+
+def _age(idle_s: float) -> str:
+    return f"{idle_s / DAY_S:.0f} days" if idle_s >= 2 * DAY_S else f"{idle_s / 3600:.1f} h"
+
+
+# -- reset ------------------------------------------------------------------------------------------------------------
+
+
+def reset(shop: Workshop, model: str, records: list[Installed]) -> Report:
+    """Takes away everything of one model: its versions, their records, and what is unfinished. Its log stays.
+
+    Blobs that others have stay. Raises LockedError while somebody fetches it, StoreError; running it again goes on.
+    """
+    broom = _Broom(shop, dry_run=False)
+    files = {file.sha256: file for record in records for file in record.files}
+    for record in records:
+        freed = remove(shop.layout, shop.registry, record)
+        broom.rows.append(_reset_row("version", model, record.folder, freed))
+    with locked(shop.layout.model_lock(model), Subject(model), Patience(0.0)):
+        for one in leftovers.unfinished(shop.layout):
+            if one.model == model or (one.model == one.file and one.key.removeprefix("sha256-") in files):
+                broom.rows.append(_reset_row("partial", model, one.folder, leftovers.discard(shop.layout, one)))
+    if broom.rows:
+        freed = sum(row["size"] for row in broom.rows)
+        shop.dispatcher.publish(Fact("reset", model, f"{model} is reset", details={"freed": freed}))
+    return Report(f"{model} is reset", tuple(broom.rows))
+
+
+def _reset_row(kind: str, model: str, path: str, size: int) -> dict[str, Any]:
+    return {"kind": kind, "model": model, "path": path, "size": size, "reason": "reset", "removed": True}
