@@ -373,6 +373,16 @@ class Cache:
             shop.dispatcher.drain(STOP_WITHIN_S)
         return Report(f"{ref.id} is reset", tuple(rows))
 
+    def doctor(self) -> Report:
+        """What is wrong with this cache, one row a finding, with the command that helps; changes nothing.
+
+        A row: level (wrong; note: worth knowing), check, finding, fix. Raises nothing.
+        """
+        from modelcache.doctor import Examination
+
+        reports = [Examination(cache._shelf, cache._overrides).report() for cache in self._caches()]
+        return Report(reports[0].title, tuple(row for report in reports for row in report))
+
     def logs(self, model: str | None = None) -> Report:
         """What happened, to one model or to all: one row an event, oldest first."""
         from modelcache.logbook import Logbook

@@ -208,6 +208,9 @@ def reset(shop: Workshop, model: str, records: list[Installed]) -> Report:
         freed = remove(shop.layout, shop.registry, record)
         broom.rows.append(_reset_row("version", model, record.folder, freed))
     with locked(shop.layout.model_lock(model), Subject(model), Patience(0.0)):
+        for version in shop.registry.versions(model):  # one whose record is gone
+            shop.registry.removed(model, version)
+            broom.rows.append(_reset_row("version", model, f"{model}@{version}", 0))
         for one in leftovers.unfinished(shop.layout):
             if one.model == model or (one.model == one.file and one.key.removeprefix("sha256-") in files):
                 broom.rows.append(_reset_row("partial", model, one.folder, leftovers.discard(shop.layout, one)))

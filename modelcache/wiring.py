@@ -104,10 +104,14 @@ def _from_environment(known: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a fifo in its place must not hang us
+
+
 def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
     path = os.environ.get("MODELCACHE_CONFIG") or os.path.join(root, "modelcache.toml")
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb", opener=None if os.environ.get("MODELCACHE_CONFIG") else _at_once) as stream:
             content = stream.read(1 << 20)
     except (FileNotFoundError, NotADirectoryError):
         if os.environ.get("MODELCACHE_CONFIG"):

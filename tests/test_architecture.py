@@ -29,7 +29,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "unpack install filefetch wiring logbook",
     "manifests task ordering audit",
     "download repair",
-    "adopt check progress maintenance",
+    "adopt check progress maintenance doctor",
     "cache",
     "api",
     "testing.*",  # imports nothing of ours, so that any downloader can be tested with it

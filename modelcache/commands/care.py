@@ -1,4 +1,4 @@
-"""`clean`, `reset` and `logs`: what earlier runs left, and what happened."""
+"""`clean`, `reset`, `doctor` and `logs`: what earlier runs left, what is wrong, and what happened."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ def add_to(commands: Commands) -> None:
     reset = commands.add("reset", "forget a model, and what is unfinished of it; files that others share stay", _reset)
     reset.add_argument("model", metavar="MODEL")
     add_json(reset)
+    add_json(commands.add("doctor", "say what is wrong with the cache, and which command helps", _doctor))
     logs = commands.add("logs", "show what happened to models", _logs)
     logs.add_argument("model", nargs="?", metavar="MODEL")
     logs.add_argument("--export", metavar="FILE", help="write it to a file, as lines of JSON, for a bug report")
@@ -45,6 +46,19 @@ def _tell(report: Report, options: argparse.Namespace) -> None:
     for row in report:
         what = f"{row['model']}: {row['path']}" if row["model"] else row["path"]
         print(printable(f"{row['kind']:<10} {row['size']:>15,}  {what}: {row['reason']}"))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    report = cache_of(options).doctor()
+    if options.json:
+        print_json(list(report))
+    else:
+        for row in report:
+            print(printable(f"{row['level']:<5}  " + "; ".join(filter(None, (row["finding"], row["fix"])))))
+    is_wrong = any(row["level"] == "wrong" for row in report)
+    if not is_wrong:
+        print("nothing is wrong", file=sys.stderr)
+    return 3 if is_wrong else 0
 
 
 def _logs(options: argparse.Namespace) -> int:

@@ -1,0 +1,333 @@
+"""What is wrong with a cache, and the command that helps: one line a finding (product G9).
+
+Responsible for: looking at everything that earlier runs, other programs and this machine's settings can have spoilt,
+without changing any of it, and without ever failing itself: what cannot be looked at is a finding, too.
+Leaves to others: mending it (`maintenance`, `audit`), the caches of other tools, the network.
+"""
+
+import json
+import os
+import secrets
+import shlex
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from modelcache.errors import ModelCacheError, StoreError
+from modelcache.report import Report
+from modelcache.settings import Settings
+from modelcache.state.place import Place, is_on_network
+from modelcache.store import leftovers
+from modelcache.store.disk import CREATE, disk_errors, read_small, store_error
+from modelcache.store.installed import RECORD, Installed
+from modelcache.store.locks import Holder, is_held
+from modelcache.store.owner import Owner, is_suspended
+from modelcache.store.shelf import Shelf
+from modelcache.urls import without_secrets
+from modelcache.wiring import PREFIX, settings_for
+
+LEAST_FREE = 1 << 30  # bytes; below that hardly any model fits
+LEAST_FILES = 1000
+PAST_S = 1_735_689_600  # 2025: before this package was written
+MOST_NAMED = 3
+OTHER_VARIABLES = ("HOME", "CONFIG", "FALLBACK", "PROGRESS")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`level` wrong: something does not work, or will not; note: worth knowing. `fix` is a command, or what to do."""
+
+    level: Literal["wrong", "note"]
+    check: str
+    finding: str
+    fix: str
+
+
+class Examination:
+    """Looks at one cache. Every check is a generator of findings."""
+
+    def __init__(self, shelf: Shelf, overrides: Mapping[str, Any]) -> None:
+        self._shelf = shelf
+        self._layout = shelf.layout
+        self._root = shelf.layout.root
+        self._overrides = overrides
+        self._settings = Settings()
+
+    def report(self) -> Report:
+        checks = (
+            self._settings_are_right, self._variables_are_known, self._proxies, self._root_can_be_written,
+            self._there_is_room, self._is_local, self._folders_are_ours, self._nobody_else_may_write,
+            self._clock_is_right, self._registry_is_sound, self._records_are_sound, self._models_are_whole,
+            self._partials, self._locks, self._leftovers,
+        )  # fmt: skip
+        findings = []
+        for check in checks:
+            name = check.__name__.strip("_").replace("_", " ")
+            try:
+                findings += list(check())
+            except ModelCacheError as error:
+                findings.append(Finding("wrong", name, error.message, error.next_step))
+            except OSError as error:
+                refusal = store_error(error, str(error.filename or self._root))
+                findings.append(Finding("wrong", name, refusal.message, refusal.next_step))
+        return Report(f"examination of {self._root}", tuple(asdict(finding) for finding in findings))
+
+    # -- settings -----------------------------------------------------------------------------------------------------
+
+    def _settings_are_right(self) -> Iterator[Finding]:
+        self._settings = settings_for(self._root, self._overrides)
+        yield from ()
+
+    def _variables_are_known(self) -> Iterator[Finding]:
+        known = {PREFIX + name for name in OTHER_VARIABLES}
+        known |= {PREFIX + setting.name.upper() for setting in fields(Settings)}
+        for name in sorted(os.environ):
+            if name.startswith(PREFIX) and name not in known:
+                yield Finding("note", "settings", f"{name} is no setting: it does nothing", f"unset {name}")
+
+    def _proxies(self) -> Iterator[Finding]:
+        for name in sorted(os.environ):
+            if name.lower() in PROXIES and os.environ[name]:
+                value = without_secrets(os.environ[name])
+                yield Finding("note", "proxy", f"{name} is set: {value}", f"unset {name}, if it is not wanted")
+
+    # -- the place ----------------------------------------------------------------------------------------------------
+
+    def _root_can_be_written(self) -> Iterator[Finding]:
+        place = self._root
+        while not os.path.lexists(place) and os.path.dirname(place) != place:
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            yield Finding("wrong", "root", f"{place} is no folder", "move it away, or set MODELCACHE_HOME")
+        elif not os.access(place, os.W_OK | os.X_OK):
+            yield Finding(
+                "wrong",
+                "root",
+                f"{place} cannot be written to",
+                f"chmod u+rwx {_quoted(place)}, or set MODELCACHE_HOME",
+            )
+        elif place == self._root:
+            yield from self._probe()
+
+    def _probe(self) -> Iterator[Finding]:
+        """Writes a few bytes, which tells more than asking for permission; and what time the disk has."""
+        path = os.path.join(self._root, f".probe.{secrets.token_hex(4)}.tmp")
+        with disk_errors(self._root):
+            fd = os.open(path, CREATE, 0o600)
+            try:
+                os.write(fd, bytes(4096))
+                os.fsync(fd)
+                skew_s = os.fstat(fd).st_mtime - time.time()
+            finally:
+                os.close(fd)
+                os.unlink(path)
+        if abs(skew_s) > leftovers.FUTURE_S:
+            yield Finding(
+                "wrong", "clock", f"the clock of the disk differs by {skew_s:+.0f} s", "set the clock: timedatectl"
+            )
+
+    def _there_is_room(self) -> Iterator[Finding]:
+        if not os.path.isdir(self._root):
+            return
+        disk = os.statvfs(self._root)
+        free = disk.f_bavail * disk.f_frsize
+        wanted = sum(max(0, (one.total or 0) - one.size) for one in leftovers.unfinished(self._layout))
+        if free < max(LEAST_FREE, wanted):
+            needed = f", {wanted:,} are needed for what is unfinished" if wanted else ""
+            yield Finding("wrong", "space", f"the disk has {free:,} bytes left{needed}", "modelcache clean")
+        if disk.f_files > 0 and disk.f_favail < LEAST_FILES:
+            yield Finding("wrong", "space", f"the disk takes only {disk.f_favail:,} more files", "modelcache clean")
+
+    def _is_local(self) -> Iterator[Finding]:
+        if is_on_network(self._root):
+            where = os.path.dirname(Place.of(self._root).database)
+            text = f"{self._root} is on another machine: records of downloads are kept in {where}"
+            yield Finding("note", "network disk", text, "set MODELCACHE_HOME to a local disk, if this one is slow")
+
+    def _folders_are_ours(self) -> Iterator[Finding]:
+        for path in [*self._layout.folders, self._layout.logs, os.path.dirname(self._layout.registry) + "/state"]:
+            if os.path.islink(path):
+                yield Finding(
+                    "wrong", "links", f"{path} is a link: nothing is written through it", f"rm {_quoted(path)}"
+                )
+            elif os.path.lexists(path) and not os.path.isdir(path):
+                yield Finding("wrong", "folders", f"{path} is no folder", f"rm {_quoted(path)}")
+        links = [path for path, mode in self._everything("models", "blobs") if stat.S_ISLNK(mode)]
+        if links:
+            yield Finding("wrong", "links", f"{_some(links)}: links where files should be", f"rm {_all(links)}")
+
+    def _nobody_else_may_write(self) -> Iterator[Finding]:
+        for path in [self._root, *self._layout.folders]:
+            with suppress(FileNotFoundError):
+                mode = os.stat(path).st_mode
+                if not stat.S_ISDIR(mode):
+                    continue
+                if mode & stat.S_IWOTH:
+                    yield Finding("wrong", "modes", f"everybody may write to {path}", f"chmod o-w {_quoted(path)}")
+                elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                    yield Finding("wrong", "modes", f"{path} cannot be used", f"chmod u+rwx {_quoted(path)}")
+        blobs = [path for path, mode in self._everything("blobs") if stat.S_ISREG(mode) and mode & 0o222]
+        blobs = [path for path in blobs if not os.path.basename(path).startswith(".")]
+        if blobs:
+            yield Finding(
+                "wrong", "modes", f"{_some(blobs)}: files of models can be written to", f"chmod a-w {_all(blobs)}"
+            )
+
+    def _everything(self, *tops: str) -> Iterator[tuple[str, int]]:
+        """Path and mode of everything below folders of the root, links not followed."""
+        for top in tops:
+            waiting = [os.path.join(self._root, top)]
+            while waiting:
+                for entry in leftovers.entries_of(waiting.pop()):
+                    with suppress(FileNotFoundError):  # gone meanwhile
+                        yield entry.path, entry.stat(follow_symlinks=False).st_mode
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+
+    def _clock_is_right(self) -> Iterator[Finding]:
+        now = time.time()
+        if now < PAST_S:
+            yield Finding("wrong", "clock", f"it is {time.strftime('%Y-%m-%d')} here", "set the clock: timedatectl")
+        soon = now + leftovers.FUTURE_S
+        late = [one.folder for one in leftovers.unfinished(self._layout) if one.touched_at > soon]
+        for folder in (self._root, self._layout.logs, self._layout.models, os.path.dirname(self._layout.lock(""))):
+            late += [
+                one.path for one in leftovers.entries_of(folder) if one.stat(follow_symlinks=False).st_mtime > soon
+            ]
+        if late:
+            yield Finding(
+                "note",
+                "clock",
+                f"{_some(late)}: from the future; the clock was or is wrong",
+                "set the clock: timedatectl",
+            )
+
+    # -- what is installed --------------------------------------------------------------------------------------------
+
+    def _registry_is_sound(self) -> Iterator[Finding]:
+        path = self._layout.registry
+        if os.path.lexists(path) and not _is_registry(path):
+            yield Finding(
+                "wrong", "registry", f"{path} is garbage; the records tell all the same", f"rm -r {_quoted(path)}"
+            )
+        for model in self._shelf.registry.ids():
+            for version in self._shelf.registry.versions(model):
+                if self._shelf.at(model, version) is None:
+                    name = leftovers.shown(f"{model}@{version}")
+                    yield Finding(
+                        "wrong", "registry", f"{name} is registered, but has no record", _command("reset", model)
+                    )
+
+    def _records_are_sound(self) -> Iterator[Finding]:
+        for model in leftovers.entries_of(self._layout.models):
+            for version in leftovers.entries_of(model.path):
+                name, record = f"{model.name}@{version.name}", Installed.read(version.path)
+                if record is not None and (record.id, record.version) == (model.name, version.name):
+                    continue
+                remedy = f"fetch it again, or {_command('rm', name)}"
+                if os.path.lexists(os.path.join(version.path, RECORD)):
+                    yield Finding("wrong", "records", f"the record of {leftovers.shown(name)} is garbage", remedy)
+                elif not is_held(self._layout.lock("model-" + model.name)):
+                    yield Finding("note", "records", f"{leftovers.shown(name)} was never finished", remedy)
+
+    def _models_are_whole(self) -> Iterator[Finding]:
+        for record in self._shelf.all():
+            name = f"{record.id}@{record.version}"
+            if record.missing:
+                yield Finding(
+                    "note", "models", f"{name} lacks {_some(list(record.missing))}", "fetch it again, with its manifest"
+                )
+            bad = [file.path for file in record.files if file.is_distrusted]
+            gone = [file.path for file in record.files if file.stamp.judge(record.place(file)) == "missing"]
+            changed = record.condition() == "changed" and not bad
+            if bad or gone:
+                what = f"{_some(bad)} corrupt" if bad else f"{_some(gone)} missing"
+                yield Finding("wrong", "models", f"{name}: {what}", _command("repair", record.id))
+            elif changed:
+                yield Finding("wrong", "models", f"{name} changed since it was verified", _command("verify", record.id))
+
+    # -- what earlier runs left ---------------------------------------------------------------------------------------
+
+    def _partials(self) -> Iterator[Finding]:
+        for one in leftovers.unfinished(self._layout):
+            idle_s = time.time() - one.touched_at
+            what = f"unfinished download of {one.model} ({one.size:,} bytes)"
+            if one.is_in_use:
+                continue
+            if one.is_hopeless:
+                yield Finding("wrong", "partials", f"{what}: nothing in it can be used", "modelcache clean")
+            elif idle_s > self._settings.stale_partial_age:
+                yield Finding(
+                    "wrong", "partials", f"{what}, not touched for {idle_s / 86_400:.0f} days", "modelcache clean"
+                )
+            else:
+                yield Finding("note", "partials", what, f"fetch it again to go on, or {_command('reset', one.model)}")
+
+    def _locks(self) -> Iterator[Finding]:
+        folder = os.path.dirname(self._layout.lock(""))
+        for entry in leftovers.entries_of(folder):
+            if not entry.name.endswith(".lock"):
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                yield Finding("wrong", "locks", f"{entry.path} is no lock file", "modelcache clean")
+            elif is_held(entry.path):
+                holder = Holder.of(entry.path)
+                here = Owner.here(holder.pid) if holder.pid else None
+                level: Literal["wrong", "note"] = (
+                    "wrong" if here and holder.owns(here) and is_suspended(holder.pid) else "note"
+                )
+                yield Finding(level, "locks", f"{leftovers.shown(entry.name)} is held by {holder}", holder.advice())
+            elif os.path.lexists(entry.path + ".json"):
+                yield Finding(
+                    "note", "locks", f"{leftovers.shown(entry.name)}: its holder was killed", "modelcache clean"
+                )
+
+    def _leftovers(self) -> Iterator[Finding]:
+        old = [
+            path for path in leftovers.temporary(self._layout, deep=True)
+            if time.time() - _changed_at(path) > self._settings.temporary_age
+        ]  # fmt: skip
+        if old:
+            yield Finding("note", "leftovers", f"{_some(old)}: left by a kill", "modelcache clean")
+        aside = [entry.path for entry in leftovers.entries_of(self._layout.quarantine)]
+        if aside:
+            size = sum(leftovers.size_of(path) for path in aside)
+            yield Finding(
+                "note", "quarantine", f"{_some(aside)} had rotted ({size:,} bytes)", "modelcache clean, in time"
+            )
+
+
+def _is_registry(path: str) -> bool:
+    """Also one of a newer version: whoever reads it says so."""
+    try:
+        data = json.loads(read_small(path) or b"")
+    except (StoreError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and isinstance(data.get("format"), int) and isinstance(data.get("models"), dict)
+
+
+def _changed_at(path: str) -> float:
+    with suppress(OSError):
+        return os.lstat(path).st_ctime
+    return time.time()
+
+
+def _command(name: str, subject: str) -> str:
+    return f"modelcache {name} {_quoted(leftovers.shown(subject))}"
+
+
+def _quoted(path: str) -> str:
+    return shlex.quote(path)
+
+
+def _some(paths: list[str]) -> str:
+    more = f" and {len(paths) - MOST_NAMED:,} more" if len(paths) > MOST_NAMED else ""
+    return ", ".join(leftovers.shown(path) for path in paths[:MOST_NAMED]) + more
+
+
+def _all(paths: list[str]) -> str:
+    return " ".join(_quoted(path) for path in paths[:MOST_NAMED])
