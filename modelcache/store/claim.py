@@ -164,12 +164,12 @@ def _believe(fd: int, journal: Journal, size: int | None) -> None:
     """The journal may say more than the file holds: after a power cut the file may be shorter, or have holes."""
     here = os.fstat(fd).st_size
     end = here if size is None else min(here, size)
-    for hole in [*_holes(fd, end), Span(end, END)]:
+    for hole in [*holes(fd, end), Span(end, END)]:
         if journal.facts.written.overlaps(*hole):
             journal.dropped(*hole)
 
 
-def _holes(fd: int, end: int) -> Iterator[Span]:
+def holes(fd: int, end: int) -> Iterator[Span]:
     """Where the file has no bytes before `end`, as far as the file system tells."""
     position = 0
     while position < end:
