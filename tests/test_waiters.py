@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from crash import MIB, check_store, eventually, lines, locks_held
 
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, PausedError
-from modelcache.model import Manifest
-from modelcache.store.journal import read_facts
+from modelcache.model import Manifest, ModelFile
+from modelcache.store.journal import Journal, read_facts
+from modelcache.store.layout import Layout
+from modelcache.store.locks import Holder
+from modelcache.store.owner import Owner
+from modelcache.store.watch import Watch
 from modelcache.testing import Content, Hold, Origin
 
 FILE = Content.generated(8 * MIB, seed=71)
@@ -242,3 +247,22 @@ def test_eight_processes_that_want_many_files_fetch_each_once(cache_root: Path, 
         assert sorted(seen.path for seen in origin.requests) == sorted(f"/{name}" for name in contents)
     check_store(cache_root)
     assert locks_held(cache_root) == []
+
+
+def test_all_that_the_holder_writes_is_progress_and_nothing_of_others(tmp_path: Path) -> None:
+    mine, base = Owner.mine(), tmp_path / "partials"
+    watch = Watch(Layout(str(tmp_path)), str(base), (ModelFile("m.bin"),), lambda message: None)
+    holder = Holder(mine.pid, mine.host, mine.start, 1)
+    journals = []
+    for owner in (mine, replace(mine, pid=mine.pid + 1)):
+        folder = base / f"url-{owner.pid}.0"
+        folder.mkdir(parents=True)
+        journals.append(Journal.create(str(folder / "journal"), {}))
+        journals[-1].owned_by(owner)
+    before = watch.look(holder)
+    journals[1].wrote(0, MIB, "another")
+    assert watch.look(holder) == before
+    journals[0].wrote(0, MIB, "the holder")
+    assert watch.look(holder) != before
+    for journal in journals:
+        journal.close()

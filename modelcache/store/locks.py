@@ -1,9 +1,11 @@
 """One download per model and per content at a time: a kernel lock per key, with a record that says who holds it.
 
 Responsible for: waiting visibly and with an end (I11). A free kernel lock means a dead holder, whatever the
-record says (I13); the record only explains. Leaves to `claim`: being right even if the lock lies (I12).
+record says (I13); the record only explains. Leaves to `lease`: file systems where the kernel cannot lock; to `claim`:
+being right even if the lock lies (I12).
 """
 
+import errno
 import json
 import os
 import time
@@ -14,12 +16,15 @@ from typing import TYPE_CHECKING, Self
 
 from modelcache.errors import LockedError, StoreError
 from modelcache.store.disk import CREATE, READ, disk_errors, make_directories, read_small
+from modelcache.store.lease import Lease
 from modelcache.store.owner import Owner, is_suspended
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 POLL_S = 0.2
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # a file system without flock
+LEASE = ".lease"
 MOST_BYTES = 64 << 10  # of a record
 HALF_A_DAY_S = 12 * 60 * 60
 MODEL_LEASE_MS, FILE_LEASE_MS = 30 * 60_000, 5 * 60_000  # for readers that cannot ask the kernel (product C4)
@@ -113,12 +118,9 @@ def locked(path: str, subject: Subject, patience: Patience) -> Iterator[None]:
     Raises LockedError, which names the holder, when the patience is over; StoreError if the disk refuses. A child
     that is forked inside owns no lock and leaves it alone (I15).
     """
-    from filelock import FileLock
-
     make_directories(os.path.dirname(path))
     with disk_errors(path):
-        lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-        _acquire(lock, path, subject, patience)
+        lock = _acquired(path, subject, patience)
     process = os.getpid()
     try:
         with suppress(OSError):  # the record only explains
@@ -132,15 +134,24 @@ def locked(path: str, subject: Subject, patience: Patience) -> Iterator[None]:
                 lock.release()
 
 
-def _acquire(lock: "BaseFileLock", path: str, subject: Subject, patience: Patience) -> None:
-    from filelock import Timeout
+def _acquired(path: str, subject: Subject, patience: Patience) -> "BaseFileLock | Lease":
+    from filelock import FileLock, Timeout
 
+    lock: BaseFileLock | Lease = FileLock(path, thread_local=False, fallback_to_soft=False)
     seen: object = None
     since = time.monotonic()
     while True:
-        with suppress(Timeout):
+        try:
             lock.acquire(timeout=0)
-            return
+        except Timeout:
+            pass
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK or isinstance(lock, Lease):
+                raise
+            lock = Lease(path + LEASE)
+            continue
+        else:
+            return lock
         holder = Holder.of(path)
         now = patience.progress(holder)
         if now != seen:
@@ -160,8 +171,8 @@ def is_held(path: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in CANNOT_LOCK or os.path.lexists(path + LEASE)
     finally:
         os.close(fd)
     return False
