@@ -26,7 +26,7 @@ from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
 from modelcache.store.shelf import Shelf
-from modelcache.wiring import checked, fallback_for, root_of, settings_for, sources_for
+from modelcache.wiring import Sources, checked, fallback_for, root_of, settings_for
 
 if TYPE_CHECKING:
     from modelcache.download import Download
@@ -187,6 +187,16 @@ class Cache:
         else:
             download.be_ready(here)
         return download
+
+    @property
+    def limit_rate(self) -> int:
+        """Bytes/s that all downloads of this cache share, in this process; 0: as fast as it goes. May be set while
+        they run."""
+        return self._workshop().throttle.rate
+
+    @limit_rate.setter
+    def limit_rate(self, rate: int) -> None:
+        self._workshop().throttle.rate = checked({"limit_rate": rate})["limit_rate"]
 
     def unpack(self, fetched: File | Model, output: Path | None = None) -> str:
         """Unpacks an archive that was fetched into one new folder: `output`, else one beside it, called by its stem.
@@ -427,6 +437,7 @@ class Cache:
 
                 from modelcache.dispatch import Dispatcher
                 from modelcache.logbook import Logbook
+                from modelcache.throttle import Throttle
 
                 for folder in self._shelf.layout.folders:
                     check_no_links(self.root, folder)
@@ -434,7 +445,14 @@ class Cache:
                 shelf = self._shelf
                 dispatcher = Dispatcher()
                 dispatcher.attach(Logbook(shelf.layout.logs))
-                self._shop = Workshop(shelf.layout, shelf.registry, settings, dispatcher, sources_for)
+                self._shop = Workshop(
+                    shelf.layout,
+                    shelf.registry,
+                    settings,
+                    dispatcher,
+                    Sources(settings),
+                    Throttle(settings.limit_rate),
+                )
                 atexit.register(self.close)
             return self._shop
 

@@ -29,7 +29,8 @@ MODEL, WEIGHTS = "demo-model", "model.safetensors"
 SIZE, PIECE = 48 * MIB, MIB
 CUT = SIZE * 3 // 5 + 4_321  # in the middle of a piece
 STEADY, SLOW = 9 * MIB, 3 * MIB  # bytes/s
-SETTINGS = Settings(backoff=0.25)  # all of them are passed, so that nobody's environment changes the story
+# All of them are passed, so that nobody's environment changes the story; one connection, so that it can be told.
+SETTINGS = Settings(backoff=0.25, connections=1)
 
 
 @dataclass(slots=True)

@@ -195,9 +195,9 @@ class FileFetch:
         _check_room(partial)
         shop = self._shop
         file = self._rotten.file if self._rotten else self._file
-        sources = shop.sources(file, self._order.headers_for(file), shop.settings)
+        sources = shop.sources(file, self._order.headers_for(file))
         try:
-            self.transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell)
+            self.transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell, shop.throttle)
             return self.transfer.run()
         finally:
             for source in sources:

@@ -15,6 +15,7 @@ from modelcache.store.layout import Layout
 from modelcache.store.records import Records
 from modelcache.store.registry import Registry
 from modelcache.store.sharing import Sharing
+from modelcache.throttle import Throttle
 from modelcache.urls import origin_of
 
 
@@ -100,7 +101,8 @@ class Workshop:
     registry: Registry
     settings: Settings
     dispatcher: Dispatcher
-    sources: Callable[[ModelFile, Mapping[str, str], Settings], Sequence[Source]]
+    sources: Callable[[ModelFile, Mapping[str, str]], Sequence[Source]]
+    throttle: Throttle = field(default_factory=Throttle)
     records: Records = field(default_factory=Records)
     sharing: Sharing = field(init=False)
 

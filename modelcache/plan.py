@@ -29,6 +29,7 @@ class Standing:
     renewed: bool = False  # its one new beginning for a changed validator is spent, where a digest will tell
     gone: bool = False  # is not asked again in this transfer
     workers: int = 0
+    rate: float = 0.0  # bytes/s that one of its connections brought lately; 0: nobody knows yet
     reason: str = ""  # of its last failure
     kind: str = ""
     other_file: str = ""  # the digest of the wrong file that it sent twice
@@ -84,11 +85,13 @@ class Scoreboard:
         return alive if self._wrongs <= self._settings.clean_restarts else []
 
     def pick(self, now: float, among: Sequence[Standing], *, ranged_only: bool = False) -> Standing | None:
-        """The best of those that may be asked now: least blamed, least busy, least faulty, first in order."""
+        """The best of those that may be asked now: least blamed, idle, least faulty, fastest, first in order."""
         ready = [one for one in among if one.not_before <= now and one.workers < one.most_workers]
         ready = [one for one in ready if one.ranged or not ranged_only]
         return min(
-            ready, key=lambda one: (one.blames, not one.ranged, one.workers, one.faults, one.index), default=None
+            ready,
+            key=lambda one: (one.blames, not one.ranged, one.workers > 0, one.faults, -one.rate, one.index),
+            default=None,
         )
 
     def failed(self, one: Standing, error: TransientError, gained_bytes: int, now: float, jitter: float) -> float:

@@ -121,12 +121,12 @@ class Repairer:
             shop.layout.partials, key_of(file), file,
             window=shop.settings.window, piece_size=shop.settings.piece_size, model=audit.model,
         )  # fmt: skip
-        sources = shop.sources(file, self._order.headers_for(file), shop.settings)
+        sources = shop.sources(file, self._order.headers_for(file))
         try:
             good = blobs.good_spans(audit.wrong, file.pieces, file.size or 0) if file.pieces else []
             if audit.finding == "corrupt" and good:
                 partial.seed(audit.place, good)
-            transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell(audit))
+            transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell(audit), shop.throttle)
             transfer.run()
         except BaseException:
             partial.close()

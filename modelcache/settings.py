@@ -13,7 +13,7 @@ MOST, MOST_S = 10**18, 10**9  # what system calls take; 30 years are for ever
 DAY_S = 86_400.0
 MAY_BE_ZERO = (
     "resume_threshold", "clean_restarts", "slow_rate", "backoff", "stale_partial_age", "quarantine_age", "log_age",
-    "temporary_age",
+    "temporary_age", "limit_rate",
 )  # fmt: skip
 
 
@@ -34,7 +34,9 @@ class Settings:
     clean_restarts: int = 2  # after bytes proved wrong and no piece tells which
     resume_threshold: float = 0.0  # below this share of the file, start again instead of resuming
     parallel_files: int = 3
-    connections: int = 1  # per file; a file with piece digests uses at least one per source
+    connections: int = 8  # per file, at most: more only while it gets faster; with piece digests one per source
+    grow_every: float = 0.25  # how long, at least, a number of connections is watched before it is doubled
+    limit_rate: int = 0  # bytes/s of all downloads together; 0: as fast as it goes
     piece_size: int = 4 * MIB
     window: int = 256 * MIB  # how far ahead of the hash bytes are fetched
     lock_timeout: float = 600.0  # waiting for another process that makes no progress

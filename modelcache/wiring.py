@@ -6,6 +6,7 @@ The working directory is never looked at: a cloned repository must not choose so
 """
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from modelcache.store.disk import store_error
 from modelcache.urls import checked_url, origin_of
 
 if TYPE_CHECKING:
+    from modelcache.remotes.connection import Connector
     from modelcache.remotes.source import Source
 
 PREFIX = "MODELCACHE_"
@@ -63,21 +65,37 @@ def checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def sources_for(file: ModelFile, headers: Mapping[str, str], settings: Settings) -> "list[Source]":
-    """The sources of a file, in the order of its urls.
+class Sources:
+    """Makes the sources of files; all that are open at a time share connections."""
 
-    `headers` may hold secrets: only sources of the first url's origin get them (I20). A url that nothing here serves
-    is passed over; UsageError where there is no other.
-    """
-    from modelcache.remotes.connection import Timeouts
-    from modelcache.remotes.http import HttpSource
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._guard = threading.Lock()
+        self._connector: Connector | None = None
 
-    timeouts = Timeouts(connect_s=settings.connect_timeout, stall_s=settings.stall_timeout)
-    urls = _usable(file.urls)
-    return [
-        HttpSource(url, headers=headers if origin_of(url) == origin_of(urls[0]) else {}, timeouts=timeouts)
-        for url in urls
-    ]
+    def __call__(self, file: ModelFile, headers: Mapping[str, str]) -> "list[Source]":
+        """The sources of a file, in the order of its urls.
+
+        `headers` may hold secrets: only sources of the first url's origin get them (I20). A url that nothing here
+        serves is passed over; UsageError where there is no other.
+        """
+        from modelcache.remotes.http import HttpSource
+
+        urls = _usable(file.urls)
+        connector = self._shared()
+        return [
+            HttpSource(url, headers=headers if origin_of(url) == origin_of(urls[0]) else {}, connector=connector)
+            for url in urls
+        ]
+
+    def _shared(self) -> "Connector":
+        from modelcache.remotes.connection import Connector, Timeouts
+
+        with self._guard:
+            if self._connector is None:
+                settings = self._settings
+                self._connector = Connector(Timeouts(settings.connect_timeout, settings.stall_timeout))
+            return self._connector
 
 
 def _usable(urls: Sequence[str]) -> list[str]:

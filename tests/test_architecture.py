@@ -21,7 +21,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "urls units",
     "names",
     "model events settings report states history",
-    "spans pieces retry dispatch outcome health",
+    "spans pieces retry dispatch outcome health throttle",
     "plan",
     "store.* remotes.*",
     "state.*",

@@ -52,7 +52,7 @@ def holding(cache_root: Path, origin: Origin, started) -> "tuple[subprocess.Pope
     """A process that has fetched half of the file."""
     hold = Hold(4 * MIB)
     origin.faults(hold)
-    started.append(start("fetch", origin.url("m.bin"), "--quiet"))
+    started.append(start("fetch", origin.url("m.bin"), "--quiet", "--connections", "1"))
     assert hold.reached.wait(20)
     assert eventually(lambda: noted(cache_root) >= 3 * MIB)
     return started[0], hold
@@ -92,7 +92,7 @@ def test_the_bytes_of_a_model_move_while_another_process_fetches_it(cache: Cache
     model = Manifest.parse(manifest("1", entry_of(origin.url("m.bin"), "m.bin", FILE)).encode())
     first, second = Hold(3 * MIB), Hold(6 * MIB)
     origin.faults(first, second)
-    started.append(start("fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet"))
+    started.append(start("fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet", "--connections", "1"))
     assert first.reached.wait(20)
     told = Events()
     download = cache.fetch(model, wait=False, progress=told)  # another model: it waits for the content

@@ -15,11 +15,12 @@ from modelcache.remotes.source import Source
 from modelcache.settings import Settings
 from modelcache.store.partial import Partial
 from modelcache.testing import Content
+from modelcache.throttle import Throttle
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
 
 KEY = "key"
-QUICK = {"backoff": 0.01, "connect_timeout": 5.0, "header_timeout": 5.0}
+QUICK = {"connections": 1, "backoff": 0.01, "connect_timeout": 5.0, "header_timeout": 5.0}
 
 
 def wanted(content: Content, *, digest: bool = True, size: bool = True, piece: int = 0) -> ModelFile:
@@ -78,6 +79,7 @@ def run(
     sources: Iterable[str | Source],
     *,
     control: Control | None = None,
+    throttle: Throttle | None = None,
     window: int = 256 << 20,
     told: list[tuple[str, str, str]] | None = None,
     **settings: float,
@@ -94,6 +96,7 @@ def run(
             Settings(**{**QUICK, **settings}),  # type: ignore[arg-type]
             control or Control(),
             lambda *fact: outcome.told.append(fact),
+            throttle or Throttle(),
         )
         try:
             outcome.digests = transfer.run()

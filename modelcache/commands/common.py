@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from modelcache.errors import UsageError
 
+_UNITS = ("", "K", "M", "G")
+SETTINGS = ("connections", "parallel_files", "limit_rate")  # that may be given as options
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -56,7 +58,7 @@ def cache_of(options: argparse.Namespace) -> Any:
     """The cache that a command works on."""
     from modelcache.cache import Cache
 
-    return Cache(**{name: getattr(options, name, None) for name in ("connections", "parallel_files")})
+    return Cache(**{name: getattr(options, name, None) for name in SETTINGS})
 
 
 def headers_of(options: argparse.Namespace) -> dict[str, str]:
@@ -67,6 +69,14 @@ def headers_of(options: argparse.Namespace) -> dict[str, str]:
             raise UsageError("--header takes 'Name: value'")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def rate(text: str) -> int:
+    """Bytes/s as they are typed: 500000, 500K, 2.5M, 1G (of 1024)."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate: 500K, 2.5M or 1G (bytes/s) is")
+    return int(float(number) * 1024 ** _UNITS.index(unit))
 
 
 def print_json(value: object) -> None:

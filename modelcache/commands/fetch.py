@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from modelcache.commands.audit import findings
-from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json
+from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json, rate
 from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
 
 
@@ -25,8 +25,9 @@ def _add_fetch(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", metavar="PATH", help="put it there as well")
     sub.add_argument("--manifest", metavar="FILE", help="fetch the files that it lists")
     sub.add_argument("--output-dir", metavar="DIR", help="put the files of the manifest there as well")
-    sub.add_argument("--connections", type=int, metavar="N", help="at once, per file")
+    sub.add_argument("--connections", type=int, metavar="N", help="per file, at most (8)")
     sub.add_argument("--parallel-files", type=int, metavar="N", help="of a model, at once")
+    sub.add_argument("--limit-rate", type=rate, metavar="RATE", help="bytes/s of all together, as 500K or 2.5M")
     sub.add_argument("--no-cache", action="store_true", help="leave nothing in the cache: --output is the only copy")
     sub.add_argument("--strict", action="store_true", help="read what is here from end to end")
     sub.add_argument("--require-digest", action="store_true", help="refuse what nothing can be verified against")

@@ -12,13 +12,14 @@ import os
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, Self
 
 import requests
 import urllib3
@@ -164,13 +165,24 @@ class _Session(requests.Session):
 
 
 class Connector:
-    """Sends GETs over kept connections; up to `KEPT_CONNECTIONS` threads use one at the same time."""
+    """Sends GETs over kept connections; up to `KEPT_CONNECTIONS` threads use one at the same time.
+
+    Sources may share one, so that many small files need few connections; the last of them to close it closes those.
+    """
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
+        self._guard = threading.Lock()
+        self._users = 0
         self._session = _Session()
         self._session.mount("https://", self._adapter())
         self._session.mount("http://", self._adapter())
+
+    def shared(self) -> Self:
+        """Itself, for one more source, which is to close it."""
+        with self._guard:
+            self._users += 1
+        return self
 
     @staticmethod
     def _adapter() -> _Adapter:
@@ -224,7 +236,11 @@ class Connector:
             raise
 
     def close(self) -> None:
-        self._session.close()
+        """For one source; after the last one it may still be shared again."""
+        with self._guard:
+            self._users -= 1
+            if self._users <= 0:
+                self._session.close()
 
 
 class _DroppedError(TransientError):

@@ -58,24 +58,31 @@ class HttpSource:
     """One URL. Threads may use it at the same time; connections are kept and shared.
 
     headers: sent with each request to the URL's own origin, nowhere else. UsageError for a malformed URL or header.
+    connector: whose connections it shares, instead of `timeouts` and connections of its own.
     """
 
     kind = "http"
 
     def __init__(
-        self, url: str, *, headers: Mapping[str, str] | None = None, timeouts: Timeouts = _DEFAULT_TIMEOUTS
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeouts: Timeouts = _DEFAULT_TIMEOUTS,
+        connector: Connector | None = None,
     ) -> None:
         self.name = without_secrets(checked_url(url))
         self._origin = origin_of(url)
         self._url, userinfo = _without_userinfo(url)
         self._secrets = userinfo | _checked_headers(headers or {})
-        self._connector = Connector(timeouts)
+        self._connector = (connector or Connector(timeouts)).shared()
         self._conditional = True
         self._ranges = True
+        self._says_ranges = False
 
     def traits(self, file: ModelFile) -> Traits | None:  # noqa: ARG002  the seam's argument
         """What earlier replies have shown."""
-        return Traits(ranges=self._ranges, most_connections=MOST_CONNECTIONS)
+        return Traits(self._ranges, self._says_ranges, MOST_CONNECTIONS)
 
     def open(self, request: Request) -> HttpBody:
         request.abort.check()
@@ -101,6 +108,7 @@ class HttpSource:
     def _settled_answer(self, request: Request) -> _Answer:
         conditions = _conditions(request, self._conditional)
         answer = self._answer(request.abort, conditions)
+        self._learn(answer.head)
         if answer.head.status in (401, 403) and answer.redirected:
             answer.exchange.drop()
             answer = self._answer(request.abort, conditions)
@@ -116,6 +124,14 @@ class HttpSource:
             answer = self._answer(request.abort, _conditions(request, conditional=False))
         self._ranges = self._ranges and answer.head.status != 200
         return answer
+
+    def _learn(self, head: Head) -> None:
+        """What a reply says of ranges (RFC 9110, 14.3)."""
+        if head.status not in (200, 206):
+            return
+        said = head.text("accept-ranges").lower()
+        self._says_ranges = self._says_ranges or head.status == 206 or "bytes" in said
+        self._ranges = self._ranges and said != "none"
 
     def _answer(self, abort: Abort, conditions: dict[str, str]) -> _Answer:
         """Follows redirects. Whatever it raises, no connection is left behind."""

@@ -102,9 +102,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a source can do for a file, as far as it knows without asking."""
+    """What a source can do for a file, as far as it knows without asking.
+
+    ranges: it may be asked for them. says_ranges: it has said, or shown, that it serves them.
+    """
 
     ranges: bool = True
+    says_ranges: bool = False
     most_connections: int = 8
 
 

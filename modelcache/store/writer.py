@@ -41,7 +41,7 @@ class Written(Protocol):
 class SpanWriter:
     """Writes consecutive bytes of one span, from one thread, through a file handle of its own.
 
-    `position` may be read by anyone without a lock. `stop` may be lowered by the transfer while it runs.
+    `position` may be read by anyone without a lock. The transfer may `shorten` the span while it is written.
     """
 
     def __init__(self, partial: Written, fd: int, span: Span, source: str) -> None:
@@ -84,6 +84,14 @@ class SpanWriter:
         if is_much or time.monotonic() - self.recorded_at >= RECORD_EVERY_S:
             self._partial.record(self)
             self._partial.hold_back(self)
+
+    def shorten(self, stop: int) -> bool:
+        """Gives back what lies from `stop` on, for another writer. False if that is not ahead of this one any more."""
+        with self._busy:
+            is_ahead = self.position < stop < self.stop and not self.fenced
+            if is_ahead:
+                self.stop = stop
+            return is_ahead
 
     def measure(self, pieces: Pieces | None) -> None:
         """Begins (or, with None, ends) hashing pieces along the way."""

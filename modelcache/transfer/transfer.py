@@ -40,13 +40,15 @@ from modelcache.plan import Scoreboard, Standing, next_at
 from modelcache.remotes.source import Source, Traits
 from modelcache.settings import Settings
 from modelcache.store.partial import Partial
+from modelcache.throttle import Throttle
 from modelcache.transfer.control import Control
+from modelcache.transfer.crew import Crew
+from modelcache.transfer.hedge import Shadow
+from modelcache.transfer.portion import HEDGED, Portions, worth_sharing
 from modelcache.transfer.worker import OtherSizeError, Worker
 
 TICK_S = 0.1
 GRACE_S = 0.2  # for a worker to report after its request was ended
-SMALLEST_SPAN, LARGEST_SPAN = 16 << 20, 64 << 20  # of big files over several connections
-SMALL_FILE = 64 << 20  # below it, one connection is enough
 
 Tell = Callable[[FactType, str, str], None]  # (type, message, source); called from several threads
 
@@ -62,9 +64,11 @@ class Transfer:
         settings: Settings,
         control: Control,
         tell: Tell,
+        throttle: Throttle,
     ) -> None:
         self.file = file
         self.partial = partial
+        self.throttle = throttle
         self.tries = 0
         self.source = ""  # the one asked last, for people
         self.source_kind = ""
@@ -74,7 +78,10 @@ class Transfer:
         able = [(source, traits) for source in sources if (traits := source.traits(file)) is not None]
         self._sources = [source for source, _ in able]
         self._board = _scoreboard(able, settings)
+        self._crew = Crew(settings.connections, settings.grow_every)
+        self._portions = Portions(file, partial, settings.window, settings.connections)
         self._workers: set[Worker] = set()
+        self._hedges: dict[Worker, tuple[Worker, Shadow]] = {}  # by the slow worker whose end they bring as well
         self._reports: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._guard = threading.Lock()
         self._received = 0
@@ -125,68 +132,95 @@ class Transfer:
     def _hire(self) -> None:
         """Gives absent spans to sources, as far as connections and rule 2 allow."""
         while len(self._workers) < self._most_workers():
-            span = self._next_span()
             standing = self._board.pick(time.monotonic(), self._candidates(), ranged_only=bool(self._workers))
-            if span is None or standing is None:
+            if standing is None:
+                return
+            span = self._portions.next(standing.rate, alone=not self._workers, crew=self._most_workers())
+            if span is None:
+                if self._share_slow(standing):
+                    continue
                 return
             if not self._workers and not self._may_continue(standing):
                 self._restart("bytes of another source or version are dropped", standing.name)
                 continue
             self._start(standing, span)
 
-    def _start(self, standing: Standing, span: Span) -> None:
+    def _start(self, standing: Standing, span: Span, shadow: Shadow | None = None) -> Worker | None:
         source = self._sources[standing.index]
         with self._guard:
             if self._exclusive is not None:
-                return
-            worker = Worker(self, source, standing, self.partial.writer(span, source.name))
+                return None
+            worker = Worker(self, source, standing, shadow or self.partial.writer(span, source.name))
             self._workers.add(worker)
         standing.workers += 1
         self.tries += 1
         self.source, self.source_kind = source.name, source.kind
         self._tell("source_tried", f"asking for bytes from {span.start:,}", source.name)
         worker.start(self._reports.put)
+        return worker
 
     def _most_workers(self) -> int:
-        """How many may run now. One, as long as the size or the source's way with ranges says that more cannot help."""
+        """How many may run now: what the crew wants, and one for each that has gone to sleep."""
         able = [one for one in self._board.all if one.ranged and not (one.gone or one.blames)]
-        if self._exclusive or self.partial.size is None or not able:
+        if not able or not self._may_be_many():
             return 1
+        now = time.monotonic()
+        awake = self._crew.wanted + sum(worker.sleeps(now) for worker in self._workers)
+        return max(min(awake, self._settings.connections), len(able) if self.file.pieces else 1)
+
+    def _may_be_many(self) -> bool:
+        """Whether bytes of several connections can be joined, and the source serves ranges."""
+        if self._exclusive or self.partial.size is None:
+            return False
         if self.file.pieces:
-            return max(self._settings.connections, len(able))
-        if not self._has_proof and not self.partial.facts.validators.get(self.source):
-            return 1
-        return self._settings.connections if self.partial.size >= SMALL_FILE else 1
+            return True
+        has_bond = self._has_proof or bool(self.partial.facts.validators.get(self.source))
+        return has_bond and any(self._traits_of(one).says_ranges for one in self._candidates())
 
-    def _next_span(self) -> Span | None:
-        """The lowest absent bytes that nobody fetches, within a window ahead of the follower."""
-        free = self.partial.unclaimed()
-        if not free:
-            return None
-        most = self._most_workers()
-        if most == 1:
-            return self._span_alone(free[0])
-        start = free[0].start
-        if self._workers and start > self.partial.hashed_bytes + self._settings.window:
-            return None
-        return Span(start, min(free[0].stop, self._aligned(start + self._span_size(most))))
+    def _traits_of(self, standing: Standing) -> Traits:
+        """What the source has shown by now."""
+        return self._sources[standing.index].traits(self.file) or Traits(ranges=False)
 
-    def _span_alone(self, gap: Span) -> Span:
-        """All of it; but where others are to join once the size is known, only as much as is worth a request."""
-        others = self._settings.connections > 1 and any(one.ranged for one in self._board.hopeful())
-        if self.partial.size is None and self._has_proof and others:
-            return Span(gap.start, min(gap.stop, gap.start + SMALLEST_SPAN))
-        return gap
+    def _adapt(self) -> None:
+        """Looks what the connections bring, and makes room for more where more would help."""
+        now, size = time.monotonic(), self.partial.size
+        working = [worker for worker in self._workers if worker.pace is not None]
+        for worker in working:
+            worker.standing.rate = worker.rate(now) or worker.standing.rate
+        if size is None or any(worker.is_held for worker in working):
+            self._crew.wait()
+            return
+        absent, reply_s = size - self.partial.written_bytes, max((one.reply_s for one in working), default=0.0)
+        if self._crew.look(now, self.received, len(working), absent, reply_s):
+            self._make_room(working)
 
-    def _span_size(self, workers: int) -> int:
-        size = self.partial.extent // (4 * workers)
-        least = self.file.pieces.size if self.file.pieces else SMALLEST_SPAN
-        return max(least, min(size, LARGEST_SPAN))
+    def _make_room(self, working: list[Worker]) -> None:
+        """Who works alone has all that is absent: it keeps what it will bring soon, if its source serves ranges."""
+        standing = working[0].standing
+        standing.ranged = standing.ranged and self._traits_of(standing).ranges
+        if self._most_workers() == 1:
+            self._crew.settle(1)
+        elif len(working) == 1:
+            working[0].shorten(self._portions.cut(working[0].left, standing.rate))
 
-    def _aligned(self, stop: int) -> int:
-        """Spans end where pieces end, so that each piece has one source to blame."""
-        length = self.file.pieces.size if self.file.pieces else 1
-        return -(-stop // length) * length
+    def _share_slow(self, standing: Standing) -> bool:
+        """Nothing is left to give: the slowest span is split, or its end asked for twice. True if bytes are free."""
+        now = time.monotonic()
+        hedges = {worker for worker, _ in self._hedges.values()}
+        busy = [one for one in self._workers if one not in hedges and one not in self._hedges]
+        rates = {one: rate for one in busy if (rate := one.rate(now)) is not None}
+        slow = max(rates, key=lambda one: one.left.size / max(1.0, rates[one]), default=None)
+        if slow is None or not worth_sharing(slow.left, rates[slow], slow.reply_s, standing.rate):
+            return False
+        stop = self._portions.halved(slow.left)
+        if stop is not None:
+            return slow.shorten(stop)
+        left = slow.left
+        if 0 < left.size <= HEDGED:
+            shadow = Shadow(left)
+            if hedge := self._start(standing, left, shadow):
+                self._hedges[slow] = (hedge, shadow)
+        return False
 
     def _candidates(self) -> list[Standing]:
         """Whom rule 2 lets fetch the next bytes. Without piece digests a source at work is joined by no other."""
@@ -233,6 +267,7 @@ class Transfer:
         with suppress(queue.Empty):
             self._settle(self._reports.get(timeout=TICK_S))
         self._enforce_deadlines()
+        self._adapt()
 
     def _rest(self) -> None:
         """Nobody works: bytes are being proven, or every source is to be left alone for a while."""
@@ -248,6 +283,9 @@ class Transfer:
         if worker.abandoned:
             return
         self._leave(worker)
+        slow = next((slow for slow, (hedge, _) in self._hedges.items() if hedge is worker), None)
+        if slow is not None:
+            self._use_hedge(worker, slow)
         error = worker.error
         if error is None:
             if worker.standing.gained(worker.moved):  # else it brought once more what a restart had dropped
@@ -259,7 +297,23 @@ class Transfer:
         else:
             raise error
 
+    def _use_hedge(self, worker: Worker, slow: Worker) -> None:
+        """What came a second time is written if the slow one has not brought it meanwhile; only that is progress."""
+        _, shadow = self._hedges.pop(slow)
+        worker.moved = 0
+        if worker.error is not None:
+            return
+        slow.end(None)
+        self._abandon(slow)
+        slow.standing.gained(slow.moved)
+        try:
+            worker.moved = shadow.copy_to(self.partial, worker.standing.name)
+        except VerificationError as error:
+            worker.error = error
+
     def _leave(self, worker: Worker) -> None:
+        if worker in self._hedges:
+            self._hedges.pop(worker)[0].end(None)
         with self._guard:
             self._workers.discard(worker)
             if self._exclusive is worker:

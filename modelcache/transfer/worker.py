@@ -23,7 +23,11 @@ from modelcache.model import ModelFile, Span
 from modelcache.plan import Standing
 from modelcache.remotes.source import Abort, Body, Chunk, Request, Source
 from modelcache.settings import Settings
-from modelcache.store.partial import END, Partial, SpanWriter
+from modelcache.store.partial import END, Partial
+from modelcache.throttle import Throttle
+
+ASLEEP_S = 1.0
+RATED_AFTER_S = 0.2  # before, a rate would be that of a buffer
 
 
 class OtherSizeError(SourceError):
@@ -35,6 +39,7 @@ class Foreman(Protocol):
 
     file: ModelFile
     partial: Partial
+    throttle: Throttle
 
     def claim_alone(self, worker: "Worker") -> bool:
         """Whether no other worker runs, nor will while this one does: then a reply with the whole may be used."""
@@ -43,12 +48,39 @@ class Foreman(Protocol):
         """Empties the partial, for a worker that is alone: its source has another version now."""
 
 
+class Sink(Protocol):
+    """Where its bytes go: a writer of the partial, or memory."""
+
+    position: int
+    stop: int
+    held: bool
+
+    @property
+    def left(self) -> Span: ...
+
+    def write(self, data: memoryview) -> None: ...
+
+    def shorten(self, stop: int) -> bool: ...
+
+    def close(self) -> None: ...
+
+
 class Pace:
     """Judges from samples whether bytes come fast enough (I23)."""
 
     def __init__(self, now: float) -> None:
+        self.began = now
         self._last = (now, 0)  # when a byte came last, and how many there were
         self._mark = (now, 0)  # where the present window began
+
+    @property
+    def woke(self) -> float:
+        """When a byte came last."""
+        return self._last[0]
+
+    def forgive(self, now: float, received: int) -> None:
+        """It was not the source that made it wait."""
+        self._last = self._mark = (now, received)
 
     def fault(self, now: float, received: int, settings: Settings) -> str:
         """What is wrong, in words; empty while all is well. Slow but steady is well."""
@@ -67,30 +99,52 @@ class Pace:
 class Worker:
     """Runs once. All times are monotonic; `error` and `moved` are final when it has reported."""
 
-    def __init__(self, foreman: Foreman, source: Source, standing: Standing, writer: SpanWriter) -> None:
+    def __init__(self, foreman: Foreman, source: Source, standing: Standing, writer: Sink) -> None:
         self.standing = standing
         self.abort = Abort()
         self.started = time.monotonic()
         self.received = 0  # bytes from the network, those skipped included
         self.moved = 0  # bytes that were absent before
         self.error: BaseException | None = None
+        self.reply_s = 0.0  # from asking to the end of the headers
         self.abandoned = False
         self.ended_at: float | None = None
         self.pace: Pace | None = None  # once the headers are here
         self._foreman = foreman
         self._source = source
         self._span = Span(writer.position, writer.stop)
-        self._writer: SpanWriter | None = writer
+        self._writer: Sink | None = writer
         self._is_whole = False  # the body goes on beyond the span
+        self._is_throttled = False
 
     def start(self, report: Callable[["Worker"], None]) -> None:
         threading.Thread(target=self._run, args=(report,), name="modelcache-worker", daemon=True).start()
 
     @property
     def is_held(self) -> bool:
-        """Whether it waits for the disk side, so that slowness is not the source's."""
+        """Whether it waits for the disk or for the rate limit, so that slowness is not the source's."""
         writer = self._writer
-        return writer is not None and writer.held
+        return self._is_throttled or (writer is not None and writer.held)
+
+    @property
+    def left(self) -> Span:
+        """What it has still to bring."""
+        writer = self._writer
+        return writer.left if writer else Span(0, 0)
+
+    def rate(self, now: float) -> float | None:
+        """Bytes/s since its headers came; None: too early to say."""
+        began = self.pace.began if self.pace else now
+        return self.received / (now - began) if now - began > RATED_AFTER_S else None
+
+    def sleeps(self, now: float) -> bool:
+        """Whether nothing has come for so long that somebody else may take its place, before it counts as a stall."""
+        return self.pace is not None and not self.is_held and now - self.pace.woke > ASLEEP_S
+
+    def shorten(self, stop: int) -> bool:
+        """Leaves what lies from `stop` on to others; False if it is there already."""
+        writer = self._writer
+        return writer is not None and writer.shorten(stop)
 
     def end(self, cause: BaseException | None) -> None:
         """Ends the request; the worker reports at once, unless it waits for DNS."""
@@ -105,7 +159,7 @@ class Worker:
             whole = settings.connect_timeout + settings.header_timeout
             return f"no complete answer within {whole:g} s" if now - self.started > whole else ""
         if self.is_held:
-            self.pace = Pace(now)
+            self.pace.forgive(now, self.received)
         return self.pace.fault(now, self.received, settings)
 
     def abandon(self) -> None:
@@ -133,15 +187,22 @@ class Worker:
         request = self._request()
         with self._source.open(request) as body:
             self.abort.check()
-            self.pace = Pace(time.monotonic())
+            self.reply_s, self.pace = body.first_byte_s, Pace(time.monotonic())
             asked_whole = request.stop is None or self._span.start > 0
             self._is_whole = body.start == 0 and (asked_whole or body.status == 200)
             self._admit(body, request.validator)
             for chunk in body:
                 self.received += len(chunk.data)
-                if not self._put(chunk) and not self._must_see_the_end(body, chunk):
+                goes_on = self._put(chunk) or self._must_see_the_end(body, chunk)
+                self._wait_for_rate(len(chunk.data))
+                if not goes_on:
                     return
             self._end()
+
+    def _wait_for_rate(self, count: int) -> None:
+        self._is_throttled = True
+        self._foreman.throttle.take(count, self.abort.check)
+        self._is_throttled = False
 
     def _request(self) -> Request:
         partial, span = self._foreman.partial, self._span
@@ -212,8 +273,9 @@ class Worker:
             skipped = view[max(0, self._writer.position - offset) :]
             offset += len(view) - len(skipped)
             wanted = skipped[: self._writer.left.size]
+            before = self._writer.position
             self._writer.write(wanted)
-            self.moved += len(wanted)
+            self.moved += self._writer.position - before  # not all of them where the span was shortened just now
             offset, view = offset + len(wanted), skipped[len(wanted) :]
             if self._writer.left.size:
                 return True
