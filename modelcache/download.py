@@ -19,6 +19,7 @@ from modelcache.errors import (
     AllSourcesFailedError,
     CancelledError,
     LockedError,
+    LostError,
     ModelCacheError,
     PausedError,
     StoreError,
@@ -44,6 +45,7 @@ from modelcache.urls import origin_of
 SAMPLE_S = 0.25
 MOST_SAMPLES = 2  # of running files, each time: at most 10 events a second per download (product H)
 WAIT_S = 0.2
+LOST_ROUNDS = 3
 DRAIN_S = 1.0
 
 Result = Model | File
@@ -229,8 +231,7 @@ class Download:
             with self._alone():
                 if not self._is_here_by_now():
                     self._check_order()
-                    self._fetch_all()
-                    self._result = self._install()
+                    self._result = self._fetched_and_installed()
         except (PausedError, StoreError) as error:
             if isinstance(error, CancelledError):
                 self._discard()
@@ -346,6 +347,17 @@ class Download:
             task.end(None, error)
             if not isinstance(error, ModelCacheError) or isinstance(error, StoreError):
                 self._control.stop(PausedError("another file of this model failed"))
+
+    def _fetched_and_installed(self) -> Result:
+        """What somebody removed, or found rotten, between its proof and its name is fetched again (I30)."""
+        for _ in range(LOST_ROUNDS):
+            self._fetch_all()
+            try:
+                return self._install()
+            except LostError as lost:
+                self._tasks = [Task(task.file) if task.file.path in lost.places else task for task in self._tasks]
+        self._fetch_all()
+        return self._install()
 
     def _install(self) -> Result:
         """Names and records what is here, also when other files failed; then raises their error."""

@@ -121,7 +121,7 @@ class FencedError(StoreError):
 
 
 class LostError(StoreError):
-    """Files that were proven were removed, or found rotten, before they had their names; `places` are those."""
+    """Files that were proven were removed, or found rotten, before they had their names; `places` are their paths."""
 
     def __init__(self, *places: str) -> None:
         super().__init__(f"{places[0]}: its content was removed or changed meanwhile", next_step="run again")

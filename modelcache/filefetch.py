@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from modelcache.errors import LockedError, ModelCacheError, StoreError, VerificationError
+from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, StoreError, VerificationError
 from modelcache.events import FactType
 from modelcache.model import Digest, ModelFile, Span
 from modelcache.names import cut
@@ -18,7 +18,14 @@ from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Status
 from modelcache.store import blobs, links
 from modelcache.store.claim import forget, found
-from modelcache.store.disk import disk_errors, make_directories, make_output_directories, output_mode, remove_tree
+from modelcache.store.disk import (
+    check_no_links,
+    disk_errors,
+    make_directories,
+    make_output_directories,
+    output_mode,
+    remove_tree,
+)
 from modelcache.store.installed import InstalledFile
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Holder, Patience, Subject, locked
@@ -82,7 +89,7 @@ class FileFetch:
         layout = self._shop.layout
         sha256 = blobs.find(layout, self._file)
         if sha256 is None:
-            return None
+            return self._from_link()
         self._tell("verifying", "the content is in the store already", "cache")
         stamp = blobs.stamp_of(layout.blob(sha256))
         known = blobs.load_pieces(layout, sha256, stamp.size)
@@ -99,6 +106,26 @@ class FileFetch:
         entry = self._before
         status: Status = "hit" if entry and entry.sha256 == sha256.hex else "linked"
         return Fetched(self._file, sha256, reading.size, status, "cache", stamp=stamp)
+
+    def _from_link(self) -> Fetched | None:
+        """The blob is gone, the model's own link to it is not: read from end to end, it is the blob again."""
+        layout, entry = self._shop.layout, self._before
+        if entry is None or not blobs.agrees(layout, self._file, entry.sha256, entry.size):
+            return None
+        place, sha256 = f"{self._folder()}/{entry.path}", Digest("sha256", entry.sha256)
+        if entry.stamp.judge(place) == "missing" or (stamp := blobs.stamp_of(place)).inode != entry.stamp.inode:
+            return None  # not what was installed
+        self._tell("verifying", "the model has the content still", "cache")
+        reading = self._read(place, (sha256, *self._file.digests))
+        if reading.wrong is not None:
+            with suppress(StoreError, LockedError):
+                self._shop.sharing.distrust(sha256.hex, place)
+            return None
+        check_no_links(layout.root, os.path.dirname(layout.blob(sha256)))
+        stamp = links.link(place, layout.blob(sha256), sha256, stamp)
+        with suppress(StoreError):
+            blobs.note(layout, reading.digests, reading.pieces)
+        return Fetched(self._file, sha256, reading.size, "hit", "cache", stamp=stamp)
 
     def _at_output(self, output: str) -> Fetched | None:
         """The output is there already and, read from end to end, right."""
@@ -133,14 +160,25 @@ class FileFetch:
             if here is not None:
                 forget(layout.partials, key)
                 return here
-            with self._partial(layout.partials, key) as partial:
-                digests = self._transfer(partial)
-                fetched = self._fetched(partial, digests["sha256"])
-                fetched = replace(fetched, stamp=blobs.commit(layout, partial))
+            try:
+                fetched = self._committed(key)
+            except (VerificationError, AllSourcesFailedError) as error:
+                if not (self._rotten and self._rotten.is_doubtful(self._file) and error.kind == VerificationError.kind):
+                    raise
+                self._tell("restarted", "the piece digests kept here may be wrong: the digest of the whole decides", "")
+                self._rotten = _Rotten(self._rotten.aside, [], self._file)
+                fetched = self._committed(key)
             forget(layout.partials, key)
             if self._rotten:
                 self._shop.sharing.repaired(fetched.sha256, fetched.stamp)
             return fetched
+
+    def _committed(self, key: str) -> Fetched:
+        layout = self._shop.layout
+        with self._partial(layout.partials, key) as partial:
+            digests = self._transfer(partial)
+            fetched = self._fetched(partial, digests["sha256"])
+            return replace(fetched, stamp=blobs.commit(layout, partial))
 
     def _into_output(self) -> Fetched:
         output = self._order.output_of(self._file)
@@ -219,6 +257,10 @@ class _Rotten:
         self.aside = aside
         self.good = good
         self.file = file
+
+    def is_doubtful(self, wanted: ModelFile) -> bool:
+        """Whether it is only the store that says what its pieces are."""
+        return self.file.pieces is not None and wanted.pieces is None
 
     @classmethod
     def found(cls, shop: Workshop, sha256: Digest, reading: blobs.Reading, file: ModelFile) -> "_Rotten":

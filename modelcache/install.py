@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from modelcache.errors import VerificationError
+from modelcache.errors import LostError, VerificationError
 from modelcache.events import FactType
 from modelcache.names import joined
 from modelcache.order import Fetched, Order, Workshop
@@ -41,7 +41,8 @@ def install(
 ) -> Model | File:
     """Returns what the user asked for. Files of the order that are not among `fetched` are noted as missing.
 
-    Raises StoreError; then what is named so far stays, and was proven. `tick` is called for each file, and now and
+    Raises StoreError; then what is named so far stays, and was proven. LostError names the files of which something
+    else became since they were proven: they are to be fetched again. `tick` is called for each file, and now and
     then while one is copied; it may raise to give up.
     """
     version = order.version
@@ -77,7 +78,8 @@ def _into_models(
     known = Installed.read(blank.folder)
     seen = known.by_path() if known else {}
     mended = False
-    entries = []
+    entries: list[InstalledFile] = []
+    lost: list[str] = []
     for one in fetched:
         tick()
         target = joined(blank.folder, one.file.path)
@@ -88,8 +90,15 @@ def _into_models(
         if stamp.judge(target) != "right":
             if before and is_wrong and not before.is_distrusted and os.path.lexists(target):
                 blobs.set_aside(shop.layout, target)  # somebody edited it: for him to look at
-            stamp = links.link(shop.layout.blob(one.sha256), target, stamp)
+            try:
+                stamp = links.link(shop.layout.blob(one.sha256), target, one.sha256, stamp)
+            except LostError:
+                lost.append(one.file.path)
+                continue
         entries.append(_entry(order, one, stamp))
+    lost += [entry.path for entry in entries if entry.stamp.judge(joined(blank.folder, entry.path)) != "right"]
+    if lost:
+        raise LostError(*lost)
     unproven = order.single and order.vouched(fetched[0].file)[1] == UNVERIFIED
     default = shop.registry.default(order.id)
     with records.changing(shop.layout):

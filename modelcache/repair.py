@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from modelcache.audit import verify
-from modelcache.errors import LockedError, ModelCacheError, StoreError
+from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, StoreError, VerificationError
 from modelcache.events import Fact, FactType
 from modelcache.model import Digest, ModelFile
 from modelcache.order import Order, Workshop
@@ -115,7 +115,17 @@ class Repairer:
             self._shop.dispatcher.publish(fact)
 
     def _fetch(self, file: ModelFile, audit: Audit) -> Transfer:
-        """Returns with the partial proven and open."""
+        """Returns with the partial proven and open. Piece digests that only the store vouches for may be wrong, too."""
+        try:
+            return self._transferred(file, audit)
+        except (VerificationError, AllSourcesFailedError) as error:
+            if file.pieces is None or error.kind != VerificationError.kind:
+                raise
+        message = "the piece digests kept here may be wrong: the digest of the whole decides"
+        self._tell(audit)("restarted", message, "")
+        return self._transferred(replace(file, pieces=None), audit)
+
+    def _transferred(self, file: ModelFile, audit: Audit) -> Transfer:
         shop = self._shop
         partial = Partial.open(
             shop.layout.partials, key_of(file), file,

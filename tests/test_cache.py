@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from modelcache.errors import (
     VerificationError,
 )
 from modelcache.install import install
-from modelcache.model import Manifest
+from modelcache.model import Digest, Manifest
 from modelcache.order import Fetched, Order
 from modelcache.outcome import File, Model
 from modelcache.store.installed import Stamp
@@ -568,6 +569,50 @@ def test_removing_keeps_what_others_have_a_copy_of(cache: Cache, cache_root: Pat
     assert cache.remove(origin.url("small.gguf")) == 0
     assert not Path(one.path).exists()
     assert [path.name for path in (cache_root / "blobs").rglob("*") if path.is_file()] == [SMALL.sha256]
+
+
+@pytest.mark.parametrize("shared", ["onnx/model.bin", "config.json"])
+def test_a_model_that_is_removed_takes_nothing_from_one_that_is_being_installed(
+    cache: Cache, origin: Origin, model: Manifest, shared: str
+) -> None:
+    cache.fetch(manifest_of(origin, {shared: FILES[shared]}, "a"))
+    hold = Hold(0)
+    (other,) = set(FILES) - {shared}
+    origin.faults(hold, path=other)
+    download = cache.fetch(model, wait=False)
+    assert hold.reached.wait(20)
+    deadline = time.monotonic() + 20
+    while download.progress.completed_files < 1 and time.monotonic() < deadline:
+        download.wait_stopped(0.02)
+    cache.remove("a")
+    hold.release.set()
+    found = download.result(20)
+    assert {file.name: data(file) for file in found.files} == {path: each.read() for path, each in FILES.items()}
+    assert cache.path(model.id) == found.path
+    assert {row["finding"] for row in cache.verify()} == {"whole"}
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_a_blob_that_is_gone_comes_back_from_the_link_of_its_model(
+    cache: Cache, origin: Origin, tmp_path: Path, output: bool
+) -> None:
+    file = cache.fetch(origin.url("big.gguf"), sha256=BIG.sha256)
+    blob = Layout(cache.root).blob(Digest("sha256", BIG.sha256))
+    os.unlink(blob)
+    since = len(origin.requests)
+    place = tmp_path / "out" if output else None
+    again = cache.fetch(origin.url("big.gguf"), sha256=BIG.sha256, strict=not output, output=place)
+    assert (again.status, len(origin.requests), data(again)) == ("hit", since, BIG.read())
+    assert os.path.samefile(blob, file)
+
+
+def test_a_link_that_has_rotted_is_no_blob(cache: Cache, origin: Origin) -> None:
+    file = cache.fetch(origin.url("big.gguf"), sha256=BIG.sha256)
+    os.unlink(Layout(cache.root).blob(Digest("sha256", BIG.sha256)))
+    rot(file.path, 7)
+    again = cache.fetch(origin.url("big.gguf"), sha256=BIG.sha256, strict=True)
+    assert data(again) == data(file) == BIG.read()
+    assert cache.path(origin.url("big.gguf")) == file.path
 
 
 def test_a_model_is_not_removed_while_it_is_fetched(cache: Cache, origin: Origin, model: Manifest) -> None:

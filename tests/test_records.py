@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from caches import manifest_of, rot
 
 from modelcache.cache import Cache
@@ -122,7 +123,7 @@ def test_new_bytes_are_nobodys_rot_whatever_inode_number_they_get(cache: Cache, 
     assert cache.path("m") and entry["condition"] == "right"
 
 
-def test_rot_found_while_other_files_are_fetched_stays_found(cache: Cache) -> None:
+def test_rot_found_while_other_files_are_fetched_is_not_installed_but_mended(cache: Cache) -> None:
     files = {"a": Content.generated(100_000, seed=1), "b": Content.generated(100_000, seed=2)}
     fetching = Cache(cache.root, parallel_files=1)
     with Origin(files) as origin:
@@ -136,12 +137,14 @@ def test_rot_found_while_other_files_are_fetched_stays_found(cache: Cache) -> No
         assert hold.reached.wait(20)
         rot(folder / "a", 1000)
         cache.verify("m")
+        with pytest.raises(ModelNotAvailableError, match="error"):
+            cache.path("m")
         hold.release.set()
         download.result()
     fetching.close()
-    with pytest.raises(ModelNotAvailableError):
-        cache.path("m")
-    assert {row["file"]: row["condition"] for row in cache.info("m")} == {"a": "changed", "b": "right"}
+    assert {name: (folder / name).read_bytes() for name in files} == {name: files[name].read() for name in files}
+    assert cache.path("m") == str(folder)
+    assert {row["finding"] for row in cache.verify()} == {"whole"}
 
 
 def test_how_often_a_record_is_read_and_written_does_not_grow_with_the_number_of_files() -> None:
@@ -169,6 +172,30 @@ def test_piece_digests_that_a_whole_file_refutes_are_written_anew(cache: Cache, 
             cache.fetch(manifest, strict=True)
         else:
             cache.verify("m")
+        rot(path, 5)
+        (row,) = cache.repair(["m"])
+    assert (row["repaired"], row["bytes_fetched"]) == (True, PIECE)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("refuted", [False, True])
+def test_piece_digests_that_are_wrong_in_part_do_not_stand_in_the_way_of_a_repair(
+    cache: Cache, strict: bool, refuted: bool
+) -> None:
+    content = Content.generated(3 * PIECE)
+    with Origin({"f": content}) as origin:
+        manifest = manifest_of(origin, {"f": content})
+        path = Path(cache.fetch(manifest).path, "f")
+        rot(path, 5, PIECE + 5)
+        first = content.read(0, PIECE) if refuted else path.read_bytes()[:PIECE]  # refuted: a whole piece looks wrong
+        pieces = [first, content.read(PIECE, 2 * PIECE), b"other" if refuted else content.read(2 * PIECE, 3 * PIECE)]
+        flat = b"".join(blake3(piece).digest() for piece in pieces)
+        save_pieces(Layout(cache.root), Digest("sha256", content.sha256), PieceDigests(PIECE, flat))
+        if strict:
+            cache.fetch(manifest, strict=True)
+        else:
+            assert [row["repaired"] for row in cache.repair(["m"])] == [True]
+        assert path.read_bytes() == content.read()
         rot(path, 5)
         (row,) = cache.repair(["m"])
     assert (row["repaired"], row["bytes_fetched"]) == (True, PIECE)

@@ -295,7 +295,7 @@ def test_a_link_on_a_file_system_of_its_own_is_a_copy(tmp_path: Path, small_disk
     sha256 = hashlib.sha256(b"content").hexdigest()
     blob = tmp_path / sha256
     blob.write_bytes(b"content")
-    stamp = links.link(str(blob), str(small_disk / "a" / "b"), Stamp.of(str(blob)))
+    stamp = links.link(str(blob), str(small_disk / "a" / "b"), Digest("sha256", sha256), Stamp.of(str(blob)))
     assert stamp.judge(str(small_disk / "a" / "b")) == "right"
     assert (small_disk / "a" / "b").read_bytes() == b"content"
     assert (small_disk / "a" / "b").stat().st_mode & 0o222 == 0
@@ -303,4 +303,4 @@ def test_a_link_on_a_file_system_of_its_own_is_a_copy(tmp_path: Path, small_disk
 
 def test_linking_what_was_removed_meanwhile_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="its content was removed or changed meanwhile"):
-        links.link(str(tmp_path / "blob"), str(tmp_path / "m" / "a"), NEVER)
+        links.link(str(tmp_path / "blob"), str(tmp_path / "m" / "a"), Digest("sha256", "0" * 64), NEVER)

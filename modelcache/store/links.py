@@ -33,7 +33,7 @@ def _nothing() -> None:
     pass
 
 
-def link(blob: str, target: str, proven: Stamp) -> Stamp:
+def link(blob: str, target: str, sha256: Digest, proven: Stamp) -> Stamp:
     """Makes `target` a hard link to the blob, replacing what is there; a copy where links are not possible.
 
     `proven` is how the blob looked when it was proven. Returns how `target` did: a blob that was replaced or found
@@ -54,7 +54,7 @@ def link(blob: str, target: str, proven: Stamp) -> Stamp:
                 os.unlink(beside)
             if not os.path.isfile(blob) or os.path.isdir(target):
                 raise
-            return copy(blob, target, Digest("sha256", os.path.basename(blob)), 0o444)
+            return copy(blob, target, sha256, 0o444)
         sync_directory(os.path.dirname(target))
     return proven
 

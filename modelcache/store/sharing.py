@@ -152,11 +152,12 @@ class Sharing:
             proven, place = findings.proven.get(file.sha256), record.place(file)
             if proven is None or proven.judge(place) == file.stamp.judge(place) == "right":
                 continue
-            blob = self._layout.blob(Digest("sha256", file.sha256))
+            sha256 = Digest("sha256", file.sha256)
+            blob = self._layout.blob(sha256)
             is_known = file.is_distrusted or is_same_file(place, blob) or findings.is_rotten(file, place)
             if not is_known and file.stamp.judge(place) == "changed":
                 blobs.set_aside(self._layout, place)
-            linked[file.path] = replace(file, stamp=links.link(blob, place, proven))
+            linked[file.path] = replace(file, stamp=links.link(blob, place, sha256, proven))
 
 
 @dataclass(frozen=True, slots=True)
