@@ -15,6 +15,8 @@ from crash import begin, check_store, eventually, files_below, partial_bytes, sh
 
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError
+from modelcache.store import leftovers
+from modelcache.store.layout import Layout
 from modelcache.testing import Content, Hold, Origin, Slow
 
 MIB = 1 << 20
@@ -325,6 +327,25 @@ def test_no_blob_goes_while_a_record_is_garbage(littered: Path) -> None:
     record = littered / "models/m/1/.manifest.json"
     record.write_bytes(b"garbage")
     assert "blob" not in by_kind(Cache(littered).clean())
+
+
+def test_no_blob_goes_that_a_model_without_a_record_links_to(littered: Path) -> None:
+    """A kill came between the links and the record: the next fetch finds them."""
+    (littered / "models/m/1/.manifest.json").unlink()
+    assert Path(next(iter(by_kind(Cache(littered).clean())["blob"]))).name == "00" + "f" * 62
+    assert len([path for path in files_below(littered / "blobs") if path.name == SMALL.sha256]) == 1
+
+
+def test_what_was_taken_or_changed_since_it_was_found_stays(littered: Path) -> None:
+    layout = Layout(str(littered))
+    (found,) = leftovers.unfinished(layout)
+    with Path(layout.lock(found.key)).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(LockedError):
+            leftovers.discard(layout, found)
+    aged(the_partial(littered), 7)
+    assert leftovers.discard(layout, found) == 0
+    assert the_partial(littered)
 
 
 def test_a_lock_goes_with_the_record_of_who_was_killed_but_not_from_under_its_holder(
