@@ -75,7 +75,7 @@ def test_what_a_kill_left_is_told_once_and_gone_on_with(origin: Origin, cache: C
     size = int(told[1].split("Partial size: ")[1].split()[0])
     assert told[1].startswith("Found partial download for model: url--m.bin--")
     assert told[1].endswith(f". Partial size: {size} bytes. Can resume: True")
-    assert 2 * MIB <= size <= 3 * MIB
+    assert MIB <= size <= 3 * MIB  # what the journal says, which may be 1 MiB behind
     (found,) = [row for row in cache.logs() if row["event_type"] == "partial_found"]
     assert found["details"]["size"] == size
     assert sha256_of(Path(done.stdout.strip())) == FILE.sha256
@@ -363,6 +363,18 @@ def test_a_lock_goes_with_the_record_of_who_was_killed_but_not_from_under_its_ho
         assert held.exists()
     assert not dead.exists()
     assert not Path(f"{dead}.json").exists()
+
+
+def test_a_lease_goes_when_it_has_been_silent_for_an_hour(littered: Path) -> None:
+    for name, silent_days in (("beats", 0.9 / 24), ("silent", 1.1 / 24)):
+        (littered / f"locks/model-{name}.lock").touch()
+        (littered / f"locks/model-{name}.lock.lease").write_text("{}")
+        aged(littered / f"locks/model-{name}.lock.lease", silent_days)
+    removed = by_kind(Cache(littered).clean())["lock"]
+    assert "model-silent.lock" in removed
+    assert sorted(path.name for path in (littered / "locks").glob("model-*")) == [
+        "model-beats.lock", "model-beats.lock.lease"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "fifo", "huge", "future"])

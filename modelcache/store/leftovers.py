@@ -24,10 +24,11 @@ from modelcache.store.disk import READ, disk_errors, remove_tree
 from modelcache.store.installed import RECORD, Installed
 from modelcache.store.journal import Facts, read_head
 from modelcache.store.layout import Layout
-from modelcache.store.locks import Patience, Subject, is_held, locked
+from modelcache.store.locks import CANNOT_LOCK, LEASE, Patience, Subject, is_held, locked
 
 HEAD = 4 << 10  # bytes of a journal that are read: some 200 lines, in a fraction of a millisecond
 FUTURE_S = 60.0  # clocks of machines that share a folder may differ by that
+SILENCE_S = 3600.0  # of a lease: nobody on any machine has it any more (product E2)
 MOST_SHOWN = 200
 _PARTIAL = re.compile(r"((?:sha256|sha512|sha1|md5|blake3|url)-[0-9a-f]{32,128})\.[0-9a-f]{16}")
 _ASIDE = re.compile(r".*\.([0-9]{19})", re.DOTALL)
@@ -203,30 +204,48 @@ def free_locks(layout: Layout) -> Iterator[str]:
     names = {entry.name.removesuffix(".json") for entry in entries_of(os.path.dirname(layout.lock("")))}
     for name in sorted(names):
         path = os.path.join(os.path.dirname(layout.lock("")), name)
-        if name.endswith(".lock") and not is_held(path):
+        beat_s = _since_beat(path)
+        if name.endswith(".lock") and (not is_held(path) if beat_s is None else beat_s > SILENCE_S):
             yield path
+
+
+def _since_beat(path: str) -> float | None:
+    """How long a lease has been silent, where one takes the place of the kernel's lock."""
+    with suppress(OSError):
+        return time.time() - os.lstat(path + LEASE).st_mtime
+    return None
 
 
 def remove_lock(path: str) -> int:
     """Removes a lock file under its own lock: whoever waits for it sees that its name is gone, and begins anew."""
-    import fcntl
-
-    size = size_of(path) + size_of(path + ".json")
+    size = sum(size_of(path + end) for end in ("", ".json", LEASE))
     if os.path.islink(path) or (os.path.lexists(path) and not os.path.isfile(path)):
         return removed(path)  # it is no lock, and was in the way of one
     with disk_errors(path), suppress(FileNotFoundError):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_now(fd, path)
             if os.path.samestat(os.fstat(fd), os.lstat(path)):
-                with suppress(FileNotFoundError):
-                    os.unlink(path + ".json")
-                os.unlink(path)
-        except BlockingIOError:
-            raise LockedError(f"{path} is held again") from None
+                for end in (LEASE, ".json", ""):
+                    with suppress(FileNotFoundError):
+                        os.unlink(path + end)
         finally:
             os.close(fd)
     return size
+
+
+def _lock_now(fd: int, path: str) -> None:
+    """LockedError where somebody has it, or a lease that still beats."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise LockedError(f"{path} is held again") from error
+    beat_s = _since_beat(path)
+    if beat_s is not None and beat_s <= SILENCE_S:
+        raise LockedError(f"{path} is held again")
 
 
 def entries_of(folder: str) -> list["os.DirEntry[str]"]:
