@@ -62,8 +62,23 @@ def test_a_process_whose_start_is_unknown_is_not_proven_dead() -> None:
     assert not dataclasses.replace(Owner.mine(), start=UNKNOWN).is_proven_dead()
 
 
-def test_a_start_of_the_machine_ends_all_its_processes() -> None:
+def test_a_start_of_the_machine_ends_all_its_processes(monkeypatch) -> None:
+    monkeypatch.setattr("modelcache.store.owner._machine", lambda: "this")
     assert dataclasses.replace(Owner.mine(), boot="another").is_proven_dead()
+
+
+@pytest.mark.parametrize("machine", ["", "this", "another"])
+@pytest.mark.parametrize("here", ["", "this"])
+def test_another_host_of_the_same_name_is_not_this_one_started_anew(monkeypatch, machine, here) -> None:
+    monkeypatch.setattr("modelcache.store.owner._machine", lambda: here)
+    owner = dataclasses.replace(Owner.mine(), boot="another", machine=machine)
+    assert owner.is_proven_dead() == (machine == here == "this")
+
+
+def test_an_owner_of_an_earlier_version_has_no_machine() -> None:
+    fields = Owner.mine().to_json()
+    del fields["machine"]
+    assert Owner.from_json(fields) == dataclasses.replace(Owner.mine(), machine="")
 
 
 @pytest.mark.parametrize(

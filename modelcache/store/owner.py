@@ -14,13 +14,17 @@ UNKNOWN = 0  # the start time of a process whose start this system does not tell
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process by host, boot, pid namespace, pid and start time (clock ticks since boot)."""
+    """A process by host, boot, pid namespace, pid and start time (clock ticks since boot).
+
+    `machine` tells hosts of one name apart; empty where this system does not tell, as in most containers.
+    """
 
     host: str
     boot: str
     space: int
     pid: int
     start: int
+    machine: str = ""
 
     @classmethod
     def mine(cls) -> Self:
@@ -34,15 +38,16 @@ class Owner:
 
     @classmethod
     def _of(cls, pid: int, start: int) -> Self:
-        return cls(socket.gethostname(), _boot(), _space(), pid, start)
+        return cls(socket.gethostname(), _boot(), _space(), pid, start, _machine())
 
     @classmethod
     def from_json(cls, fields: object) -> Self:
         """ValueError where it is not an owner."""
+        machine = fields.get("machine") if isinstance(fields, dict) else None
         match fields:
             case {"host": str(host), "boot": str(boot), "space": int(space), "pid": int(pid), "start": int(start)}:
                 if space >= 0 and 0 < pid < 2**31 and start >= 0:
-                    return cls(host, boot, space, pid, start)
+                    return cls(host, boot, space, pid, start, machine if isinstance(machine, str) else "")
         raise ValueError("not an owner")
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +56,8 @@ class Owner:
     def is_proven_dead(self) -> bool:
         """True only where this process can judge: same host, boot and pid namespace, and that process is gone."""
         mine = Owner.mine()
-        if self.host == mine.host and self.boot and self.boot != mine.boot:
+        is_same_machine = self.machine and (self.host, self.machine) == (mine.host, mine.machine)
+        if is_same_machine and "" not in (self.boot, mine.boot) and self.boot != mine.boot:
             return True  # the machine was started anew since
         if (self.host, self.boot, self.space) != (mine.host, mine.boot, mine.space):
             return False
@@ -66,6 +72,14 @@ def is_suspended(pid: int) -> bool:
 
 def _boot() -> str:
     return _read("/proc/sys/kernel/random/boot_id").strip()
+
+
+def _machine() -> str:
+    """A hash of the machine's id, which is not for others to see (machine-id(5))."""
+    import hashlib
+
+    text = _read("/etc/machine-id").strip()
+    return hashlib.sha256(b"modelcache " + text.encode()).hexdigest()[:16] if text else ""
 
 
 def _space() -> int:
