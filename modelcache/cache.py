@@ -15,12 +15,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from modelcache.errors import ModelNotAvailableError, Reason, StoreError, UsageError
+from modelcache.history import Use
 from modelcache.model import Manifest, Ref
 from modelcache.names import checked_path
 from modelcache.order import Order, Workshop
 from modelcache.ordering import Wish, digests_of, hit, order_of
 from modelcache.outcome import File, Model
 from modelcache.report import Report
+from modelcache.settings import MOST_S
+from modelcache.state.uses import Uses
 from modelcache.store.disk import check_no_links, make_directories
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
@@ -30,6 +33,7 @@ from modelcache.wiring import Sources, checked, fallback_for, root_of, settings_
 
 if TYPE_CHECKING:
     from modelcache.download import Download
+    from modelcache.state.state import State
 
 Path = str | os.PathLike[str]
 Show = bool | Callable[[dict[str, Any]], None] | None
@@ -49,6 +53,9 @@ class Cache:
         self._shelf = Shelf(Layout(self.root))
         self._guard = threading.Lock()
         self._shop: Workshop | None = None
+        self._state: State | None = None
+        self._uses = Uses()
+        self._writes_uses = False
         self._pid = 0
         self._was_checked = False
         self._running: list[Download] = []
@@ -146,6 +153,7 @@ class Cache:
         here = hit(order, self._shelf.layout)
         somebody_listens = callable(progress) or (self._shop is not None and self._shop.dispatcher.has_subscribers)
         if here is not None and not somebody_listens:
+            self._count(order, here)
             return here
         download = self._start(ref, wish, progress)
         try:
@@ -159,6 +167,7 @@ class Cache:
 
     def _start(self, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
         """A download under way, or ended if all is here."""
+        from modelcache.again import to_text
         from modelcache.download import Download
         from modelcache.progress import subscriber_for
 
@@ -175,8 +184,9 @@ class Cache:
             again = order_of(self._shelf, ref, wish)
             return again, hit(again, self._shelf.layout)
 
+        self._count(order, here)
         show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files})
-        download = Download(order, self._workshop(), renew, show)
+        download = Download(order, self._workshop(), renew, show, to_text(ref, wish))
         with self._guard:
             self._running = [*(one for one in self._running if not one.has_ended), download]
         if here is None:
@@ -425,6 +435,10 @@ class Cache:
             download.pause()
         for download in self._running:
             download.wait_stopped(max(0.0, end - time.monotonic()))
+        if self._shop is not None:
+            self._shop.dispatcher.drain(max(0.0, end - time.monotonic()))
+        if self._state is not None:
+            self._state.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -437,14 +451,16 @@ class Cache:
 
                 from modelcache.dispatch import Dispatcher
                 from modelcache.logbook import Logbook
+                from modelcache.state.state import State
                 from modelcache.throttle import Throttle
 
                 for folder in self._shelf.layout.folders:
                     check_no_links(self.root, folder)
                 settings = settings_for(self.root, self._overrides)
-                shelf = self._shelf
-                dispatcher = Dispatcher()
+                shelf, dispatcher = self._shelf, Dispatcher()
+                self._state = State(self.root, self._uses, settings.metrics_age)
                 dispatcher.attach(Logbook(shelf.layout.logs))
+                dispatcher.attach(self._state)
                 self._shop = Workshop(
                     shelf.layout,
                     shelf.registry,
@@ -452,14 +468,37 @@ class Cache:
                     dispatcher,
                     Sources(settings),
                     Throttle(settings.limit_rate),
+                    scores=self._state.scores,
                 )
                 atexit.register(self.close)
             return self._shop
 
+    def _count(self, order: Order, here: Model | File | None) -> None:
+        """One request more. Costs nothing here: it is written with what is written next, or at the end."""
+        if not order.cached:
+            return
+        files = () if here is None else here.files if isinstance(here, Model) else (here,)
+        name = order.files[0].path if order.single else ""
+        self._uses.count(Use(order.id, name, sum(file.size for file in files), is_hit=here is not None))
+        if not self._writes_uses:
+            import atexit
+
+            self._writes_uses = True
+            atexit.register(self._write_uses)
+
+    def _write_uses(self) -> None:
+        from modelcache.state.state import State
+
+        with suppress(UsageError):
+            self._adopt_process()
+            state = self._state or State(self.root, self._uses, MOST_S)
+            state.close()
+
     def _adopt_process(self) -> None:
         if self._pid != os.getpid():
             self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
-            self._pid, self._shop, self._running, self._was_checked = os.getpid(), None, [], False
+            self._pid, self._shop, self._state, self._running = os.getpid(), None, None, []
+            self._was_checked = False
 
     def _elsewhere(self) -> "Cache | None":
         """The cache to use where nothing can be written here (product A8)."""

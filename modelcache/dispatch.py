@@ -19,6 +19,7 @@ Kept = Fact | DownloadComplete | Note
 Sink = Callable[[Sequence[Kept]], None]
 _Letter = tuple[Event | Note, Subscriber | None]
 log = logging.getLogger(__name__)
+logging.getLogger("modelcache").addHandler(logging.NullHandler())  # else Python prints warnings on stderr, unasked
 
 
 class Dispatcher:

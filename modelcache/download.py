@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+from modelcache.account import Account
 from modelcache.dispatch import Subscriber
 from modelcache.errors import (
     AllSourcesFailedError,
@@ -55,11 +56,20 @@ Renew = Callable[[], tuple[Order, Result | None]]
 class Download:
     """A request under way. Every method may be called from any thread; only `result` and `wait_stopped` block.
 
-    `renew` tells what is wanted, and what is here by now, when nobody else has the model any more.
+    `renew` tells what is wanted, and what is here by now, when nobody else has the model any more. `request` is what
+    was asked, for the record. The `id` is the same each time the same is fetched to the same place.
     """
 
-    def __init__(self, order: Order, workshop: Workshop, renew: Renew, subscriber: Subscriber | None = None) -> None:
-        self.id = os.urandom(8).hex()
+    def __init__(
+        self,
+        order: Order,
+        workshop: Workshop,
+        renew: Renew,
+        subscriber: Subscriber | None = None,
+        request: str = "",
+    ) -> None:
+        self._account = Account(order, workshop.layout, workshop.dispatcher, request)
+        self.id = self._account.id
         self.order = order
         self._shop = workshop
         self._renew = renew
@@ -149,6 +159,7 @@ class Download:
         if was_over:
             self._discard()
             self._error = self._cancellation()
+            self._record(State.PAUSED, self._error)
 
     def resume(self) -> None:
         """Goes on after a pause or a failure; a download that runs or is ready is left alone."""
@@ -198,6 +209,7 @@ class Download:
                 self._announce(state, error)
                 is_over = self._settle(state, error)
             except BaseException as unexpected:  # noqa: BLE001 - raised by `result` in the thread that asks
+                self._record(State.FAILED, error or unexpected)
                 self._end(State.FAILED, error or unexpected)
                 is_over = True
 
@@ -211,6 +223,7 @@ class Download:
         if late:
             self._discard()
             state, error = State.PAUSED, self._cancellation()
+            self._record(state, error)
         self._end(state, error)
         return True
 
@@ -227,6 +240,7 @@ class Download:
     def _carry_out(self) -> tuple[State, BaseException | None]:
         """Does everything; how it ended."""
         self._tell("started", f"fetching {self.order.ref}")
+        self._record(State.PENDING)
         try:
             with self._alone():
                 if not self._is_here_by_now():
@@ -288,6 +302,7 @@ class Download:
     def _check_order(self) -> None:
         """What would be in vain is refused before anything is fetched."""
         self._enter(State.RESOLVING)
+        self._account.begins(self.order, self._tasks)
         order = self.order
         known = {"layers": len(order.files), "total_size": sum(file.size or 0 for file in order.files)}
         self._tell("manifest_pulled", f"{len(order.files)} files", details=known)
@@ -333,11 +348,15 @@ class Download:
                 task.stage = State.DOWNLOADING
             elif kind in ("source_failed", "piece_failed"):
                 task.retries += 1
+            if kind in ("resumed", "source_failed"):
+                self._record(self.state)
 
         try:
             fetch = FileFetch(self.order, task.file, self._shop, self._control, tell)
             task.begin(fetch)
             done = fetch.run()
+            if done.source == "cache":
+                self._account.found(self.order, done)
             verified = self.order.vouched(task.file)[1]
             tell("file_ready", in_place_text(done.status, verified), done.source)
             if verified == UNVERIFIED:
@@ -412,12 +431,21 @@ class Download:
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
+    def _record(self, state: State, error: BaseException | None = None) -> None:
+        """Foreign errors by their kind alone: their texts may hold anything."""
+        text = error.message if isinstance(error, ModelCacheError) else type(error).__name__ if error else ""
+        if isinstance(error, CancelledError):
+            self._account.is_cancelled(self.order, self._tasks, text)
+        else:
+            self._account.stands(self.order, self._tasks, state, text)
+
     def _enter(self, state: State) -> None:
         with self._changed:
             self._state = state
 
     def _announce(self, state: State, error: BaseException | None) -> None:
         """The last events. Whoever waits for the result has been told all of it when it comes."""
+        self._record(state, error)
         line = error.line() if isinstance(error, ModelCacheError) else repr(error) if error else ""
         kind: FactType = "completed" if error is None else "paused" if state is State.PAUSED else "error"
         self._tell(kind, line or f"{self.order.ref} is here")

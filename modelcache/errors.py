@@ -71,7 +71,9 @@ class VerificationError(ModelCacheError):
 
 
 class SourceError(ModelCacheError):
-    """This source cannot supply the file; another one may."""
+    """This source cannot supply the file; another one may. `status` is that of HTTP, 0 where there was no reply."""
+
+    status = 0
 
     kind = "source"
     exit_code = 5

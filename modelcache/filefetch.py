@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, StoreError, VerificationError
 from modelcache.events import FactType
+from modelcache.history import Attempt
 from modelcache.model import Digest, ModelFile, Span
 from modelcache.names import cut
 from modelcache.order import Fetched, Order, Workshop
@@ -233,13 +234,19 @@ class FileFetch:
         _check_room(partial)
         shop = self._shop
         file = self._rotten.file if self._rotten else self._file
-        sources = shop.sources(file, self._order.headers_for(file))
+        sources = shop.sources_by_health(file, self._order.headers_for(file))
         try:
-            self.transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell, shop.throttle)
+            self.transfer = Transfer(
+                file, partial, sources, shop.settings, self._control, self._tell, shop.throttle, self._note
+            )
             return self.transfer.run()
         finally:
             for source in sources:
                 source.close()
+
+    def _note(self, attempt: Attempt) -> None:
+        if self._order.cached:
+            self._shop.dispatcher.note(replace(attempt, model=self._order.id))
 
     def _fetched(self, partial: Partial, sha256: Digest) -> Fetched:
         assert self.transfer is not None and partial.size is not None

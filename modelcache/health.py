@@ -16,10 +16,17 @@ NOMINAL_BYTES = 64 << 20  # what a source is judged by: how long it would take f
 TIE = 2.0  # differences below this factor are noise: the first given comes first
 WORST_RATE = 0.02
 # A file that is not there, or a wish that is refused, says nothing about the gateway.
-FAULTS = ("network", "source", "integrity")
+WRONG = "integrity"
+FAULTS = ("network", "source", WRONG)
 
 Gateway = tuple[str, str]  # (layer, host)
 S = TypeVar("S")
+
+
+def gateway_of(kind: str, name: str) -> Gateway:
+    """What is judged: a host, by the name of one of its sources (a URL without secrets), as a source of that kind."""
+    rest = name.partition("://")[2] or name
+    return kind, rest.partition("/")[0].lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class Health:
 
     successes: float = 0.0
     failures: float = 0.0
+    wrongs: float = 0.0  # of the failures, those that were wrong bytes
     first_byte_s: float = 0.0
     throughput: float = 0.0
     weight: float = 0.0  # of the attempts behind the two means
@@ -47,8 +55,8 @@ class Health:
         """As it counts at a later time; a clock that went back fades nothing."""
         share = 0.5 ** (max(0, now_ms - self.updated_at) / 1000 / HALF_LIFE_S)
         return replace(
-            self, successes=self.successes * share, failures=self.failures * share, weight=self.weight * share,
-            updated_at=max(now_ms, self.updated_at),
+            self, successes=self.successes * share, failures=self.failures * share, wrongs=self.wrongs * share,
+            weight=self.weight * share, updated_at=max(now_ms, self.updated_at),
         )  # fmt: skip
 
     def after(self, attempt: Attempt) -> "Health":
@@ -57,7 +65,8 @@ class Health:
         if attempt.status == "error":
             if attempt.error_type not in FAULTS:
                 return self
-            return replace(now, failures=now.failures + 1, last_error=attempt.error_message)
+            wrongs = now.wrongs + (attempt.error_type == WRONG)
+            return replace(now, failures=now.failures + 1, wrongs=wrongs, last_error=attempt.error_message)
         return replace(now, successes=now.successes + 1, last_success=attempt.timestamp)._measured(attempt)
 
     def _measured(self, attempt: Attempt) -> "Health":
@@ -83,12 +92,17 @@ class Health:
         """Of tries that succeed, for dividing by; 1 while nothing is known."""
         return max(self.success_rate, WORST_RATE) if self.attempts >= EVIDENCE else 1.0
 
+    def rank(self) -> int:
+        """0: all is well, or nothing is known; 1: it fails more often than not; 2: it has sent wrong bytes lately."""
+        return 2 if self.wrongs >= EVIDENCE else int(self.share() < 0.5)
+
 
 def order(
     sources: Iterable[S], gateway_of: Callable[[S], Gateway], scores: Mapping[Gateway, Health], now_ms: int
 ) -> list[S]:
-    """The sources with the healthiest first. Among those that do about as well, the first given comes first.
+    """The sources with the healthiest first: those of a better rank, then those that bring a file sooner.
 
+    Among those that do about as well, the first given comes first.
     Where nothing is known, the best is assumed: such a source has its turn where it was given.
     """
     left = list(sources)
@@ -96,10 +110,10 @@ def order(
     seconds = [health.seconds() for health in healths]
     best = min((each for each in seconds if each is not None), default=1.0)
     costs = [(best if each is None else each) / health.share() for each, health in zip(seconds, healths, strict=True)]
-    queue = list(zip(costs, left, strict=True))
+    queue = list(zip([health.rank() for health in healths], costs, left, strict=True))
     ordered = []
     while queue:
-        least = min(cost for cost, _ in queue)
-        chosen = next(index for index, (cost, _) in enumerate(queue) if cost <= TIE * least)
-        ordered.append(queue.pop(chosen)[1])
+        rank, least = min((rank, cost) for rank, cost, _ in queue)
+        chosen = next(i for i, (other, cost, _) in enumerate(queue) if other == rank and cost <= TIE * least)
+        ordered.append(queue.pop(chosen)[2])
     return ordered

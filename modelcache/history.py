@@ -4,16 +4,13 @@ Responsible for: a try of a source, the record of a download, a request that nee
 Leaves to others: making them (`transfer`, `download`, `cache`), keeping them (`state`).
 """
 
-import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modelcache.events import now_ms
+
 AttemptStatus = Literal["hit", "success", "error"]
 UNFINISHED = ("pending", "in_progress", "resuming")
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,16 @@ def _nothing() -> None:
 
 
 def version_of(digests: Mapping[str, str]) -> str:
-    """The version that only the bytes can tell, from SHA-256 by path.
+    """The version that only the bytes can tell, from SHA-256 by path: the start of their checksum."""
+    return checksum_of(digests)[:12]
 
-    Of one file the start of its digest, of several that of the digest of their list (product H, `checksum_sha256`).
-    """
+
+def checksum_of(digests: Mapping[str, str]) -> str:
+    """The SHA-256 of one file, of several that of their list (product H, `checksum_sha256`)."""
     if len(digests) == 1:
-        return next(iter(digests.values()))[:12]
+        return next(iter(digests.values()))
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def install(

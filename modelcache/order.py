@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from modelcache.dispatch import Dispatcher
 from modelcache.errors import UsageError
+from modelcache.events import now_ms
+from modelcache.health import Gateway, Health, gateway_of
+from modelcache.health import order as by_health
 from modelcache.model import Digest, ModelFile
 from modelcache.outcome import UNVERIFIED, Status
 from modelcache.remotes.source import Source
@@ -105,6 +108,14 @@ class Workshop:
     throttle: Throttle = field(default_factory=Throttle)
     records: Records = field(default_factory=Records)
     sharing: Sharing = field(init=False)
+    scores: Callable[[], Mapping[Gateway, Health]] = dict
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sharing", Sharing(self.layout, self.registry))
+
+    def sources_by_health(self, file: ModelFile, headers: Mapping[str, str]) -> Sequence[Source]:
+        """The sources of a file, those first that have done best lately; about as good ones as they were given."""
+        sources = self.sources(file, headers)
+        if len(sources) < 2:
+            return sources
+        return by_health(sources, lambda source: gateway_of(source.kind, source.name), self.scores(), now_ms())

@@ -12,6 +12,7 @@ from dataclasses import replace
 from modelcache.audit import verify
 from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, StoreError, VerificationError
 from modelcache.events import Fact, FactType
+from modelcache.history import Attempt
 from modelcache.model import Digest, ModelFile
 from modelcache.order import Order, Workshop
 from modelcache.ordering import URL_ID, Wish, mirrored
@@ -131,12 +132,14 @@ class Repairer:
             shop.layout.partials, key_of(file), file,
             window=shop.settings.window, piece_size=shop.settings.piece_size, model=audit.model,
         )  # fmt: skip
-        sources = shop.sources(file, self._order.headers_for(file))
+        sources = shop.sources_by_health(file, self._order.headers_for(file))
         try:
             good = blobs.good_spans(audit.wrong, file.pieces, file.size or 0) if file.pieces else []
             if audit.finding == "corrupt" and good:
                 partial.seed(audit.place, good)
-            transfer = Transfer(file, partial, sources, shop.settings, self._control, self._tell(audit), shop.throttle)
+            transfer = Transfer(
+                file, partial, sources, shop.settings, self._control, self._tell(audit), shop.throttle, self._note
+            )
             transfer.run()
         except BaseException:
             partial.close()
@@ -145,6 +148,9 @@ class Repairer:
             for source in sources:
                 source.close()
         return transfer
+
+    def _note(self, attempt: Attempt) -> None:
+        self._shop.dispatcher.note(replace(attempt, model=self._record.id))
 
     def _tell(self, audit: Audit) -> Callable[[FactType, str, str], None]:
         return lambda kind, message, source: self._shop.dispatcher.publish(self._fact(audit, kind, message, source))

@@ -44,6 +44,7 @@ class Settings:
     quarantine_age: float = 7 * DAY_S  # what had rotted,
     log_age: float = 30 * DAY_S  # what was logged,
     temporary_age: float = 3600.0  # what a kill left of a moment's work
+    metrics_age: float = 90 * DAY_S  # what is older: of attempts only the sums of a day, of records none
     unpack_most: int = 1 << 40
     unpack_entries: int = 100_000
 

@@ -70,7 +70,9 @@ void shim_arm(int kind_class, long n, int mode, int error) {
   armed = 1;
 }
 
+/* SQLite's own files do not count: losing them loses no byte (test_state.py shows what their faults do). */
 static int is_below_root(const char *path) {
+  if (strstr(path, "/home/state/")) return 0;
   for (int i = 0; i < root_count; i++) {
     size_t length = strlen(roots[i]);
     if (!strncmp(path, roots[i], length) && (path[length] == '/' || !path[length])) return 1;

@@ -13,6 +13,7 @@ NOW = 1_000_000_000
 FAST = Attempt("http", "h", "success", latency_ms=50, duration_ms=1050, bytes=100 << 20, timestamp=NOW)
 SLOW = replace(FAST, duration_ms=20_050)
 FAILED = Attempt("http", "h", "error", error_type="network", error_message="reset", timestamp=NOW)
+WRONG = replace(FAILED, error_type="integrity")
 
 
 def health(*attempts: Attempt) -> Health:
@@ -41,6 +42,8 @@ def ordered(given: str, scores: dict[str, Health], now: int = NOW) -> str:
         ({"b": health(FAST), "a": health(replace(FAST, duration_ms=1500))}, "abc"),
         ({"a": health(FAST, FAST, FAST, FAILED), "b": health(FAST)}, "abc"),  # one fault in four is forgiven
         ({"a": health(FAST, FAILED, FAILED, FAILED), "b": health(FAST)}, "bca"),
+        ({"a": health(*[FAST] * 9, WRONG), "b": health(FAILED)}, "cba"),  # whoever lies comes last
+        ({"a": health(FAST, FAILED, FAILED), "b": health(SLOW)}, "cba"),  # slow and sure is better than fast and lost
         ({"a": health(FAILED), "b": health(FAILED), "c": health(FAILED)}, "abc"),
     ],
 )

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcache.errors import StoreError
-from modelcache.history import Attempt, DownloadRecord, Standing, Use, now_ms
+from modelcache.events import now_ms
+from modelcache.history import Attempt, DownloadRecord, Standing, Use
 from modelcache.state import histogram
 from modelcache.state.database import VERSION
 from modelcache.state.place import Place, is_on_network

@@ -84,7 +84,9 @@ def promise_of(head: Head, request: Request, now_s: float) -> Promise:
     """What the reply promises for this request. NotFoundError, TransientError, RangeRefusedError, VerificationError
     or SourceError where it promises nothing that can be used."""
     if head.status not in (200, 206):
-        raise _refusal(head, request, now_s)
+        refusal = _refusal(head, request, now_s)
+        refusal.status = head.status
+        raise refusal
     length, chunked = _framing(head)
     if head.text("content-encoding").lower() not in ("", "identity"):
         wrong = f"it sent {head.text('content-encoding')[:40]!r}-coded bytes, which were not asked for"

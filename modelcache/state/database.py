@@ -8,7 +8,10 @@ Rules:
 4. Any other fault switches it off for this process, with one warning.
 
 Responsible for: that, and the tables. Leaves to others: what is in the rows (`downloads`, `metrics`).
-sqlite3 is imported when something is written or asked, not before. A connection belongs to one thread.
+sqlite3 is imported when something is written or asked, not before.
+
+It is opened for each transaction, and never waits for the disk: docs/decisions/0006. So a file that was removed is
+made again, none is mapped while nobody writes (whoever cuts it short would kill us), and a fork inherits none.
 """
 
 import contextlib
@@ -49,8 +52,8 @@ CREATE TABLE IF NOT EXISTS days (
 );
 CREATE TABLE IF NOT EXISTS usage (model TEXT PRIMARY KEY, requests INTEGER, last_used INTEGER);
 CREATE TABLE IF NOT EXISTS health (
-    layer TEXT, gateway TEXT, successes REAL, failures REAL, first_byte_s REAL, throughput REAL, weight REAL,
-    updated_at INTEGER, last_success INTEGER, last_error TEXT, PRIMARY KEY (layer, gateway)
+    layer TEXT, gateway TEXT, successes REAL, failures REAL, wrongs REAL, first_byte_s REAL, throughput REAL,
+    weight REAL, updated_at INTEGER, last_success INTEGER, last_error TEXT, PRIMARY KEY (layer, gateway)
 );
 """
 
@@ -62,11 +65,10 @@ class NewerError(StoreError):
 
 
 class Database:
-    """One file, for one writing thread. After a fork a child makes its own and leaves this one alone."""
+    """One file, for one writing thread."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._connection: Connection | None = None
         self._is_off = False
         self._may_begin_anew = True
         self._not_before = 0.0
@@ -96,17 +98,11 @@ class Database:
         return True
 
     def _write(self, work: Callable[["Connection"], None]) -> None:
-        if self._connection is None:
-            self._connection = _opened(self.path)
-        connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        """Closing without COMMIT rolls back."""
+        with contextlib.closing(_opened(self.path)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
             work(connection)
             connection.execute("COMMIT")
-        except BaseException:
-            with suppress(Exception):
-                connection.execute("ROLLBACK")
-            raise
 
     def _judge(self, error: "DatabaseError", work: Callable[["Connection"], None]) -> bool:
         import sqlite3
@@ -117,7 +113,6 @@ class Database:
             return False
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) and self._may_begin_anew:
             self._may_begin_anew = False
-            self.close()
             if _set_aside(self.path):
                 return self.write(work, at_once=True)
         self._switch_off(error)
@@ -125,14 +120,7 @@ class Database:
 
     def _switch_off(self, error: BaseException) -> None:
         self._is_off = True
-        self.close()
         log.warning("%s: no history is kept from here on: %s", self.path, error)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            with suppress(Exception):
-                connection.close()
 
 
 def _opened(path: str) -> "Connection":
@@ -144,11 +132,10 @@ def _opened(path: str) -> "Connection":
         os.close(os.open(path, CREATE, 0o600))
     if os.path.islink(path) or not os.path.isfile(path):
         raise StoreError(f"{path} is not a file of modelcache")
-    # The dispatcher's thread writes; `close` may come from another one at the end, when nobody writes any more.
-    connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA synchronous = OFF")
         if _version_of(connection) < VERSION:
             connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
     except BaseException:

@@ -48,20 +48,16 @@ def keep_request(place: Place, standing: Standing) -> None:
     """Written when a download begins, gone when it has ended for good. Never raises: it can be asked again by hand."""
     path = place.request(standing.record.id)
     with suppress(OSError, StoreError):
-        if standing.is_over:
+        if standing.is_over or (standing.begins and standing.request):
             with suppress(FileNotFoundError):
                 os.unlink(path)
-        elif standing.begins and standing.request:
+        if standing.begins and standing.request:
             make_directories(place.requests)
-            beside = f"{path}.{os.getpid()}.tmp"
-            with suppress(FileNotFoundError):
-                os.unlink(beside)
-            fd = os.open(beside, CREATE, 0o600)
+            fd = os.open(path, CREATE, 0o600)  # a kill may leave half of it, which then says nothing
             try:
                 write_all(fd, memoryview(standing.request.encode()), 0)
             finally:
                 os.close(fd)
-            os.rename(beside, path)
 
 
 def request_of(place: Place, download_id: str) -> str:

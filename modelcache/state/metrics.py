@@ -36,14 +36,14 @@ def _judge(connection: "Connection", attempt: Attempt) -> None:
     found = connection.execute("SELECT * FROM health WHERE layer = ? AND gateway = ?", gateway).fetchone()
     health = (_health_of(tuple(found)[2:]) if found else Health()).after(attempt)
     connection.execute(
-        "INSERT OR REPLACE INTO health VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*gateway, *astuple(health))
+        "INSERT OR REPLACE INTO health VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*gateway, *astuple(health))
     )
 
 
 def _health_of(values: tuple[Any, ...]) -> Health:
     """As if nothing were known where a value is not what it should be."""
     health = Health(*values)
-    numbers = values[:7]
+    numbers = values[:8]
     is_right = all(isinstance(one, (int, float)) and 0 <= one < 2**62 for one in numbers)
     return (
         health if is_right and isinstance(health.last_success, int) and isinstance(health.last_error, str) else Health()

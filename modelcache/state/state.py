@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelcache.dispatch import Kept
 from modelcache.errors import StoreError
+from modelcache.events import now_ms
 from modelcache.health import Gateway, Health
-from modelcache.history import Attempt, DownloadRecord, Note, Standing, Use, now_ms
+from modelcache.history import Attempt, DownloadRecord, Note, Standing, Use
 from modelcache.state import downloads, metrics
 from modelcache.state.database import WAIT_S, Database, reading
 from modelcache.state.place import Place
@@ -62,7 +63,6 @@ class State:
             self._take(())
             if self._kept:
                 self._flush(at_once=True)
-            self._database.close()
         finally:
             self._writing.release()
 
@@ -75,6 +75,8 @@ class State:
         if not self._database.write(lambda connection: self._write(connection, notes), at_once=at_once):
             return
         self._kept.clear()
+        if any(isinstance(note, Attempt) for note in notes):
+            self._scores = (-SCORES_FOR_S, self._scores[1])
         if not self._database.is_off:
             for note in notes:
                 if isinstance(note, Standing):
@@ -121,7 +123,8 @@ class State:
             return metrics.scores(connection)
 
     def scores(self) -> Mapping[Gateway, Health]:
-        """The same for a fetch, which does not wait for it: not newer than half a minute, and nothing at worst."""
+        """The same for a fetch, which does not wait for it: what other processes found in the last half minute may be
+        missing, and at worst nothing is known."""
         asked_at, scores = self._scores
         if time.monotonic() - asked_at >= SCORES_FOR_S:
             try:

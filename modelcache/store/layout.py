@@ -45,7 +45,7 @@ class Layout:
         """Everything that lies in the root and is a folder."""
         return [
             os.path.join(self.root, name)
-            for name in ("blobs", "pieces", "aliases", "partials", "models", "locks", "quarantine")
+            for name in ("blobs", "pieces", "aliases", "partials", "models", "locks", "quarantine", "state")
         ]
 
     @property

@@ -35,12 +35,14 @@ from modelcache.errors import (
     VerificationError,
 )
 from modelcache.events import FactType
+from modelcache.history import Attempt
 from modelcache.model import Digest, ModelFile, Span
 from modelcache.plan import Scoreboard, Standing, next_at
 from modelcache.remotes.source import Source, Traits
 from modelcache.settings import Settings
 from modelcache.store.partial import Partial
 from modelcache.throttle import Throttle
+from modelcache.transfer.attempts import attempt_of, wrong_file_of
 from modelcache.transfer.control import Control
 from modelcache.transfer.crew import Crew
 from modelcache.transfer.hedge import Shadow
@@ -51,6 +53,11 @@ TICK_S = 0.1
 GRACE_S = 0.2  # for a worker to report after its request was ended
 
 Tell = Callable[[FactType, str, str], None]  # (type, message, source); called from several threads
+Note = Callable[[Attempt], None]
+
+
+def _nobody(_attempt: Attempt) -> None:
+    """Where nobody keeps attempts."""
 
 
 class Transfer:
@@ -65,6 +72,7 @@ class Transfer:
         control: Control,
         tell: Tell,
         throttle: Throttle,
+        note: Note = _nobody,
     ) -> None:
         self.file = file
         self.partial = partial
@@ -75,6 +83,7 @@ class Transfer:
         self._settings = settings
         self._control = control
         self._tell = tell
+        self._note = note
         able = [(source, traits) for source in sources if (traits := source.traits(file)) is not None]
         self._sources = [source for source, _ in able]
         self._board = _scoreboard(able, settings)
@@ -154,6 +163,7 @@ class Transfer:
             self._workers.add(worker)
         standing.workers += 1
         self.tries += 1
+        worker.number = self.tries
         self.source, self.source_kind = source.name, source.kind
         self._tell("source_tried", f"asking for bytes from {span.start:,}", source.name)
         worker.start(self._reports.put)
@@ -320,6 +330,9 @@ class Transfer:
                 self._exclusive = None
             self._received += worker.received
         worker.standing.workers -= 1
+        resumed = self.partial.resumed_bytes if worker.number == 1 else 0
+        if attempt := attempt_of(worker, self._sources[worker.standing.index], self.file, resumed):
+            self._note(attempt)
 
     def _weigh(self, worker: Worker, error: SourceError | VerificationError) -> None:
         """What an error means for its source."""
@@ -411,6 +424,8 @@ class Transfer:
         culprit = next((one for one in self._board.all if {one.name} == wrote and not resumed), None)
         self._tell("piece_failed", message, culprit.name if culprit else "")
         self._is_loyal = True  # the clean retry uses one source alone
+        if culprit is not None:
+            self._note(wrong_file_of(self._sources[culprit.index], self.file, message))
         may_try = self._board.judge(culprit, message, actual)
         self._restart("one clean download" if may_try else "nothing of it is kept", "", afresh=True)
         if not may_try:

@@ -110,6 +110,8 @@ class Worker:
         self.abandoned = False
         self.ended_at: float | None = None
         self.pace: Pace | None = None  # once the headers are here
+        self.number = 0  # how many were asked in this transfer, this one included
+        self.status = 0  # of HTTP
         self._foreman = foreman
         self._source = source
         self._span = Span(writer.position, writer.stop)
@@ -187,7 +189,7 @@ class Worker:
         request = self._request()
         with self._source.open(request) as body:
             self.abort.check()
-            self.reply_s, self.pace = body.first_byte_s, Pace(time.monotonic())
+            self.status, self.reply_s, self.pace = body.status, body.first_byte_s, Pace(time.monotonic())
             asked_whole = request.stop is None or self._span.start > 0
             self._is_whole = body.start == 0 and (asked_whole or body.status == 200)
             self._admit(body, request.validator)
