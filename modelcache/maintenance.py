@@ -177,17 +177,21 @@ def _blobs(broom: _Broom) -> None:
 
 
 def _locks(broom: _Broom) -> None:
+    """A lock that was let go of is only an empty file, which the next fetch of the same may use again."""
     for path in leftovers.free_locks(broom.layout):
-        broom.take("lock", path, "nobody holds it", partial(leftovers.remove_lock, path))
+        is_empty = leftovers.is_let_go(path)
+        if not is_empty or _idle_s(path) > broom.shop.settings.temporary_age:
+            reason = "nobody holds it" if is_empty else "its holder is dead"
+            broom.take("lock", path, reason, partial(leftovers.remove_lock, path))
 
 
 def _idle_s(path: str) -> float:
-    """Since when a file is as it is: also as another name of an older one."""
+    """Since when a file is as it is, whatever it says itself: also as another name of an older one."""
     try:
         now = os.lstat(path)
     except OSError:
         return 0.0
-    return time.time() - max(now.st_mtime, now.st_ctime)
+    return time.time() - now.st_ctime
 
 
 def _age(idle_s: float) -> str:

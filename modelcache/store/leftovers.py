@@ -209,6 +209,13 @@ def free_locks(layout: Layout) -> Iterator[str]:
             yield path
 
 
+def is_let_go(path: str) -> bool:
+    """Whether its last holder ended as he should: then nothing tells of him."""
+    if os.path.islink(path) or not os.path.isfile(path):
+        return False
+    return not (os.path.lexists(path + ".json") or os.path.lexists(path + LEASE))
+
+
 def _since_beat(path: str) -> float | None:
     """How long a lease has been silent, where one takes the place of the kernel's lock."""
     with suppress(OSError):
