@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from modelcache.model import Manifest
     from modelcache.outcome import File, Model
+    from modelcache.queueing import Queue, queue
 
 _HOMES = {
     "api": ("fetch", "on_event", "path", "repair", "verify"),
@@ -37,12 +38,13 @@ _HOMES = {
     ),
     "model": ("Manifest",),
     "outcome": ("File", "Model"),
+    "queueing": ("Queue", "queue"),
 }  # fmt: skip
 
 __all__ = [
     "AllSourcesFailedError", "Cache", "Download", "File", "LockedError", "Manifest", "Model", "ModelCacheError",
-    "ModelNotAvailableError", "PausedError", "StoreError", "UsageError", "VerificationError", "__version__", "fetch",
-    "on_event", "path", "repair", "verify",
+    "ModelNotAvailableError", "PausedError", "Queue", "StoreError", "UsageError", "VerificationError", "__version__",
+    "fetch", "on_event", "path", "queue", "repair", "verify",
 ]  # fmt: skip
 
 

@@ -5,10 +5,10 @@ The default cache is the only state a module holds. It belongs to MODELCACHE_HOM
 
 from modelcache.cache import Cache
 
-_cache = Cache()
+default = Cache()
 
-fetch = _cache.fetch
-path = _cache.path
-verify = _cache.verify
-repair = _cache.repair
-on_event = _cache.on_event
+fetch = default.fetch
+path = default.path
+verify = default.verify
+repair = default.repair
+on_event = default.on_event

@@ -22,7 +22,7 @@ from modelcache.order import Order, Workshop
 from modelcache.ordering import Wish, digests_of, hit, order_of
 from modelcache.outcome import File, Model
 from modelcache.report import Report
-from modelcache.settings import MOST_S
+from modelcache.settings import MOST_S, Settings
 from modelcache.state.uses import Uses
 from modelcache.store.disk import check_no_links, make_directories
 from modelcache.store.installed import Installed
@@ -140,7 +140,7 @@ class Cache:
             strict, require_digest,
         )  # fmt: skip
         if not wait:
-            return self._start(ref, wish, progress)
+            return self.begin(ref, wish, progress)
         result = self._fetched(ref, wish, progress)
         if unpack:
             folder = self.unpack(result, place)
@@ -155,7 +155,7 @@ class Cache:
         if here is not None and not somebody_listens:
             self._count(order, here)
             return here
-        download = self._start(ref, wish, progress)
+        download = self.begin(ref, wish, progress)
         try:
             return download.result()
         except KeyboardInterrupt as interrupt:
@@ -165,8 +165,8 @@ class Cache:
             interrupt.add_note(f"{download.kept_bytes:,} bytes kept; fetch it again to go on")
             raise
 
-    def _start(self, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
-        """A download under way, or ended if all is here."""
+    def begin(self, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
+        """What `fetch(wait=False)` gives, for a wish that was made before."""
         from modelcache.again import to_text
         from modelcache.download import Download
         from modelcache.progress import subscriber_for
@@ -175,7 +175,7 @@ class Cache:
         here = hit(order, self._shelf.layout)
         other = None if here else self._elsewhere()
         if other is not None:
-            return other._start(ref, wish, progress)
+            return other.begin(ref, wish, progress)
         if here is None and order.cached:
             self._shelf.check_ref(order.id, order.ref)
             self.check_at_start()
@@ -347,6 +347,23 @@ class Cache:
         return adopt(cache._workshop(), os.path.abspath(os.fspath(path)), model, version, replace=replace)
 
     # -- care ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """As they are in this process. UsageError for a wrong one."""
+        return self._workshop().settings
+
+    @property
+    def queue_paths(self) -> tuple[str, str]:
+        """Of the file that holds what waits to be fetched, and of its lock."""
+        layout = self._shelf.layout
+        return layout.queue, layout.lock("queue")
+
+    def check_order(self, ref: str | Manifest, wish: Wish) -> None:
+        """UsageError for what `fetch` would refuse at once."""
+        order = order_of(self._shelf, ref, wish)
+        if order.cached:
+            self._shelf.check_ref(order.id, order.ref)
 
     def check_at_start(self) -> Report:
         """What earlier runs left unfinished, one row each; what is of no use is removed. Once a process: then nothing.

@@ -34,6 +34,7 @@ class Settings:
     clean_restarts: int = 2  # after bytes proved wrong and no piece tells which
     resume_threshold: float = 0.0  # below this share of the file, start again instead of resuming
     parallel_files: int = 3
+    parallel_models: int = 2  # of the queue, in all processes together
     connections: int = 8  # per file, at most: more only while it gets faster; with piece digests one per source
     grow_every: float = 0.25  # how long, at least, a number of connections is watched before it is doubled
     limit_rate: int = 0  # bytes/s of all downloads together; 0: as fast as it goes

@@ -32,6 +32,8 @@ def _add_fetch(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--strict", action="store_true", help="read what is here from end to end")
     sub.add_argument("--require-digest", action="store_true", help="refuse what nothing can be verified against")
     sub.add_argument("--unpack", action="store_true", help="unpack archives into a new folder (--output names it)")
+    sub.add_argument("--queue", action="store_true", help="by way of the queue, which survives this process")
+    sub.add_argument("--priority", type=int, default=0, metavar="N", help="in the queue; higher comes first")
     add_sources(sub)
 
 
@@ -45,6 +47,8 @@ def _fetch(options: argparse.Namespace) -> int:
     cache, told, failures = cache_of(options), [], []
     if not options.quiet:
         _show_unfinished(cache)
+    if options.queue:
+        return _fetch_queued(cache, targets, options)
     for target in targets:
         try:
             result = _fetch_one(cache, target, options)
@@ -62,6 +66,30 @@ def _fetch(options: argparse.Namespace) -> int:
     if options.json:
         print_json(told)
     return 0
+
+
+def _fetch_queued(cache: Any, targets: list[Any], options: argparse.Namespace) -> int:
+    """Puts the targets into the queue, and works it off: also what others put there, or an earlier run left."""
+    from modelcache.commands.queue import run
+    from modelcache.queueing import Queue
+
+    if options.header or options.unpack:
+        raise UsageError("--header and --unpack do not go with --queue: headers may be secrets, which are not kept")
+    queue = Queue(cache)
+    for target in targets:
+        queue.add(
+            target,
+            priority=options.priority,
+            sha256=options.sha256,
+            checksum=options.checksum,
+            size=options.size,
+            output=options.output if options.output is not None else options.output_dir,
+            mirrors=options.mirror,
+            cache=not options.no_cache,
+            strict=options.strict,
+            require_digest=options.require_digest,
+        )
+    return run(queue, options)
 
 
 def _show_unfinished(cache: Any) -> None:
@@ -91,7 +119,7 @@ def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
 
 
 def _check_fetch(options: argparse.Namespace, targets: list[Any]) -> None:
-    if not targets:
+    if not targets and not options.queue:
         raise UsageError("nothing to fetch: name a TARGET or a --manifest")
     single = ("sha256", "checksum", "size", "output", "output_dir", "mirror", "header")
     given = [name for name in single if getattr(options, name) not in (None, [])]

@@ -5,7 +5,7 @@
     aliases/<algorithm>/<hex>            text: the sha256
     partials/<key>.<token>/              on the way
     models/<id>/<version>/<path>         links to blobs, and the record `.manifest.json`
-    registry.json  locks/  quarantine/  logs/
+    registry.json  queue.json  locks/  quarantine/  logs/
 
 Responsible for: these paths, as text. Leaves to others: creating them.
 """
@@ -63,6 +63,10 @@ class Layout:
     @property
     def logs(self) -> str:
         return os.path.join(self.root, "logs")
+
+    @property
+    def queue(self) -> str:
+        return os.path.join(self.root, "queue.json")
 
     @property
     def registry(self) -> str:

@@ -1,0 +1,214 @@
+"""queue.json: what is to be fetched, in which order, and by whom it is being fetched.
+
+Responsible for: reading it whatever state it is in, and changing it without losing another process's change (I3, I4).
+An entry belongs to the process that fetches it; when that process is proven dead, the entry waits again.
+Leaves to `queueing`: fetching. What was asked may hold a URL with its query: the file is for its owner alone.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from modelcache.errors import StoreError, UsageError
+from modelcache.store.disk import make_directories, read_small, write_atomic
+from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.owner import Owner
+
+FORMAT = 1
+MOST_ENTRIES = 10_000
+HIGHEST = 1_000_000  # priority, and as much below zero
+PATIENCE = Patience(30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing to fetch. `request` is what was asked, as `again` writes it; `ref` the same for people."""
+
+    id: str
+    ref: str
+    request: str
+    priority: int = 0
+    added_at: int = 0  # ms
+    owner: Owner | None = None  # who fetches it
+    error: str = ""  # why it failed; it waits no more until somebody says so
+
+    @property
+    def is_running(self) -> bool:
+        return self.owner is not None and not self.owner.is_proven_dead()
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self.error and not self.is_running
+
+    @property
+    def status(self) -> str:
+        return "failed" if self.error else "running" if self.is_running else "waiting"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id, "ref": self.ref, "request": self.request, "priority": self.priority,
+            "added_at": self.added_at, "owner": self.owner.to_json() if self.owner else None, "error": self.error,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, fields: object) -> Self:
+        """ValueError where it is not an entry."""
+        match fields:
+            case {
+                "id": str(id_), "ref": str(ref), "request": str(request), "priority": int(priority),
+                "added_at": int(added_at), "owner": owner, "error": str(error),
+            } if abs(priority) <= HIGHEST:  # fmt: skip
+                holder = None if owner is None else Owner.from_json(owner)
+                return cls(id_, ref, request, priority, added_at, holder, error)
+        raise ValueError("not an entry")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The whole list as it is now; entries in the order in which they are fetched."""
+
+    entries: tuple[Entry, ...] = ()
+    paused: bool = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether anything waits, or is being fetched."""
+        return any(entry.is_waiting or entry.is_running for entry in self.entries)
+
+    def find(self, entry_id: str) -> Entry:
+        """UsageError where there is none."""
+        for entry in self.entries:
+            if entry.id == entry_id:
+                return entry
+        raise UsageError(f"there is no {entry_id!r} in the queue", next_step="see `modelcache queue`")
+
+    def with_entry(self, changed: Entry) -> "Waiting":
+        """An entry of another priority comes after those that have it already."""
+        others = [entry for entry in self.entries if entry.id != changed.id]
+        if changed.priority == self.find(changed.id).priority:
+            others = [changed if entry.id == changed.id else entry for entry in self.entries]
+        else:
+            others.append(changed)
+        return replace(self, entries=_in_order(others))
+
+
+class Waitlist:
+    """The file, from any process."""
+
+    def __init__(self, path: str, lock: str) -> None:
+        self._path = path
+        self._lock = lock
+
+    def read(self) -> Waiting:
+        """What is garbled counts as empty, an entry that is garbled as none. StoreError for a newer format."""
+        data = self._parsed()
+        entries = []
+        for fields in data.get("entries", []):
+            with suppress(ValueError):
+                entries.append(Entry.from_json(fields))
+        return Waiting(_in_order(entries), data.get("paused") is True)
+
+    def add(self, ref: str, request: str, priority: int) -> Entry:
+        """What is wanted already is not added twice; it gets the higher priority, and another try."""
+        _check_priority(priority)
+        entry = Entry(secrets.token_hex(4), ref, request, priority, time.time_ns() // 1_000_000)
+
+        def change(now: Waiting) -> Waiting:
+            nonlocal entry
+            same = next((each for each in now.entries if each.request == request), None)
+            if same is not None:
+                entry = replace(same, priority=max(priority, same.priority), error="")
+                return now.with_entry(entry)
+            if len(now.entries) >= MOST_ENTRIES:
+                raise UsageError(f"the queue holds {MOST_ENTRIES:,} entries; no more go in")
+            return replace(now, entries=_in_order([*now.entries, entry]))
+
+        self._change(change)
+        return entry
+
+    def prioritize(self, entry_id: str, priority: int) -> None:
+        """Higher is fetched earlier; what is fetched already goes on."""
+        _check_priority(priority)
+        self._change(lambda now: now.with_entry(replace(now.find(entry_id), priority=priority)))
+
+    def move(self, entry_id: str, before: str) -> None:
+        """Right before another one, with its priority."""
+
+        def change(now: Waiting) -> Waiting:
+            moved = replace(now.find(entry_id), priority=now.find(before).priority)
+            if entry_id == before:
+                return now
+            others = [entry for entry in now.entries if entry.id != entry_id]
+            at = next(place for place, entry in enumerate(others) if entry.id == before)
+            return replace(now, entries=_in_order([*others[:at], moved, *others[at:]]))
+
+        self._change(change)
+
+    def remove(self, entry_id: str) -> None:
+        def change(now: Waiting) -> Waiting:
+            gone = now.find(entry_id)
+            return replace(now, entries=tuple(entry for entry in now.entries if entry is not gone))
+
+        self._change(change)
+
+    def pause(self, paused: bool) -> None:
+        self._change(lambda now: replace(now, paused=paused))
+
+    def claim(self, most: int) -> Entry | None:
+        """The next one, for this process; None where nothing waits or `most` are fetched already, by whomever."""
+        claimed: Entry | None = None
+
+        def change(now: Waiting) -> Waiting:
+            nonlocal claimed
+            first = next((entry for entry in now.entries if entry.is_waiting), None)
+            if first is None or now.paused or sum(entry.is_running for entry in now.entries) >= most:
+                return now
+            claimed = replace(first, owner=Owner.mine())
+            return now.with_entry(claimed)
+
+        self._change(change)
+        return claimed
+
+    def give_back(self, entry_id: str, error: str = "") -> None:
+        """This process fetches it no more; it waits again, or has failed. One that was removed stays away."""
+
+        def change(now: Waiting) -> Waiting:
+            with suppress(UsageError):
+                return now.with_entry(replace(now.find(entry_id), owner=None, error=error))
+            return now
+
+        self._change(change)
+
+    def _change(self, change: Callable[[Waiting], Waiting]) -> None:
+        make_directories(os.path.dirname(self._path))
+        with locked(self._lock, Subject("queue.json"), PATIENCE):
+            before = self.read()
+            after = change(before)
+            if after != before:
+                entries = [entry.to_json() for entry in after.entries]
+                data = {**self._parsed(), "format": FORMAT, "paused": after.paused, "entries": entries}
+                write_atomic(self._path, json.dumps(data, indent=1).encode())
+
+    def _parsed(self) -> dict[str, Any]:
+        data: Any = None
+        with suppress(StoreError, ValueError, RecursionError):
+            data = json.loads(read_small(self._path) or b"")
+        if not isinstance(data, dict) or not isinstance(data.get("entries"), list):
+            return {}
+        if isinstance(found := data.get("format"), int) and found > FORMAT:
+            raise StoreError(f"{self._path} was written by a newer modelcache", next_step="update modelcache")
+        return data
+
+
+def _in_order(entries: list[Entry]) -> tuple[Entry, ...]:
+    return tuple(sorted(entries, key=lambda entry: -entry.priority))
+
+
+def _check_priority(priority: int) -> None:
+    if not -HIGHEST <= priority <= HIGHEST:
+        raise UsageError(f"priority {priority} is not between {-HIGHEST:,} and {HIGHEST:,}")
