@@ -18,12 +18,9 @@ Responsible for: workers, deadlines, order, blame. Runs in its caller's thread, 
 Leaves to others: opening and committing the partial, and which sources there are.
 """
 
-import queue
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from modelcache.errors import (
     AbortedError,
@@ -47,10 +44,10 @@ from modelcache.transfer.control import Control
 from modelcache.transfer.crew import Crew
 from modelcache.transfer.hedge import Shadow
 from modelcache.transfer.portion import HEDGED, Portions, worth_sharing
+from modelcache.transfer.staff import GRACE_S, Staff
 from modelcache.transfer.worker import OtherSizeError, Worker
 
 TICK_S = 0.1
-GRACE_S = 0.2  # for a worker to report after its request was ended
 
 Tell = Callable[[FactType, str, str], None]  # (type, message, source); called from several threads
 Note = Callable[[Attempt], None]
@@ -89,12 +86,7 @@ class Transfer:
         self._board = _scoreboard(able, settings)
         self._crew = Crew(settings.connections, settings.grow_every)
         self._portions = Portions(file, partial, settings.window, settings.connections)
-        self._workers: set[Worker] = set()
-        self._hedges: dict[Worker, tuple[Worker, Shadow]] = {}  # by the slow worker whose end they bring as well
-        self._reports: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        self._guard = threading.Lock()
-        self._received = 0
-        self._exclusive: Worker | None = None
+        self._staff = Staff()
         self._has_proof = bool(file.digests or file.pieces)
         self._is_loyal = not self._has_proof  # all bytes from one source
         self._is_void = False  # the bytes here are wrong for sure, but nobody would notice
@@ -109,7 +101,7 @@ class Transfer:
         """
         self._begin()
         try:
-            while not (self.partial.is_written() and not self._workers and self._is_proven()):
+            while not (self.partial.is_written() and not self._staff and self._is_proven()):
                 self._control.check()
                 self._count_refusals()
                 if not self.partial.is_written():
@@ -122,8 +114,7 @@ class Transfer:
     @property
     def received(self) -> int:
         """Bytes that came over the network, those thrown away included."""
-        with self._guard:
-            return self._received + sum(worker.received for worker in self._workers)
+        return self._staff.received
 
     def _begin(self) -> None:
         self._weigh_reset("")
@@ -140,33 +131,32 @@ class Transfer:
 
     def _hire(self) -> None:
         """Gives absent spans to sources, as far as connections and rule 2 allow."""
-        while len(self._workers) < self._most_workers():
-            standing = self._board.pick(time.monotonic(), self._candidates(), ranged_only=bool(self._workers))
+        while len(self._staff) < self._most_workers():
+            standing = self._board.pick(time.monotonic(), self._candidates(), ranged_only=bool(self._staff))
             if standing is None:
                 return
-            span = self._portions.next(standing.rate, alone=not self._workers, crew=self._most_workers())
+            span = self._portions.next(standing.rate, alone=not self._staff, crew=self._most_workers())
             if span is None:
                 if self._share_slow(standing):
                     continue
                 return
-            if not self._workers and not self._may_continue(standing):
+            if not self._staff and not self._may_continue(standing):
                 self._restart("bytes of another source or version are dropped", standing.name)
                 continue
             self._start(standing, span)
 
     def _start(self, standing: Standing, span: Span, shadow: Shadow | None = None) -> Worker | None:
         source = self._sources[standing.index]
-        with self._guard:
-            if self._exclusive is not None:
-                return None
-            worker = Worker(self, source, standing, shadow or self.partial.writer(span, source.name))
-            self._workers.add(worker)
+        worker = Worker(self, source, standing, shadow or self.partial.writer(span, source.name))
+        if not self._staff.admit(worker):
+            worker.abandon()
+            return None
         standing.workers += 1
         self.tries += 1
         worker.number = self.tries
         self.source, self.source_kind = source.name, source.kind
         self._tell("source_tried", f"asking for bytes from {span.start:,}", source.name)
-        worker.start(self._reports.put)
+        self._staff.start(worker)
         return worker
 
     def _most_workers(self) -> int:
@@ -175,12 +165,12 @@ class Transfer:
         if not able or not self._may_be_many():
             return 1
         now = time.monotonic()
-        awake = self._crew.wanted + sum(worker.sleeps(now) for worker in self._workers)
+        awake = self._crew.wanted + sum(worker.sleeps(now) for worker in self._staff)
         return max(min(awake, self._settings.connections), len(able) if self.file.pieces else 1)
 
     def _may_be_many(self) -> bool:
         """Whether bytes of several connections can be joined, and the source serves ranges."""
-        if self._exclusive or self.partial.size is None:
+        if self._staff.is_exclusive or self.partial.size is None:
             return False
         if self.file.pieces:
             return True
@@ -194,7 +184,7 @@ class Transfer:
     def _adapt(self) -> None:
         """Looks what the connections bring, and makes room for more where more would help."""
         now, size = time.monotonic(), self.partial.size
-        working = [worker for worker in self._workers if worker.pace is not None]
+        working = [worker for worker in self._staff if worker.pace is not None]
         for worker in working:
             worker.standing.rate = worker.rate(now) or worker.standing.rate
         if size is None or any(worker.is_held for worker in working):
@@ -215,29 +205,25 @@ class Transfer:
 
     def _share_slow(self, standing: Standing) -> bool:
         """Nothing is left to give: the slowest span is split, or its end asked for twice. True if bytes are free."""
-        now = time.monotonic()
-        hedges = {worker for worker, _ in self._hedges.values()}
-        busy = [one for one in self._workers if one not in hedges and one not in self._hedges]
-        rates = {one: rate for one in busy if (rate := one.rate(now)) is not None}
-        slow = max(rates, key=lambda one: one.left.size / max(1.0, rates[one]), default=None)
-        if slow is None or not worth_sharing(slow.left, rates[slow], slow.reply_s, standing.rate):
+        found = self._staff.slowest(time.monotonic())
+        if found is None or not worth_sharing(found[0].left, found[1], found[0].reply_s, standing.rate):
             return False
-        stop = self._portions.halved(slow.left)
+        slow, left = found[0], found[0].left
+        stop = self._portions.halved(left)
         if stop is not None:
             return slow.shorten(stop)
-        left = slow.left
         if 0 < left.size <= HEDGED:
             shadow = Shadow(left)
             if hedge := self._start(standing, left, shadow):
-                self._hedges[slow] = (hedge, shadow)
+                self._staff.hedge(slow, hedge, shadow)
         return False
 
     def _candidates(self) -> list[Standing]:
         """Whom rule 2 lets fetch the next bytes. Without piece digests a source at work is joined by no other."""
         if self.file.pieces:
             return self._board.hopeful()
-        if self._workers:
-            active = next(iter(self._workers)).standing
+        if self._staff:
+            active = next(iter(self._staff)).standing
             return [] if active.gone or active.blames else [active]
         wrote = self.partial.facts.wrote if self._is_loyal else set()
         keeper = [one for one in self._board.hopeful() if {one.name} == wrote and self._may_continue(one)]
@@ -256,11 +242,7 @@ class Transfer:
 
     def claim_alone(self, worker: Worker) -> bool:
         """For a worker whose source sends the whole file: nobody else writes while it does."""
-        with self._guard:
-            if self._workers == {worker}:
-                self._exclusive = worker
-                return True
-        return False
+        return self._staff.claim_alone(worker)
 
     def renew(self, standing: Standing) -> None:
         """Called by a worker that is alone."""
@@ -271,11 +253,12 @@ class Transfer:
 
     def _attend(self) -> None:
         """Waits for the next thing to happen, at most a tick."""
-        if not self._workers:
+        if not self._staff:
             self._rest()
             return
-        with suppress(queue.Empty):
-            self._settle(self._reports.get(timeout=TICK_S))
+        worker = self._staff.next_report(TICK_S)
+        if worker is not None and not worker.abandoned:
+            self._settle(worker)
         self._enforce_deadlines()
         self._adapt()
 
@@ -290,12 +273,9 @@ class Transfer:
 
     def _settle(self, worker: Worker) -> None:
         """Draws the consequences of how a worker ended."""
-        if worker.abandoned:
-            return
         self._leave(worker)
-        slow = next((slow for slow, (hedge, _) in self._hedges.items() if hedge is worker), None)
-        if slow is not None:
-            self._use_hedge(worker, slow)
+        if hedged := self._staff.pop_hedged(worker):
+            self._use_hedge(worker, *hedged)
         error = worker.error
         if error is None:
             if worker.standing.gained(worker.moved):  # else it brought once more what a restart had dropped
@@ -307,9 +287,8 @@ class Transfer:
         else:
             raise error
 
-    def _use_hedge(self, worker: Worker, slow: Worker) -> None:
+    def _use_hedge(self, worker: Worker, slow: Worker, shadow: Shadow) -> None:
         """What came a second time is written if the slow one has not brought it meanwhile; only that is progress."""
-        _, shadow = self._hedges.pop(slow)
         worker.moved = 0
         if worker.error is not None:
             return
@@ -322,13 +301,7 @@ class Transfer:
             worker.error = error
 
     def _leave(self, worker: Worker) -> None:
-        if worker in self._hedges:
-            self._hedges.pop(worker)[0].end(None)
-        with self._guard:
-            self._workers.discard(worker)
-            if self._exclusive is worker:
-                self._exclusive = None
-            self._received += worker.received
+        self._staff.leave(worker)
         worker.standing.workers -= 1
         resumed = self.partial.resumed_bytes if worker.number == 1 else 0
         if attempt := attempt_of(worker, self._sources[worker.standing.index], self.file, resumed):
@@ -362,7 +335,7 @@ class Transfer:
         else:
             standing.give_up(error)
             self._is_void = self._is_void or worker.received > 0
-        for other in self._workers:
+        for other in self._staff:
             if other.standing is standing:
                 other.end(None)
 
@@ -374,17 +347,17 @@ class Transfer:
         standing.ranged = False
         if standing.refused:
             standing.give_up(error)
-        standing.refused = not self._workers  # the others go on; should they fail, it may still send the whole
+        standing.refused = not self._staff  # the others go on; should they fail, it may still send the whole
 
     def _weigh_reset(self, source: str) -> None:
         """Below the threshold a broken stream begins anew instead of being resumed (product A7)."""
         here, size = self.partial.written_bytes, self.partial.size
-        if here and size and not self._workers and here / size < self._settings.resume_threshold:
+        if here and size and not self._staff and here / size < self._settings.resume_threshold:
             self._restart(f"{here:,} of {size:,} bytes are too few to resume", source)
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
-        for worker in list(self._workers):
+        for worker in self._staff:
             late = worker.lateness(now, self._settings)
             if late:
                 worker.end(TransientError(late))
@@ -445,18 +418,7 @@ class Transfer:
 
     def _dismiss(self) -> None:
         """Ends all requests; threads that do not come back in time are fenced."""
-        for worker in self._workers:
-            worker.end(None)
-        end = time.monotonic() + GRACE_S
-        while self._workers and time.monotonic() < end:
-            try:
-                worker = self._reports.get(timeout=max(0.001, end - time.monotonic()))
-            except queue.Empty:
-                break
-            if not worker.abandoned:
-                self._leave(worker)
-        for worker in list(self._workers):
-            worker.abandon()
+        for worker in self._staff.dismiss():
             self._leave(worker)
 
 
