@@ -33,6 +33,7 @@ from modelcache.wiring import Sources, checked, fallback_for, root_of, settings_
 
 if TYPE_CHECKING:
     from modelcache.download import Download
+    from modelcache.history import DownloadRecord
     from modelcache.state.state import State
 
 Path = str | os.PathLike[str]
@@ -155,7 +156,10 @@ class Cache:
         if here is not None and not somebody_listens:
             self._count(order, here)
             return here
-        download = self.begin(ref, wish, progress)
+        return self._waited(self.begin(ref, wish, progress))
+
+    def _waited(self, download: "Download") -> Model | File:
+        """Its result. An interrupt pauses it."""
         try:
             return download.result()
         except KeyboardInterrupt as interrupt:
@@ -428,6 +432,86 @@ class Cache:
         chosen = Ref.parse(model).id if model else ""
         rows = [row for book in books for one in ([chosen] if chosen else book.models()) for row in book.read(one)]
         return Report(f"log of {chosen or 'all models'}", tuple(sorted(rows, key=lambda row: str(row["timestamp"]))))
+
+    # -- what was done ------------------------------------------------------------------------------------------------
+
+    def downloads(self, status: str | None = None) -> Report:
+        """One row a download, the latest first; only those of a status: pending, in_progress, resuming, paused, failed
+        or success. What no living process carries out is paused."""
+        from modelcache import past
+
+        return past.downloads(self._history(), self._shelf, status)
+
+    def download(self, download_id: str) -> "DownloadRecord":
+        """How a download stands. Raises UnknownDownloadError."""
+        from modelcache import past
+
+        return past.download(self._history(), self._shelf, download_id)
+
+    def resume(
+        self,
+        download_id: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        progress: Show = None,
+        wait: bool = True,
+    ) -> "DownloadRecord":
+        """Goes on with a download that was paused, failed, or whose process has ended; what is ready is left alone.
+
+        Headers and passwords are never kept: give them again. Raises as `fetch` does, UnknownDownloadError for an id
+        that there is not, UsageError where what was asked is not known any more.
+        """
+        from modelcache.again import parsed
+
+        record = self.download(download_id)
+        if record.status == "success":
+            return record
+        download = next((one for one in self._running if one.id == download_id), None)
+        if download is not None:
+            download.resume()
+        else:
+            ref, wish = parsed(self._history().request_of(download_id))
+            download = self.begin(ref, replace(wish, headers=dict(headers or {})), progress)
+        if wait:
+            self._waited(download)
+        return self.download(download_id)
+
+    def cancel(self, download_id: str) -> "DownloadRecord":
+        """Removes what is not complete of a download; its record then says failed. What is ready stays.
+
+        Raises UnknownDownloadError, and LockedError while another process is at it.
+        """
+        from modelcache import past
+
+        record = self.download(download_id)
+        if record.status == "success":
+            return record
+        download = next((one for one in self._running if one.id == download_id), None)
+        if download is not None:
+            download.cancel()
+            download.wait_stopped(STOP_WITHIN_S)
+        else:
+            past.forget(self._history(), self._shelf, self._workshop(), record)
+        return self.download(download_id)
+
+    def usage(self) -> Report:
+        """One row a model, with how often it was asked for: the most requested first."""
+        from modelcache import past
+
+        return past.usage(self._history())
+
+    def health(self) -> Report:
+        """One row a gateway, with how it has done lately."""
+        from modelcache import past
+
+        return past.health(self._history())
+
+    def _history(self) -> "State":
+        """With all that is known so far written."""
+        self._workshop().dispatcher.drain(STOP_WITHIN_S)
+        assert self._state is not None
+        self._state.close()
+        return self._state
 
     # -- events and ending --------------------------------------------------------------------------------------------
 

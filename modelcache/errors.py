@@ -9,6 +9,7 @@ Leaves to others: translating foreign exceptions, which each edge that owns a li
 | VerificationError | drop the bytes, blame the source | integrity | 3 |
 | NotFoundError | try the next source | not_found | 4 |
 | ModelNotAvailableError | fetch it first | not_found | 4 |
+| UnknownDownloadError | look at the list of downloads | not_found | 4 |
 | TransientError | wait, then the same source again | network | 5 |
 | SourceError | try the next source: this one will not do | source | 5 |
 | StoreError | stop: no source can help; free the disk, then run again | local | 6 |
@@ -146,6 +147,13 @@ class PausedError(ModelCacheError):
 
 class CancelledError(PausedError):
     """The download was cancelled and its partials were removed."""
+
+
+class UnknownDownloadError(ModelCacheError):
+    """There is no record of a download with that id."""
+
+    kind = "not_found"
+    exit_code = 4
 
 
 _ADVICE: dict[Reason, str] = {

@@ -31,7 +31,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "manifests task ordering audit",
     "account again",
     "download repair",
-    "adopt check progress maintenance doctor",
+    "adopt check progress maintenance doctor past",
     "cache",
     "api",
     "queueing",

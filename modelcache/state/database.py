@@ -10,7 +10,7 @@ Rules:
 Responsible for: that, and the tables. Leaves to others: what is in the rows (`downloads`, `metrics`).
 sqlite3 is imported when something is written or asked, not before.
 
-It is opened for each transaction, and never waits for the disk: docs/decisions/0006. So a file that was removed is
+It is opened for each transaction, and never waits for the disk: docs/decisions/0011. So a file that was removed is
 made again, none is mapped while nobody writes (whoever cuts it short would kill us), and a fork inherits none.
 """
 

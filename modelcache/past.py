@@ -1,0 +1,90 @@
+"""What can be asked of what is remembered: downloads, requests per model, how gateways have done.
+
+Responsible for: these reports, and what is left of a download whose process has ended. Leaves to others: keeping
+(`state`), and fetching again (`cache`).
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+
+from modelcache.again import bytes_here, parsed
+from modelcache.errors import LockedError, ModelCacheError, UnknownDownloadError, UsageError
+from modelcache.events import now_ms
+from modelcache.filefetch import discard
+from modelcache.history import UNFINISHED, DownloadRecord, Standing
+from modelcache.order import Order, Workshop
+from modelcache.ordering import order_of
+from modelcache.report import Report
+from modelcache.state.state import State
+from modelcache.states import RECORD_STATUS
+from modelcache.store.locks import is_held
+from modelcache.store.shelf import Shelf
+
+STATUSES = tuple(dict.fromkeys(RECORD_STATUS.values()))
+
+
+def downloads(state: State, shelf: Shelf, status: str | None) -> Report:
+    """One row a download (product H). UsageError for a status that there is not."""
+    if status not in (None, *STATUSES):
+        raise UsageError(f"no status {status!r}: one of {', '.join(STATUSES)}")
+    rows = [
+        _as_it_is(state, shelf, record).to_row() | {"canResume": bool(state.request_of(record.id))}
+        for record in state.downloads(status)
+    ]
+    return Report("downloads", tuple(rows))
+
+
+def download(state: State, shelf: Shelf, download_id: str) -> DownloadRecord:
+    record = state.download(download_id)
+    if record is None:
+        raise UnknownDownloadError(f"no download {download_id!r}", next_step="`modelcache status` lists them")
+    return _as_it_is(state, shelf, record)
+
+
+def usage(state: State) -> Report:
+    return Report("requests per model", tuple(state.usage()))
+
+
+def health(state: State) -> Report:
+    """One row a gateway; counts and means fade with time."""
+    now = now_ms()
+    rows = [
+        {
+            "layer": layer, "gateway": gateway, "success_rate": round(score.success_rate, 3),
+            "attempts": round(score.faded(now).attempts, 1), "first_byte_s": round(score.first_byte_s, 3),
+            "throughput_bps": round(score.throughput), "last_success": score.last_success,
+            "last_error": score.last_error,
+        }
+        for (layer, gateway), score in sorted(state.health().items())
+    ]  # fmt: skip
+    return Report("health of gateways", tuple(rows))
+
+
+def forget(state: State, shelf: Shelf, shop: Workshop, record: DownloadRecord) -> None:
+    """Removes what is here of a download that nobody carries out, and says in its record that it was cancelled.
+
+    LockedError while a process is at it.
+    """
+    if is_held(shelf.layout.model_lock(record.model)):
+        raise LockedError(f"{record.model} is being fetched by another process", next_step="end that one first")
+    order = _order_of(state, shelf, record)
+    if order:
+        for file in order.files:
+            discard(order, file, shop)
+    over = replace(record, status="failed", error_message=f"{record.source} was cancelled", downloaded_bytes=0)
+    shop.dispatcher.note(Standing(over, is_over=True))
+
+
+def _as_it_is(state: State, shelf: Shelf, record: DownloadRecord) -> DownloadRecord:
+    """Of what nobody carries out, the disk knows better how much is here."""
+    if record.status in ("success", *UNFINISHED):
+        return record
+    order = _order_of(state, shelf, record)
+    return replace(record, downloaded_bytes=bytes_here(order, shelf.layout)) if order else record
+
+
+def _order_of(state: State, shelf: Shelf, record: DownloadRecord) -> Order | None:
+    """What was asked, as it would be carried out now; None where that is not known any more."""
+    with suppress(ModelCacheError):
+        return order_of(shelf, *parsed(state.request_of(record.id)))
+    return None
