@@ -27,6 +27,7 @@ from modelcache.errors import (
     UsageError,
     VerificationError,
     of_several,
+    told,
 )
 from modelcache.events import DownloadComplete, Fact, FactType, Progress
 from modelcache.filefetch import FileFetch, discard
@@ -446,10 +447,10 @@ class Download:
     def _announce(self, state: State, error: BaseException | None) -> None:
         """The last events. Whoever waits for the result has been told all of it when it comes."""
         self._record(state, error)
-        line = error.line() if isinstance(error, ModelCacheError) else repr(error) if error else ""
+        line = error.line() if isinstance(error, ModelCacheError) else told(error)
         kind: FactType = "completed" if error is None else "paused" if state is State.PAUSED else "error"
         self._tell(kind, line or f"{self.order.ref} is here")
-        last = replace(self._sample(state), done=True, error=str(error) if error else "")
+        last = replace(self._sample(state), done=True, error=told(error))
         self._shop.dispatcher.publish(last, self._subscriber)
         if self._result is not None and error is None:
             self._shop.dispatcher.publish(DownloadComplete(self.id, self._result.path), self._subscriber)

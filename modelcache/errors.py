@@ -53,6 +53,16 @@ class ModelCacheError(Exception):
         return "; ".join(" ".join(clause.split()) for clause in (self.message, kept, self.next_step) if clause)
 
 
+def told(error: BaseException | None) -> str:
+    """An error in words that may be shown and kept; empty for none.
+
+    Of a foreign one, a bug of ours, only the kind: its text may hold anything, a whole URL for example (I22).
+    """
+    if isinstance(error, ModelCacheError):
+        return error.message
+    return f"a bug in modelcache: {type(error).__name__}" if error else ""
+
+
 class UsageError(ModelCacheError):
     """What was asked for cannot be meant: a malformed digest, an unknown scheme, options that contradict."""
 

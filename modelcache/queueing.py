@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelcache.again import parsed, to_text
 from modelcache.api import default
 from modelcache.cache import Cache, Path, Show
-from modelcache.errors import ModelCacheError, PausedError, UsageError
+from modelcache.errors import ModelCacheError, PausedError, UsageError, told
 from modelcache.model import Manifest
 from modelcache.ordering import Wish, digests_of
 from modelcache.outcome import File, Model
@@ -233,7 +233,7 @@ def _outcome(download: "Download") -> tuple[Any, BaseException | None]:
 
 
 def _line(error: BaseException) -> str:
-    return error.line() if isinstance(error, ModelCacheError) else type(error).__name__
+    return error.line() if isinstance(error, ModelCacheError) else told(error)
 
 
 queue = Queue(default)  # `modelcache.queue`: that of the default cache

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Self
 
-from modelcache.errors import PausedError
+from modelcache.errors import PausedError, told
 from modelcache.events import Progress
 from modelcache.filefetch import FileFetch
 from modelcache.model import ModelFile
@@ -119,7 +119,7 @@ class Task:
             model=model, status="success" if self.done else EVENT_STATUS[stage], file=self.file.path,
             bytes_downloaded=self.here, total_bytes=self.total, speed=self.speed, retry_count=self.retries,
             source=self.source, gateway=self.gateway, completed_files=completed, total_files=total,
-            error=str(self.error) if self.error else "",
+            error=told(self.error),
         )  # fmt: skip
 
     @property

@@ -16,6 +16,7 @@ from caches import Events, manifest_of, partials
 
 from modelcache.cache import Cache
 from modelcache.errors import AllSourcesFailedError, CancelledError, PausedError, UsageError
+from modelcache.filefetch import FileFetch
 from modelcache.outcome import File
 from modelcache.states import EVENT_STATUS, RECORD_STATUS, REST_STATUS, STAGE, State, stage_text
 from modelcache.testing import Content, Corrupt, Cut, Hold, Origin, Slow, Status
@@ -460,3 +461,21 @@ def test_every_state_has_its_word_in_every_interface() -> None:
 def test_wait_needs_no_unpacking(cache: Cache, origin: Origin) -> None:
     with pytest.raises(UsageError, match="unpacking waits"):
         cache.fetch(origin.url("m.gguf"), wait=False, unpack=True)  # type: ignore[call-overload]
+
+
+def test_a_bug_of_ours_is_told_by_its_kind_alone(tmp_path, monkeypatch) -> None:
+    """The text of a foreign error may hold a whole URL, with its secrets (I22)."""
+    events: list[dict] = []
+    cache = Cache(tmp_path)
+    cache.on_event(events.append)
+    url = "http://127.0.0.1:9/m.bin?token=s3cret"
+
+    def broken(_: FileFetch) -> None:
+        raise LookupError(url)
+
+    monkeypatch.setattr(FileFetch, "run", broken)
+    with pytest.raises(LookupError):
+        cache.fetch(url, progress=False)
+    last = [event for event in events if event.get("done")][-1]
+    assert (last["status"], last["error"]) == ("error", "a bug in modelcache: LookupError")
+    assert "s3cret" not in str(events)
