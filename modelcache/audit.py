@@ -6,14 +6,19 @@ Leaves to others: mending it (`repair`), scheduling.
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
 from modelcache.errors import StoreError
+from modelcache.events import Progress
 from modelcache.model import Digest
 from modelcache.order import Workshop
 from modelcache.outcome import Audit
+from modelcache.sampling import Sampler, Speed
+from modelcache.states import EVENT_STATUS, State
 from modelcache.store import blobs, records
+from modelcache.store.disk import BUFFER
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.registry import status_of
 from modelcache.store.sharing import Sharing
@@ -23,7 +28,17 @@ WRITE_EVERY_S = 2.0
 
 
 def verify(shop: Workshop, record: Installed, control: Control) -> list[Audit]:
-    """Reads every file of a model. Refreshes the stamps of what is right; what is not is never a hit again.
+    """Reads every file of a model, and tells how far it is. Raises what `control` does."""
+    with sampler_of(shop, record) as sampler:
+        return read(shop, record, control, sampler)
+
+
+def sampler_of(shop: Workshop, record: Installed) -> Sampler:
+    return Sampler(shop.dispatcher, record.id, len(record.files) + len(record.missing))
+
+
+def read(shop: Workshop, record: Installed, control: Control, sampler: Sampler) -> list[Audit]:
+    """Refreshes the stamps of what is right; what is not is never a hit again.
 
     Works where nothing can be written, too: then only the findings tell.
     """
@@ -32,8 +47,11 @@ def verify(shop: Workshop, record: Installed, control: Control) -> list[Audit]:
     try:
         for file in record.files:
             control.check()
-            audit, stamp = _audit(shop, record, file, control)
-            audits.append(audit)
+            reading = _Reading(file.path, max(0, file.size), control)
+            sampler.follow(reading)
+            reading.audit, stamp = _audit(shop, record, file, reading.tick)
+            sampler.end(reading)
+            audits.append(reading.audit)
             findings.add(file, stamp)
     finally:
         with suppress(StoreError):
@@ -42,6 +60,36 @@ def verify(shop: Workshop, record: Installed, control: Control) -> list[Audit]:
         place = os.path.join(record.folder, path)
         audits.append(Audit(record.id, record.version, path, place, 0, "missing", reason="never fetched"))
     return audits
+
+
+class _Reading:
+    """A file that is being read, as far as that has come."""
+
+    def __init__(self, path: str, size: int, control: Control) -> None:
+        self.audit: Audit | None = None  # at the end
+        self._path = path
+        self._size = size
+        self._here = 0
+        self._control = control
+        self._gauge = Speed()
+        self._speed = 0.0
+
+    def tick(self) -> None:
+        """One more buffer was read."""
+        self._control.check()
+        self._here = min(self._here + BUFFER, self._size)
+
+    def measure(self) -> None:
+        self._speed = self._gauge.at(self._here)
+
+    def sample(self, model: str, completed: int, total: int) -> Progress:
+        audit = self.audit
+        is_wrong = audit is not None and audit.finding != "whole"
+        status = EVENT_STATUS[State.VERIFYING] if audit is None else "error" if is_wrong else "success"
+        return Progress(
+            model, status, self._path, self._here, self._size, self._speed, source="cache", completed_files=completed,
+            total_files=total, error=f"{audit.finding}: {audit.reason}" if audit and is_wrong else "",
+        )  # fmt: skip
 
 
 class _Findings:
@@ -92,7 +140,9 @@ def _still_true(now: Installed, stamps: list[tuple[InstalledFile, Stamp | None]]
     return found
 
 
-def _audit(shop: Workshop, record: Installed, file: InstalledFile, control: Control) -> tuple[Audit, Stamp | None]:
+def _audit(
+    shop: Workshop, record: Installed, file: InstalledFile, tick: Callable[[], None]
+) -> tuple[Audit, Stamp | None]:
     """The finding, and the stamp of a file that is whole."""
     place = record.place(file)
     sha256 = Digest("sha256", file.sha256)
@@ -101,7 +151,7 @@ def _audit(shop: Workshop, record: Installed, file: InstalledFile, control: Cont
     try:
         stamp = Stamp.of(place)
         length = known.size if known else shop.settings.piece_size
-        reading = blobs.read_back(place, (sha256,), length, control.check)
+        reading = blobs.read_back(place, (sha256,), length, tick)
     except FileNotFoundError:
         return replace(blank, finding="missing", reason="the file is gone"), None
     except StoreError as error:

@@ -277,15 +277,18 @@ class Cache:
         title = f"{record.id}@{record.version} from {record.ref}, in {record.folder}"
         return Report(title, tuple(rows), hidden=("proof", "path"))
 
-    def verify(self, model: str | None = None, version: str | None = None) -> Report:
-        """Reads every byte of a model, or of all. Rows tell whole, corrupt (and which bytes), missing, unreadable."""
+    def verify(self, model: str | None = None, version: str | None = None, *, progress: Show = None) -> Report:
+        """Reads every byte of a model, or of all. Rows tell whole, corrupt (and which bytes), missing, unreadable.
+
+        `progress` as in `fetch`.
+        """
         from modelcache.audit import verify
         from modelcache.transfer.control import Control
 
-        audits = [
-            audit for cache, record in self._chosen(model, version)
-            for audit in verify(cache._workshop(), record, Control())
-        ]  # fmt: skip
+        audits = []
+        for cache, record in self._chosen(model, version):
+            with cache._shown(progress, record) as shop:
+                audits += verify(shop, record, Control())
         return Report("verified files", tuple(audit.to_row() for audit in audits))
 
     def check(self, manifest: Manifest, folder: Path) -> Report:
@@ -315,7 +318,7 @@ class Cache:
         chosen = [one for model in models for one in self._chosen(model, None)] if models else self._corrupt()
         rows: list[dict[str, object]] = []
         for cache, record in chosen:
-            with cache._shown(progress, record.id) as shop:
+            with cache._shown(progress, record) as shop:
                 rows += repair(shop, record, wish)
         return Report("repaired files", tuple(rows))
 
@@ -629,17 +632,17 @@ class Cache:
         return [(cache, record) for cache, record in self._chosen(None, None) if cache._shelf.status(record) != "ready"]
 
     @contextmanager
-    def _shown(self, progress: Show, model: str) -> Iterator[Workshop]:
+    def _shown(self, progress: Show, record: Installed) -> Iterator[Workshop]:
         """The workshop, while the events of a model are shown."""
         from modelcache.progress import subscriber_for
 
         shop = self._workshop()
-        subscriber = subscriber_for(progress, model)
+        subscriber = subscriber_for(progress, record.id, {file.path: max(0, file.size) for file in record.files})
         unsubscribe = shop.dispatcher.subscribe(subscriber) if subscriber else lambda: None
         try:
             yield shop
-            shop.dispatcher.drain(STOP_WITHIN_S)
         finally:
+            shop.dispatcher.drain(STOP_WITHIN_S)
             unsubscribe()
 
     def _why_not(self, model_id: str) -> Reason:

@@ -35,6 +35,7 @@ from modelcache.install import install
 from modelcache.model import Digest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
+from modelcache.sampling import SAMPLE_S
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
 from modelcache.store.disk import store_error
 from modelcache.store.gate import await_sweep
@@ -44,7 +45,6 @@ from modelcache.task import Task, overall
 from modelcache.transfer.control import Control
 from modelcache.urls import origin_of
 
-SAMPLE_S = 0.25
 MOST_SAMPLES = 2  # of running files, each time: at most 10 events a second per download (product H)
 WAIT_S = 0.2
 LOST_ROUNDS = 3
@@ -343,12 +343,7 @@ class Download:
     def _fetch_one(self, task: Task) -> None:
         def tell(kind: FactType, message: str, source: str) -> None:
             self._tell(kind, message, task.file.path, source)
-            if kind in ("resumed", "verifying"):
-                task.stage = State.RESUMING if kind == "resumed" else State.VERIFYING
-            elif kind == "source_tried" and task.stage is not State.RESUMING:
-                task.stage = State.DOWNLOADING
-            elif kind in ("source_failed", "piece_failed"):
-                task.retries += 1
+            task.hear(kind)
             if kind in ("resumed", "source_failed"):
                 self._record(self.state)
 

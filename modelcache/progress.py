@@ -181,11 +181,12 @@ class Bars:
         here, total = event["bytesDownloaded"], event["totalBytes"]
         bar = self._bar(file, file, here)
         is_whole = bool(total) and here >= total
-        note = "verifying" if is_whole else _host(event["gateway"])
+        is_read = is_whole or event["source"] == "cache"  # bytes that are here move no more
+        note = "verifying" if is_read else _host(event["gateway"])
         before = here - bar.gauge.here if resumed else 0
         bar.move(here, total, event["timestamp"], note, before, matters=is_whole)
-        if ended:
-            self._end(file, "done")
+        if ended or event["status"] == "error":
+            self._end(file, "done" if ended else "wrong" if event["source"] == "cache" else "failed")
 
     def _draw_sum(self, event: dict[str, Any], resumed: bool) -> None:
         before = self._sum.add(event, resumed)

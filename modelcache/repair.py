@@ -5,18 +5,20 @@ Leaves to others: finding what is wrong (`audit`), moving bytes (`transfer`), re
 repaired file (`store.sharing`).
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial as bound
 
-from modelcache.audit import verify
+from modelcache.audit import read, sampler_of
 from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, StoreError, VerificationError
 from modelcache.events import Fact, FactType
 from modelcache.history import Attempt
 from modelcache.model import Digest, ModelFile
-from modelcache.order import Order, Workshop
+from modelcache.order import Fetched, Order, Workshop
 from modelcache.ordering import URL_ID, Wish, mirrored
 from modelcache.outcome import Audit
+from modelcache.sampling import Sampler
 from modelcache.store import blobs
 from modelcache.store.claim import forget
 from modelcache.store.installed import Installed, Stamp
@@ -24,6 +26,8 @@ from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.partial import Partial
 from modelcache.store.sharing import Sharing, is_same_file
+from modelcache.store.watch import Watch
+from modelcache.task import Task
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
 
@@ -35,23 +39,35 @@ def repair(shop: Workshop, record: Installed, wish: Wish) -> list[dict[str, obje
     is in the store.
     """
     control = Control()
-    repairer = Repairer(shop, record, wish, control)
-    wrong = [audit for audit in verify(shop, record, control) if audit.finding != "whole"]
-    try:
-        rows = [repairer.row(audit) for audit in wrong]
-    except BaseException:
-        with suppress(StoreError, LockedError):
-            repairer.write()
-        raise
-    repairer.write()
+    with sampler_of(shop, record) as sampler:
+        repairer = Repairer(shop, record, wish, control, sampler)
+        wrong = [audit for audit in read(shop, record, control, sampler) if audit.finding != "whole"]
+        try:
+            rows = [repairer.row(audit) for audit in wrong]
+        except BaseException:
+            with suppress(StoreError, LockedError):
+                repairer.write()
+            raise
+        repairer.write()
     return rows
+
+
+class _Mending:
+    """One wrong file: what is found of it, and what moves its bytes."""
+
+    def __init__(self, audit: Audit, file: ModelFile) -> None:
+        self.audit = audit
+        self.task = Task(file)
+        self.transfer: Transfer | None = None
+        self.watch: Watch | None = None
 
 
 class Repairer:
     """Makes the files of one model right again, moving only what is wrong."""
 
-    def __init__(self, shop: Workshop, record: Installed, wish: Wish, control: Control) -> None:
+    def __init__(self, shop: Workshop, record: Installed, wish: Wish, control: Control, sampler: Sampler) -> None:
         self._shop = shop
+        self._sampler = sampler
         self._record = record
         self._control = control
         self._sharing = Sharing(shop.layout, shop.registry)
@@ -69,19 +85,34 @@ class Repairer:
         row: dict[str, object] = {
             "model": audit.model, "version": audit.version, "file": audit.path, "size": audit.size, **blank,
         }  # fmt: skip
+        file = next((file for file in self._order.files if file.path == audit.path), None)
+        if file is None:
+            error = ModelCacheError(f"{audit.path} was never fetched", next_step="fetch the model again")
+            return row | {"reason": error.line(), "kind": error.kind}
+        mending = _Mending(audit, file)
         try:
-            return row | {"repaired": True} | self.repair(audit)
+            with self._told(mending.task):
+                return row | {"repaired": True} | self._repair(mending, file)
         except StoreError:
             raise
         except ModelCacheError as error:
             return row | {"reason": error.line(), "kind": error.kind}
 
-    def repair(self, audit: Audit) -> dict[str, object]:
+    @contextmanager
+    def _told(self, task: Task) -> Iterator[None]:
+        """While it is worked at, and at its end, subscribers are told how far it is."""
+        self._sampler.follow(task)
+        try:
+            yield
+        except BaseException as error:
+            task.end(None, error)
+            raise
+        finally:
+            self._sampler.end(task)
+
+    def _repair(self, mending: _Mending, file: ModelFile) -> dict[str, object]:
         """Raises as a fetch does; then nothing that was good is lost, and what was rotten stays marked."""
-        shop, layout = self._shop, self._shop.layout
-        file = next((file for file in self._order.files if file.path == audit.path), None)
-        if file is None:
-            raise ModelCacheError(f"{audit.path} was never fetched", next_step="fetch the model again")
+        shop, layout, audit = self._shop, self._shop.layout, mending.audit
         sha256 = file.digests[0]
         pieces = blobs.load_pieces(layout, sha256, file.size or 0)
         if audit.finding != "corrupt" or (pieces and blobs.good_spans(audit.wrong, pieces, file.size or 0)):
@@ -92,21 +123,20 @@ class Repairer:
         with locked(layout.lock(key), subject, patience):
             is_known_wrong = is_same_file(audit.place, layout.blob(sha256))
             proven = None if is_known_wrong else blobs.proven(layout, sha256)
-            transfer = None if proven else self._fetch(file, audit)
+            transfer = None if proven else self._fetch(file, mending)
             aside = blobs.set_aside(layout, audit.place) if audit.finding == "corrupt" else ""
             if transfer:
                 proven = _commit(layout, transfer.partial)
             forget(layout.partials, key)
         assert proven is not None
         self._sharing.repaired(sha256, proven)
-        received = transfer.received if transfer else 0
+        source, received = (transfer.source_kind, transfer.received) if transfer else ("cache", 0)
+        mending.task.end(Fetched(file, sha256, proven.size, "repaired", source, received))
         message = f"{audit.path} is repaired; {received:,} of {audit.size:,} bytes were fetched"
         self._repaired.append(self._fact(audit, "repaired", message, transfer.source if transfer else "cache"))
         if self._sharing.is_due:
             self.write()
-        return {
-            "bytes_fetched": received, "source": transfer.source_kind if transfer else "cache", "set_aside": aside
-        }  # fmt: skip
+        return {"bytes_fetched": received, "source": source, "set_aside": aside}
 
     def write(self) -> None:
         """Makes model paths of what was repaired so far the blobs again, and tells of it. StoreError, LockedError."""
@@ -115,18 +145,19 @@ class Repairer:
         for fact in told:
             self._shop.dispatcher.publish(fact)
 
-    def _fetch(self, file: ModelFile, audit: Audit) -> Transfer:
+    def _fetch(self, file: ModelFile, mending: _Mending) -> Transfer:
         """Returns with the partial proven and open. Piece digests that only the store vouches for may be wrong, too."""
         try:
-            return self._transferred(file, audit)
+            return self._transferred(file, mending)
         except (VerificationError, AllSourcesFailedError) as error:
             if file.pieces is None or error.kind != VerificationError.kind:
                 raise
         message = "the piece digests kept here may be wrong: the digest of the whole decides"
-        self._tell(audit)("restarted", message, "")
-        return self._transferred(replace(file, pieces=None), audit)
+        self._tell(mending, "restarted", message, "")
+        return self._transferred(replace(file, pieces=None), mending)
 
-    def _transferred(self, file: ModelFile, audit: Audit) -> Transfer:
+    def _transferred(self, file: ModelFile, mending: _Mending) -> Transfer:
+        audit = mending.audit
         shop = self._shop
         partial = Partial.open(
             shop.layout.partials, key_of(file), file,
@@ -137,9 +168,11 @@ class Repairer:
             good = blobs.good_spans(audit.wrong, file.pieces, file.size or 0) if file.pieces else []
             if audit.finding == "corrupt" and good:
                 partial.seed(audit.place, good)
-            transfer = Transfer(
-                file, partial, sources, shop.settings, self._control, self._tell(audit), shop.throttle, self._note
-            )
+                self._tell(mending, "resumed", f"{partial.written_bytes:,} bytes are right and stay", "")
+            tell = bound(self._tell, mending)
+            transfer = Transfer(file, partial, sources, shop.settings, self._control, tell, shop.throttle, self._note)
+            mending.transfer = transfer
+            mending.task.begin(mending)
             transfer.run()
         except BaseException:
             partial.close()
@@ -152,8 +185,9 @@ class Repairer:
     def _note(self, attempt: Attempt) -> None:
         self._shop.dispatcher.note(replace(attempt, model=self._record.id))
 
-    def _tell(self, audit: Audit) -> Callable[[FactType, str, str], None]:
-        return lambda kind, message, source: self._shop.dispatcher.publish(self._fact(audit, kind, message, source))
+    def _tell(self, mending: _Mending, kind: FactType, message: str, source: str) -> None:
+        mending.task.hear(kind)
+        self._shop.dispatcher.publish(self._fact(mending.audit, kind, message, source))
 
     def _fact(self, audit: Audit, kind: FactType, message: str, source: str) -> Fact:
         record = self._record

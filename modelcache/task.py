@@ -1,23 +1,20 @@
 """One file of a running download, as far as it has come.
 
-Responsible for: its stage and its numbers, read by anyone at any time. Leaves to `filefetch`: doing the work.
+Responsible for: its stage and its numbers, read by anyone at any time. Leaves to others:
+doing the work (`filefetch`, `repair`).
 """
 
-import time
-from collections import deque
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from modelcache.errors import PausedError, told
-from modelcache.events import Progress
-from modelcache.filefetch import FileFetch
+from modelcache.events import FactType, Progress
 from modelcache.model import ModelFile
 from modelcache.order import Fetched
+from modelcache.sampling import Speed
 from modelcache.states import EVENT_STATUS, State
 from modelcache.store.watch import Watch
 from modelcache.transfer.transfer import Transfer
-
-SPEED_OVER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +33,20 @@ class _Numbers:
         return cls(partial.written_bytes, partial.size, transfer.received, transfer.source_kind, transfer.source)
 
 
+class Work(Protocol):
+    """What fetches, or mends, the file."""
+
+    transfer: Transfer | None  # while bytes move
+    watch: Watch | None  # once somebody else has it
+
+
 class Task:
     """Written by the thread that fetches the file, and by the one that samples it."""
 
     def __init__(self, file: ModelFile, done: Fetched | None = None) -> None:
         self.file = file
         self.done = done
-        self.fetch: FileFetch | None = None
+        self.fetch: Work | None = None
         self.error: BaseException | None = None
         self.stage = State.RESOLVING
         self.retries = 0
@@ -50,11 +54,11 @@ class Task:
         self.watch: Watch | None = None  # while another process has the model
         self.shown = 0  # how far it was in its last progress event
         self.told = done is not None  # its last progress event went out
-        self._samples: deque[tuple[float, int]] = deque()
+        self._speed: Speed | None = None
         self._last = _Numbers()
 
-    def begin(self, fetch: FileFetch) -> None:
-        self._samples.append((time.monotonic(), 0))
+    def begin(self, fetch: Work) -> None:
+        self._speed = Speed()
         self.fetch = fetch
 
     def end(self, done: Fetched | None, error: BaseException | None = None) -> None:
@@ -62,6 +66,15 @@ class Task:
         self._last = self._own
         self.done, self.error = done, error
         self.fetch = None
+
+    def hear(self, kind: FactType) -> None:
+        """What happened to the file says at which stage it is."""
+        if kind in ("resumed", "verifying"):
+            self.stage = State.RESUMING if kind == "resumed" else State.VERIFYING
+        elif kind == "source_tried" and self.stage is not State.RESUMING:
+            self.stage = State.DOWNLOADING
+        elif kind in ("source_failed", "piece_failed"):
+            self.retries += 1
 
     @property
     def _own(self) -> _Numbers:
@@ -102,15 +115,8 @@ class Task:
 
     def measure(self) -> None:
         """Brings `speed` up to date. Called by one thread, every now and then."""
-        if not self.is_running:
-            self.speed = 0.0
-            return
-        now, received = time.monotonic(), self._numbers.received
-        self._samples.append((now, received))
-        while now - self._samples[0][0] > SPEED_OVER_S:
-            self._samples.popleft()
-        since, before = self._samples[0]
-        self.speed = max(0.0, (received - before) / (now - since)) if now > since else 0.0
+        gauge = self._speed
+        self.speed = gauge.at(self._numbers.received) if gauge and self.is_running else 0.0
 
     def sample(self, model: str, completed: int, total: int) -> Progress:
         """The progress event of this file; `completed` of `total` files of the model are here."""

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,44 @@ def written(cache: Cache) -> bytes:
     return b"\n".join(texts)
 
 
+PROGRESS_FIELDS = {
+    "type": str, "modelId": str, "bytesDownloaded": int, "bytesRemaining": int, "totalBytes": int,
+    "downloadSpeed": int, "eta": float, "retryCount": int, "currentGateway": str, "status": str,
+    "percentComplete": float, "completedFiles": int, "totalFiles": int, "timestamp": int, "file": str, "source": str,
+    "gateway": str, "progress": float, "started": bool, "done": bool, "downloading": bool, "error": str,
+}  # fmt: skip
+PROGRESS_STATUSES = {"attempting", "downloading", "success", "completed", "paused", "error"}
+KINDS = {"", "cache", "ipfs", "huggingface", "http", "oci", "peer", "object"}
+
+
+def check_progress(events: Sequence[dict[str, Any]], model: str) -> None:
+    """The progress event of product H to the letter, and that only the last of a run is the last."""
+    for event in events:
+        assert {name: type(value) for name, value in event.items()} == PROGRESS_FIELDS
+        assert (event["type"], event["modelId"], event["started"]) == ("model_download_progress", model, True)
+        assert event["status"] in PROGRESS_STATUSES
+        assert event["source"] in KINDS
+        assert event["bytesRemaining"] == max(0, event["totalBytes"] - event["bytesDownloaded"])
+        assert event["progress"] == event["percentComplete"]
+        assert 0 <= event["progress"] <= 100
+        assert event["gateway"] == event["currentGateway"]
+        assert event["downloading"] == (event["status"] == "downloading" and not event["done"])
+        assert bool(event["error"]) == (event["status"] in ("error", "paused"))
+        assert event["completedFiles"] <= event["totalFiles"]
+        assert min(event["retryCount"], event["downloadSpeed"], event["eta"], event["bytesDownloaded"]) >= 0
+        assert event["done"] == (not event["file"])
+    assert [event["done"] for event in events] == [False] * (len(events) - 1) + [True]
+    times = [event["timestamp"] for event in events]
+    assert times == sorted(times)
+
+
+def check_pace(events: Sequence[dict[str, Any]]) -> None:
+    """Between two events while bytes move at most 0.5 s; at most 10 in a second, the ends of files apart."""
+    times = [event["timestamp"] for event in events if event["status"] in ("attempting", "downloading")]
+    assert max((later - earlier for earlier, later in pairwise(times)), default=0) <= 500
+    assert all(sum(start <= moment < start + 1000 for moment in times) <= 10 for start in times)
+
+
 class Events:
     """A subscriber that keeps what it is told; other threads may wait for something to be told."""
 
@@ -106,6 +145,10 @@ class Events:
     @property
     def progress(self) -> list[dict[str, Any]]:
         return self.of("model_download_progress")
+
+    def wait_until(self, condition: Callable[["Events"], object], timeout: float = 20) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: condition(self), timeout), f"not so in {timeout} s"
 
     def wait_for(self, kind: str, timeout: float = 20) -> dict[str, Any]:
         with self._changed:

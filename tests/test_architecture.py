@@ -27,7 +27,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "store.* remotes.*",
     "state.*",
     "transfer.* archives.* order",
-    "unpack install filefetch wiring logbook",
+    "unpack install filefetch wiring logbook sampling",
     "manifests task ordering audit",
     "account again",
     "download repair",

@@ -5,16 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from caches import Events, manifest_of, partials, rot
+from caches import Events, check_pace, check_progress, manifest_of, partials, rot
 
+from modelcache.audit import verify
 from modelcache.cache import Cache
 from modelcache.errors import ModelNotAvailableError
 from modelcache.outcome import File
-from modelcache.testing import Content, Corrupt, Cut, Origin, Status
+from modelcache.store.installed import Installed
+from modelcache.testing import Content, Corrupt, Cut, Origin, Slow, Status
+from modelcache.transfer.control import Control
 
 BIG = Content.generated(14_000_000, seed=1)  # four pieces of 4 MiB
 SMALL = Content.generated(50_000, seed=2)
 PIECE = 4 << 20
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -252,3 +256,77 @@ def test_one_version_alone_can_be_verified(cache: Cache, origin: Origin, model: 
     assert len(cache.verify("m")) == len(cache.verify("m@2")) == 1
     with pytest.raises(ModelNotAvailableError, match="m@3 is not available: not_installed"):
         cache.verify("m", "3")
+
+
+# -- how far it is --------------------------------------------------------------------------------------------------
+
+
+class Attended(Control):
+    """Reading goes on only while somebody is told of it: after two buffers, it waits for a sample of more than one."""
+
+    def __init__(self, told: Events) -> None:
+        super().__init__()
+        self._told = told
+        self._checks = 0
+
+    def check(self) -> None:
+        super().check()
+        self._checks += 1
+        if self._checks == 5:
+            self._told.wait_until(lambda told: any(event["bytesDownloaded"] > MIB for event in told.progress))
+
+
+def test_a_verify_tells_how_far_it_has_read(cache: Cache, model: str) -> None:
+    told = Events()
+    cache.on_event(told)
+    shop = cache._workshop()
+    record = Installed.read(model)
+    assert record is not None
+    verify(shop, record, Attended(told))
+    shop.dispatcher.drain(10)
+    check_progress(told.progress, "m")
+    reading = [event for event in told.progress if event["status"] == "downloading"]
+    assert {(event["file"], event["source"], event["totalFiles"]) for event in reading} == {("big.bin", "cache", 2)}
+    assert reading[0]["downloadSpeed"] > 0
+    ends = [(event["file"], event["status"], event["completedFiles"]) for event in told.progress[-3:]]
+    assert ends == [("big.bin", "success", 1), ("small.json", "success", 2), ("", "completed", 2)]
+
+
+def test_a_verify_that_finds_something_ends_with_an_error(cache: Cache, model: str) -> None:
+    rot(Path(model, "big.bin"), 5)
+    told = Events()
+    cache.verify("m", progress=told)
+    check_progress(told.progress, "m")
+    first, last = told.progress[0], told.progress[-1]
+    assert (first["file"], first["status"]) == ("big.bin", "error")
+    assert first["error"] == "corrupt: the bytes are not what they were"
+    assert (last["status"], last["done"], last["error"]) == ("error", True, "1 of 2 files are not right")
+
+
+def test_a_repair_tells_how_far_it_is_as_a_fetch_does(cache: Cache, origin: Origin, model: str) -> None:
+    rot(Path(model, "big.bin"), 1, 5_000_000)
+    origin.faults(Cut(1_000_000, times=1), Slow(4_000_000))
+    told = Events()
+    assert cache.repair(["m"], progress=told).rows[0]["repaired"]
+    check_progress(told.progress, "m")
+    check_pace(told.progress)
+    moving = [event for event in told.progress if event["status"] == "downloading" and event["source"] == "http"]
+    assert {event["gateway"] for event in moving} == {origin.url("big.bin")}
+    assert moving[-1]["bytesDownloaded"] > moving[0]["bytesDownloaded"]
+    assert (moving[-1]["retryCount"], moving[-1]["downloadSpeed"] > 0) == (1, True)
+    *_, end, last = told.progress
+    assert (end["file"], end["status"], end["completedFiles"], end["progress"]) == ("big.bin", "success", 2, 100.0)
+    assert (last["status"], last["totalBytes"]) == ("completed", BIG.size + SMALL.size)
+
+
+def test_a_repair_that_fails_ends_with_an_error(cache: Cache, origin: Origin, model: str) -> None:
+    rot(Path(model, "big.bin"), 1)
+    origin.faults(Status(404))
+    told = Events()
+    (row,) = cache.repair(["m"], progress=told)
+    check_progress(told.progress, "m")
+    *_, end, last = told.progress
+    assert (end["file"], end["status"]) == ("big.bin", "error")
+    assert end["error"] in row["reason"]
+    assert (last["status"], last["error"]) == ("error", "1 of 2 files are not right")
+    assert not told.of("download_complete")

@@ -276,6 +276,16 @@ def test_a_file_that_is_all_here_is_being_verified_and_one_that_stopped_failed()
         assert brief(drawn([some, last], {"a.bin": 4 * MIB})) == [f"a.bin: 25% 1.0/4.0 MiB {end}"]
 
 
+def test_a_file_that_was_read_and_is_wrong_is_a_line_and_its_repair_has_a_bar_anew() -> None:
+    read = sample(here=MIB, total=4 * MIB, source="cache")
+    assert brief(drawn([read], {"a.bin": 4 * MIB})) == ["a.bin: 25% 1.0/4.0 MiB verifying"]
+    wrong = sample(here=4 * MIB, total=4 * MIB, source="cache", status="error", error="corrupt: it differs")
+    mended = sample(here=3 * MIB, total=4 * MIB, source="http", gateway="http://h/a")
+    assert brief(drawn([read, wrong, mended], {"a.bin": 4 * MIB})) == [
+        "a.bin: 100% 4.0/4.0 MiB wrong", "a.bin: 75% 3.0/4.0 MiB h",
+    ]  # fmt: skip
+
+
 SIZES: dict[str, int | None] = {"a.bin": 4 * MIB, "b.bin": 8 * MIB, "c.json": MIB, "long/name.bin": 3 * MIB}
 
 

@@ -1,0 +1,110 @@
+"""Tells how far the work on one model is, from a thread of its own, while another does the work.
+
+Responsible for: a progress event four times a second, speeds, and the last event (product H). Leaves to whoever
+works: the numbers of each file.
+"""
+
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol, Self
+
+from modelcache.dispatch import Dispatcher
+from modelcache.errors import PausedError
+from modelcache.events import Progress
+
+SAMPLE_S = 0.25
+SPEED_OVER_S = 5.0
+
+
+class Speed:
+    """Bytes/s over the last seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def at(self, received: int) -> float:
+        """`received` bytes have come by now. Called by one thread, every now and then."""
+        now = time.monotonic()
+        self._samples.append((now, received))
+        while now - self._samples[0][0] > SPEED_OVER_S:
+            self._samples.popleft()
+        since, before = self._samples[0]
+        return max(0.0, (received - before) / (now - since)) if now > since else 0.0
+
+
+class Sampled(Protocol):
+    """One file at work. Its numbers are written by one thread and read by another."""
+
+    def measure(self) -> None:
+        """Brings its speed up to date."""
+
+    def sample(self, model: str, completed: int, total: int) -> Progress:
+        """Its progress event; `completed` of `total` files of the model are right."""
+        ...
+
+
+class Sampler:
+    """Used with `with`, by one thread: the event of the file that is followed is told till the next one is."""
+
+    def __init__(self, dispatcher: Dispatcher, model: str, total: int) -> None:
+        self._dispatcher = dispatcher
+        self._model = model
+        self._total = total
+        self._guard = threading.Lock()  # no sample of a file comes after its end
+        self._followed: Sampled | None = None
+        self._ends: dict[str, Progress] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="modelcache-sampler", daemon=True)
+
+    def follow(self, file: Sampled) -> None:
+        with self._guard:
+            self._followed = file
+
+    def end(self, file: Sampled) -> None:
+        """Tells how it ended, and follows it no more."""
+        with self._guard:
+            self._followed = None
+            sample = file.sample(self._model, self._completed, self._total)
+            self._ends[sample.file] = sample
+            self._dispatcher.publish(replace(sample, completed_files=self._completed))
+
+    @property
+    def _completed(self) -> int:
+        return sum(end.status == "success" for end in self._ends.values())
+
+    def __enter__(self) -> Self:
+        with suppress(RuntimeError):  # no thread is to be had: ends are told all the same
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        wrong = self._total - self._completed
+        is_paused = isinstance(error, (PausedError, KeyboardInterrupt))
+        status = "paused" if is_paused else "error" if error or wrong else "completed"
+        text = (str(error) or type(error).__name__) if error else f"{wrong} of {self._total} files are not right"
+        ends = self._ends.values()
+        self._dispatcher.publish(
+            Progress(
+                self._model, status, bytes_downloaded=sum(end.bytes_downloaded for end in ends),
+                total_bytes=sum(end.total_bytes for end in ends), source=next((end.source for end in ends), ""),
+                completed_files=self._completed, total_files=self._total, done=True,
+                error="" if status == "completed" else text,
+            )
+        )  # fmt: skip
+
+    def _run(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            with self._guard:
+                file = self._followed
+                if file is not None:
+                    file.measure()
+                    self._dispatcher.publish(file.sample(self._model, self._completed, self._total))
