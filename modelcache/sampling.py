@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from modelcache.dispatch import Dispatcher
-from modelcache.errors import PausedError
+from modelcache.errors import PausedError, told
 from modelcache.events import Progress
 
 SAMPLE_S = 0.25
@@ -90,7 +90,8 @@ class Sampler:
         wrong = self._total - self._completed
         is_paused = isinstance(error, (PausedError, KeyboardInterrupt))
         status = "paused" if is_paused else "error" if error or wrong else "completed"
-        text = (str(error) or type(error).__name__) if error else f"{wrong} of {self._total} files are not right"
+        said = "interrupted" if isinstance(error, KeyboardInterrupt) else told(error)
+        text = said or f"{wrong} of {self._total} files are not right"
         ends = self._ends.values()
         self._dispatcher.publish(
             Progress(
