@@ -1,0 +1,127 @@
+"""What the user guide shows is so: commands parse, tables agree with the code, links lead somewhere, examples run."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import modelcache
+from modelcache import errors
+from modelcache.cli import parser
+from modelcache.events import DownloadComplete, Fact, FactType, Progress
+from modelcache.history import DownloadRecord
+from modelcache.settings import Settings
+from modelcache.testing import Content, Origin
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+CODES_OF_SHELLS = {"0", "143"}  # no error has them: all is well, and SIGTERM
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """The fenced blocks of a kind, as `sh` or `python run`."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def tables(name: str, *columns: str) -> list[list[str]]:
+    """The rows of all tables of docs/<name> that begin with these columns, without the marks of code."""
+    rows: list[list[str]] = []
+    is_ours = False
+    for line in (ROOT / "docs" / name).read_text().splitlines():
+        cells = [cell.strip().replace("`", "") for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            is_ours = False
+        elif tuple(cells[: len(columns)]) == columns:
+            is_ours = True
+        elif is_ours and not cells[0].startswith("---"):
+            rows.append(cells)
+    assert rows, f"no such table in {name}"
+    return rows
+
+
+def listed(rows: list[list[str]]) -> list[str]:
+    """The names in the first column; a cell may hold several."""
+    return [name for row in rows for name in row[0].split(", ")]
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Every line that begins with our command, in shell blocks and in sessions (`$ modelcache …`)."""
+    found = []
+    for page in PAGES:
+        for kind in ("sh", "console"):
+            lines = "".join(blocks(page, kind)).splitlines()
+            shown = [line.removeprefix("$ ") for line in lines if kind == "sh" or line.startswith("$ ")]
+            found += [(page.name, line) for line in shown if line.startswith("modelcache ")]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_every_command_that_is_shown_can_be_typed(page: str, line: str) -> None:
+    words = shlex.split(re.split(r"\s[|&;<>]", line)[0], comments=True)
+    parser().parse_args(words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if ":" in path:
+            continue
+        place = page.parent / path if path else page
+        assert place.exists(), target
+        titles = re.findall(r"^#+ (.*)$", place.read_text(), re.M) if anchor else []
+        anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert not anchor or anchor in anchors, target
+
+
+def test_the_page_of_settings_has_each_with_its_default() -> None:
+    told = {name: float(default) for name, default, *_ in tables("settings.md", "setting", "default")}
+    assert told == {each.name: each.default for each in fields(Settings)}
+
+
+def every_error(base: type[errors.ModelCacheError] = errors.ModelCacheError) -> list[type[errors.ModelCacheError]]:
+    return [base, *(each for child in base.__subclasses__() for each in every_error(child))]
+
+
+def test_the_page_of_errors_has_every_kind_with_its_code() -> None:
+    told = {(code, kind) for code, kind, *_ in tables("errors.md", "code", "kind") if code not in CODES_OF_SHELLS}
+    assert told == {(str(each.exit_code), each.kind) for each in every_error()}
+
+
+def test_the_page_of_errors_has_every_error_of_the_package() -> None:
+    public = {name: getattr(modelcache, name) for name in modelcache.__all__ if name.endswith("Error")}
+    told = {name: kind for name, kind, *_ in tables("errors.md", "exception", "kind")}
+    assert told == {name: each.kind for name, each in public.items()} | {
+        "AllSourcesFailedError": "of its gravest source"
+    }
+
+
+def test_the_page_of_events_has_every_field_and_type() -> None:
+    progress, fact = tables("events.md", "field", "type"), tables("events.md", "field", "meaning")
+    assert set(listed(progress)) == set(Progress("m", "downloading").to_wire())
+    assert set(listed(fact)) == set(Fact("started", "m", "").to_wire())
+    assert set(listed(tables("events.md", "type", "when"))) == set(get_args(FactType))
+    text = (ROOT / "docs/events.md").read_text()
+    assert all(f"`{name}`" in text for name in DownloadComplete("", "").to_wire())
+
+
+def test_the_page_of_history_has_every_field_of_a_record() -> None:
+    row = DownloadRecord("", "", "", "", "", "success").to_row()
+    assert set(listed(tables("history.md", "field", "type"))) == {*row, "canResume"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python run")], ids=lambda page: page.name)
+def test_the_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks marked `python run`, one after another in one namespace; `url` and `digest` are those of a real file."""
+    monkeypatch.setenv("MODELCACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    content = Content.generated(100_000, seed=1)
+    with Origin({"model.gguf": content}) as origin:
+        names: dict[str, Any] = {"url": origin.url("model.gguf"), "digest": content.sha256, "mc": modelcache}
+        names["cache"] = modelcache.Cache(tmp_path / "home")
+        for block in blocks(page, "python run"):
+            exec(compile(block, str(page), "exec"), names)
+        names["cache"].close()
