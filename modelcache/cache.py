@@ -1,44 +1,39 @@
 """The cache: the object users hold.
 
-Responsible for: what can be asked of it, and what belongs to one process (threads, locks, connections).
-Leaves to others: what is meant and whether it is here (`ordering`), fetching (`download`), reading and repairing
-(`audit`), where settings and sources come from (`wiring`). Making a Cache does no I/O; a hit imports no network
-library and hashes nothing.
+Responsible for: what can be asked of it. Leaves to others: what belongs to one process (`runtime`), what is meant and
+whether it is here (`ordering`), fetching (`download`), reading and repairing (`audit`, `repair`), looking after the
+store (`maintenance`, `doctor`), what was done (`past`). Making a Cache does no I/O; a hit imports no network library
+and hashes nothing.
 """
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from modelcache.errors import ModelNotAvailableError, Reason, StoreError, UsageError
-from modelcache.history import Use
 from modelcache.model import Manifest, Ref
 from modelcache.names import checked_path
 from modelcache.order import Order, Workshop
 from modelcache.ordering import Wish, digests_of, hit, order_of
 from modelcache.outcome import File, Model
 from modelcache.report import Report
-from modelcache.settings import MOST_S, Settings
-from modelcache.state.uses import Uses
-from modelcache.store.disk import check_no_links, make_directories
+from modelcache.runtime import STOP_WITHIN_S, Runtime
+from modelcache.settings import Settings
+from modelcache.store.disk import make_directories
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
 from modelcache.store.shelf import Shelf
-from modelcache.wiring import Sources, checked, fallback_for, root_of, settings_for
+from modelcache.wiring import checked, fallback_for, root_of
 
 if TYPE_CHECKING:
     from modelcache.download import Download
     from modelcache.history import DownloadRecord
-    from modelcache.state.state import State
 
 Path = str | os.PathLike[str]
 Show = bool | Callable[[dict[str, Any]], None] | None
-STOP_WITHIN_S = 1.5
 
 
 class Cache:
@@ -52,14 +47,7 @@ class Cache:
         self.root = root_of(root)
         self._overrides = checked(settings)
         self._shelf = Shelf(Layout(self.root))
-        self._guard = threading.Lock()
-        self._shop: Workshop | None = None
-        self._state: State | None = None
-        self._uses = Uses()
-        self._writes_uses = False
-        self._pid = 0
-        self._was_checked = False
-        self._running: list[Download] = []
+        self._runtime = Runtime(self.root, self._shelf, self._overrides)
         self._fallback: Cache | None = None
 
     def __repr__(self) -> str:
@@ -152,9 +140,9 @@ class Cache:
     def _fetched(self, ref: str | Manifest, wish: Wish, progress: Show) -> Model | File:
         order = order_of(self._shelf, ref, wish)
         here = hit(order, self._shelf.layout)
-        somebody_listens = callable(progress) or (self._shop is not None and self._shop.dispatcher.has_subscribers)
+        somebody_listens = callable(progress) or self._runtime.has_subscribers
         if here is not None and not somebody_listens:
-            self._count(order, here)
+            self._runtime.count(order, here)
             return here
         return self._waited(self.begin(ref, wish, progress))
 
@@ -188,11 +176,10 @@ class Cache:
             again = order_of(self._shelf, ref, wish)
             return again, hit(again, self._shelf.layout)
 
-        self._count(order, here)
+        self._runtime.count(order, here)
         show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files})
-        download = Download(order, self._workshop(), renew, show, to_text(ref, wish))
-        with self._guard:
-            self._running = [*(one for one in self._running if not one.has_ended), download]
+        download = Download(order, self._runtime.shop, renew, show, to_text(ref, wish))
+        self._runtime.runs(download)
         if here is None:
             if order.cached:
                 with suppress(StoreError):  # whoever writes there first says so
@@ -206,11 +193,11 @@ class Cache:
     def limit_rate(self) -> int:
         """Bytes/s that all downloads of this cache share, in this process; 0: as fast as it goes. May be set while
         they run."""
-        return self._workshop().throttle.rate
+        return self._runtime.shop.throttle.rate
 
     @limit_rate.setter
     def limit_rate(self, rate: int) -> None:
-        self._workshop().throttle.rate = checked({"limit_rate": rate})["limit_rate"]
+        self._runtime.shop.throttle.rate = checked({"limit_rate": rate})["limit_rate"]
 
     def unpack(self, fetched: File | Model, output: Path | None = None) -> str:
         """Unpacks an archive that was fetched into one new folder: `output`, else one beside it, called by its stem.
@@ -226,7 +213,7 @@ class Cache:
         folder = os.path.abspath(os.path.expanduser(os.fspath(output))) if output is not None else beside
         if output is None and os.path.isdir(folder):
             return folder
-        settings = self._workshop().settings
+        settings = self._runtime.shop.settings
         limits = UnpackLimits(total_bytes=settings.unpack_most, entries=settings.unpack_entries)
         unpack(fetched.path, folder, name=fetched.name, limits=limits)
         return folder
@@ -333,7 +320,7 @@ class Cache:
 
         ref = _with_version(Ref.parse(model), version)
         cache = self._holder(ref)
-        records, shop, freed = cache._shelf.remains(ref), cache._workshop(), 0
+        records, shop, freed = cache._shelf.remains(ref), cache._runtime.shop, 0
         for record in records:
             freed += remove(shop.layout, shop.registry, record)
             message = f"{record.id}@{record.version} is removed"
@@ -351,14 +338,14 @@ class Cache:
         checked_path(model, parts=1), checked_path(version, parts=1)
         cache = self._elsewhere() or self
         cache._shelf.check_ref(model, model)
-        return adopt(cache._workshop(), os.path.abspath(os.fspath(path)), model, version, replace=replace)
+        return adopt(cache._runtime.shop, os.path.abspath(os.fspath(path)), model, version, replace=replace)
 
     # -- care ---------------------------------------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
         """As they are in this process. UsageError for a wrong one."""
-        return self._workshop().settings
+        return self._runtime.shop.settings
 
     @property
     def queue_paths(self) -> tuple[str, str]:
@@ -377,14 +364,11 @@ class Cache:
 
         The first fetch does it by itself. A row: model, file, size (bytes here), total, can_resume, cleaned, and text.
         """
-        self._adopt_process()
-        with self._guard:
-            is_first, self._was_checked = not self._was_checked, True
-        if not (is_first and _holds_anything(self._shelf.layout.partials)):
+        if not (self._runtime.is_first_look() and _holds_anything(self._shelf.layout.partials)):
             return Report("unfinished downloads", ())
         from modelcache.maintenance import check_at_start
 
-        return check_at_start(self._workshop())
+        return check_at_start(self._runtime.shop)
 
     def clean(self, *, dry_run: bool = False) -> Report:
         """Removes what is nobody's and too old: unfinished downloads, what had rotted, logs, leftovers, free locks.
@@ -394,7 +378,7 @@ class Cache:
         """
         from modelcache.maintenance import clean
 
-        reports = [clean(cache._workshop(), dry_run=dry_run) for cache in self._caches()]
+        reports = [clean(cache._runtime.shop, dry_run=dry_run) for cache in self._caches()]
         return Report(reports[0].title, tuple(row for report in reports for row in report))
 
     def reset(self, model: str) -> Report:
@@ -408,7 +392,7 @@ class Cache:
         ref = replace(Ref.parse(model), version="")
         rows: list[dict[str, Any]] = []
         for cache in self._caches():
-            shop = cache._workshop()
+            shop = cache._runtime.shop
             try:
                 records = cache._shelf.remains(ref)
             except ModelNotAvailableError:
@@ -443,13 +427,13 @@ class Cache:
         or success. What no living process carries out is paused."""
         from modelcache import past
 
-        return past.downloads(self._history(), self._shelf, status)
+        return past.downloads(self._runtime.state, self._shelf, status)
 
     def download(self, download_id: str) -> "DownloadRecord":
         """How a download stands. Raises UnknownDownloadError."""
         from modelcache import past
 
-        return past.download(self._history(), self._shelf, download_id)
+        return past.download(self._runtime.state, self._shelf, download_id)
 
     def resume(
         self,
@@ -469,11 +453,11 @@ class Cache:
         record = self.download(download_id)
         if record.status == "success":
             return record
-        download = next((one for one in self._running if one.id == download_id), None)
+        download = self._runtime.find(download_id)
         if download is not None:
             download.resume()
         else:
-            ref, wish = parsed(self._history().request_of(download_id))
+            ref, wish = parsed(self._runtime.state.request_of(download_id))
             download = self.begin(ref, replace(wish, headers=dict(headers or {})), progress)
         if wait:
             self._waited(download)
@@ -489,38 +473,31 @@ class Cache:
         record = self.download(download_id)
         if record.status == "success":
             return record
-        download = next((one for one in self._running if one.id == download_id), None)
+        download = self._runtime.find(download_id)
         if download is not None:
             download.cancel()
             download.wait_stopped(STOP_WITHIN_S)
         else:
-            past.forget(self._history(), self._shelf, self._workshop(), record)
+            past.forget(self._runtime.state, self._shelf, self._runtime.shop, record)
         return self.download(download_id)
 
     def usage(self) -> Report:
         """One row a model, with how often it was asked for: the most requested first."""
         from modelcache import past
 
-        return past.usage(self._history())
+        return past.usage(self._runtime.state)
 
     def health(self) -> Report:
         """One row a gateway, with how it has done lately."""
         from modelcache import past
 
-        return past.health(self._history())
-
-    def _history(self) -> "State":
-        """With all that is known so far written."""
-        self._workshop().dispatcher.drain(STOP_WITHIN_S)
-        assert self._state is not None
-        self._state.close()
-        return self._state
+        return past.health(self._runtime.state)
 
     # -- events and ending --------------------------------------------------------------------------------------------
 
     def on_event(self, subscriber: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         """Calls the function with every event (product H), from one thread. Returns a function that ends it."""
-        ends = [cache._workshop().dispatcher.subscribe(subscriber) for cache in self._caches()]
+        ends = [cache._runtime.shop.dispatcher.subscribe(subscriber) for cache in self._caches()]
 
         def unsubscribe() -> None:
             for end in ends:
@@ -532,77 +509,9 @@ class Cache:
         """Pauses what runs, and returns when nothing is written any more, within 2 s."""
         if self._fallback:
             self._fallback.close()
-        if self._pid != os.getpid():
-            return
-        end = time.monotonic() + STOP_WITHIN_S
-        for download in self._running:
-            download.pause()
-        for download in self._running:
-            download.wait_stopped(max(0.0, end - time.monotonic()))
-        if self._shop is not None:
-            self._shop.dispatcher.drain(max(0.0, end - time.monotonic()))
-        if self._state is not None:
-            self._state.close()
+        self._runtime.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------
-
-    def _workshop(self) -> Workshop:
-        """One per process: a child after a fork inherits neither threads nor locks nor connections."""
-        self._adopt_process()
-        with self._guard:
-            if self._shop is None:
-                import atexit
-
-                from modelcache.dispatch import Dispatcher
-                from modelcache.logbook import Logbook
-                from modelcache.state.state import State
-                from modelcache.throttle import Throttle
-
-                for folder in self._shelf.layout.folders:
-                    check_no_links(self.root, folder)
-                settings = settings_for(self.root, self._overrides)
-                shelf, dispatcher = self._shelf, Dispatcher()
-                self._state = State(self.root, self._uses, settings.metrics_age)
-                dispatcher.attach(Logbook(shelf.layout.logs))
-                dispatcher.attach(self._state)
-                self._shop = Workshop(
-                    shelf.layout,
-                    shelf.registry,
-                    settings,
-                    dispatcher,
-                    Sources(settings),
-                    Throttle(settings.limit_rate),
-                    scores=self._state.scores,
-                )
-                atexit.register(self.close)
-            return self._shop
-
-    def _count(self, order: Order, here: Model | File | None) -> None:
-        """One request more. Costs nothing here: it is written with what is written next, or at the end."""
-        if not order.cached:
-            return
-        files = () if here is None else here.files if isinstance(here, Model) else (here,)
-        name = order.files[0].path if order.single else ""
-        self._uses.count(Use(order.id, name, sum(file.size for file in files), is_hit=here is not None))
-        if not self._writes_uses:
-            import atexit
-
-            self._writes_uses = True
-            atexit.register(self._write_uses)
-
-    def _write_uses(self) -> None:
-        from modelcache.state.state import State
-
-        with suppress(UsageError):
-            self._adopt_process()
-            state = self._state or State(self.root, self._uses, MOST_S)
-            state.close()
-
-    def _adopt_process(self) -> None:
-        if self._pid != os.getpid():
-            self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
-            self._pid, self._shop, self._state, self._running = os.getpid(), None, None, []
-            self._was_checked = False
 
     def _elsewhere(self) -> "Cache | None":
         """The cache to use where nothing can be written here (product A8)."""
@@ -636,7 +545,7 @@ class Cache:
         """The workshop, while the events of a model are shown."""
         from modelcache.progress import subscriber_for
 
-        shop = self._workshop()
+        shop = self._runtime.shop
         subscriber = subscriber_for(progress, record.id, {file.path: max(0, file.size) for file in record.files})
         unsubscribe = shop.dispatcher.subscribe(subscriber) if subscriber else lambda: None
         try:
@@ -647,7 +556,7 @@ class Cache:
 
     def _why_not(self, model_id: str) -> Reason:
         """Why a model without a record is not available."""
-        mine = [one for one in self._running if one.order.id == model_id] if self._pid == os.getpid() else []
+        mine = [one for one in self._runtime.running if one.order.id == model_id]
         if any(not one.has_ended for one in mine) or is_held(self._shelf.layout.model_lock(model_id)):
             return "downloading"
         return "error" if mine and mine[-1].state in ("paused", "failed") else "not_installed"

@@ -1,0 +1,156 @@
+"""What a cache has in one process: threads, locks, connections, and what runs.
+
+Responsible for: making it when it is first needed, making it anew in a child after a fork, which inherits none of it,
+and ending it. Leaves to others: using it (`cache`), settings and sources (`wiring`).
+"""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from modelcache.errors import UsageError
+from modelcache.history import Use
+from modelcache.order import Order, Workshop
+from modelcache.outcome import File, Model
+from modelcache.settings import MOST_S
+from modelcache.state.uses import Uses
+from modelcache.store.disk import check_no_links
+from modelcache.store.shelf import Shelf
+from modelcache.wiring import Sources, settings_for
+
+if TYPE_CHECKING:
+    from modelcache.download import Download
+    from modelcache.state.state import State
+
+STOP_WITHIN_S = 1.5
+
+
+class Runtime:
+    """Of one cache. Making it does nothing; all methods may be called from any thread."""
+
+    def __init__(self, root: str, shelf: Shelf, overrides: Mapping[str, Any]) -> None:
+        self._root = root
+        self._shelf = shelf
+        self._overrides = overrides
+        self._guard = threading.Lock()
+        self._shop: Workshop | None = None
+        self._state: State | None = None
+        self._uses = Uses()
+        self._writes_uses = False
+        self._pid = 0
+        self._was_checked = False
+        self._running: list[Download] = []
+
+    @property
+    def shop(self) -> Workshop:
+        """UsageError for a wrong setting, StoreError where a folder of the store is a link."""
+        self._adopt_process()
+        with self._guard:
+            if self._shop is None:
+                self._shop = self._new_shop()
+            return self._shop
+
+    def _new_shop(self) -> Workshop:
+        import atexit
+
+        from modelcache.dispatch import Dispatcher
+        from modelcache.logbook import Logbook
+        from modelcache.state.state import State
+        from modelcache.throttle import Throttle
+
+        shelf, dispatcher = self._shelf, Dispatcher()
+        for folder in shelf.layout.folders:
+            check_no_links(self._root, folder)
+        settings = settings_for(self._root, self._overrides)
+        self._state = State(self._root, self._uses, settings.metrics_age)
+        dispatcher.attach(Logbook(shelf.layout.logs))
+        dispatcher.attach(self._state)
+        atexit.register(self.close)
+        return Workshop(
+            shelf.layout,
+            shelf.registry,
+            settings,
+            dispatcher,
+            Sources(settings),
+            Throttle(settings.limit_rate),
+            scores=self._state.scores,
+        )
+
+    @property
+    def has_subscribers(self) -> bool:
+        return self._shop is not None and self._shop.dispatcher.has_subscribers
+
+    @property
+    def state(self) -> "State":
+        """With all that is known so far written."""
+        self.shop.dispatcher.drain(STOP_WITHIN_S)
+        assert self._state is not None
+        self._state.close()
+        return self._state
+
+    def is_first_look(self) -> bool:
+        """True once in each process."""
+        self._adopt_process()
+        with self._guard:
+            is_first, self._was_checked = not self._was_checked, True
+        return is_first
+
+    # -- what runs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> "list[Download]":
+        """Downloads of this process, those that have ended lately included."""
+        return self._running if self._pid == os.getpid() else []
+
+    def runs(self, download: "Download") -> None:
+        with self._guard:
+            self._running = [*(one for one in self._running if not one.has_ended), download]
+
+    def find(self, download_id: str) -> "Download | None":
+        return next((one for one in self.running if one.id == download_id), None)
+
+    def count(self, order: Order, here: Model | File | None) -> None:
+        """One request more. Costs nothing here: it is written with what is written next, or at the end."""
+        if not order.cached:
+            return
+        files = () if here is None else here.files if isinstance(here, Model) else (here,)
+        name = order.files[0].path if order.single else ""
+        self._uses.count(Use(order.id, name, sum(file.size for file in files), is_hit=here is not None))
+        if not self._writes_uses:
+            import atexit
+
+            self._writes_uses = True
+            atexit.register(self._write_uses)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Pauses what runs, and returns when nothing is written any more, within 2 s."""
+        if self._pid != os.getpid():
+            return
+        end = time.monotonic() + STOP_WITHIN_S
+        for download in self._running:
+            download.pause()
+        for download in self._running:
+            download.wait_stopped(max(0.0, end - time.monotonic()))
+        if self._shop is not None:
+            self._shop.dispatcher.drain(max(0.0, end - time.monotonic()))
+        if self._state is not None:
+            self._state.close()
+
+    def _write_uses(self) -> None:
+        from modelcache.state.state import State
+
+        with suppress(UsageError):
+            self._adopt_process()
+            state = self._state or State(self._root, self._uses, MOST_S)
+            state.close()
+
+    def _adopt_process(self) -> None:
+        if self._pid != os.getpid():
+            self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
+            self._pid, self._shop, self._state, self._running = os.getpid(), None, None, []
+            self._was_checked = False
