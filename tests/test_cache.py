@@ -345,10 +345,10 @@ def test_naming_many_small_files_can_be_given_up(cache: Cache, model: Manifest) 
             raise PausedError("enough")
 
     with pytest.raises(PausedError):
-        install(order, cache._workshop(), here, lambda *_, **__: None, give_up)
+        install(order, cache._runtime.shop, here, lambda *_, **__: None, give_up)
     with pytest.raises(ModelNotAvailableError):
         cache.path("n")
-    install(order, cache._workshop(), here, lambda *_, **__: None)
+    install(order, cache._runtime.shop, here, lambda *_, **__: None)
     assert cache.path("n")
 
 

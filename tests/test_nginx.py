@@ -146,8 +146,8 @@ def test_tls_under_a_private_authority(nginx: Nginx, cache: mc.Cache, monkeypatc
 
 
 def test_several_connections_to_one_file(nginx: Nginx, tmp_path: Path) -> None:
-    sha256 = nginx.put("m.bin", os.urandom(80 << 20))
-    file = mc.Cache(tmp_path / "cache", connections=4).fetch(nginx.url("m.bin"), sha256=sha256)
+    sha256 = nginx.put("m.bin", os.urandom(16 << 20))
+    file = mc.Cache(tmp_path / "cache", connections=4).fetch(nginx.url("slow/m.bin"), sha256=sha256)
     assert hashlib.sha256(Path(file).read_bytes()).hexdigest() == sha256
     assert sum(" 206 " in line for line in nginx.log()) >= 2
 

@@ -203,9 +203,10 @@ class Listener:
             if not self._closing.is_set():
                 self._closing.set()
                 self._waker.send(b"x")
+        self._thread.join()  # and with it the listening socket: nobody can come back before he has seen the end
+        with self._lock:
             for connection in self._living.values():
                 connection.interrupt()
-        self._thread.join()  # and with it the listening socket
 
     def close(self) -> None:
         """Stops and joins all threads."""
