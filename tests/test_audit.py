@@ -279,7 +279,7 @@ class Attended(Control):
 def test_a_verify_tells_how_far_it_has_read(cache: Cache, model: str) -> None:
     told = Events()
     cache.on_event(told)
-    shop = cache._workshop()
+    shop = cache._runtime.shop
     record = Installed.read(model)
     assert record is not None
     verify(shop, record, Attended(told))
