@@ -133,6 +133,10 @@ class FencedError(StoreError):
     """A writer whose partial was committed, discarded or given up meanwhile; it has written nothing since."""
 
 
+class TakenOverError(StoreError):
+    """Another process has the partial now, for the lock could not keep it away; our bytes were proven all the same."""
+
+
 class LostError(StoreError):
     """Files that were proven were removed, or found rotten, before they had their names; `places` are their paths."""
 

@@ -9,8 +9,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import TypeVar
 
-from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, StoreError, VerificationError
+from modelcache.errors import (
+    AllSourcesFailedError,
+    LockedError,
+    ModelCacheError,
+    StoreError,
+    TakenOverError,
+    VerificationError,
+)
 from modelcache.events import FactType
 from modelcache.history import Attempt
 from modelcache.model import Digest, ModelFile, Span
@@ -18,7 +26,7 @@ from modelcache.names import cut
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Status
 from modelcache.store import blobs, links
-from modelcache.store.claim import forget, found
+from modelcache.store.claim import forget, found, result_of_others
 from modelcache.store.disk import (
     check_no_links,
     disk_errors,
@@ -36,6 +44,7 @@ from modelcache.store.watch import Far, Watch
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
 
+T = TypeVar("T")
 TellFile = Callable[[FactType, str, str], None]  # (type, message, source)
 
 
@@ -179,7 +188,11 @@ class FileFetch:
         with self._partial(layout.partials, key) as partial:
             digests = self._transfer(partial)
             fetched = self._fetched(partial, digests["sha256"])
-            return replace(fetched, stamp=blobs.commit(layout, partial))
+            try:
+                stamp = blobs.commit(layout, partial)
+            except TakenOverError as error:
+                stamp = self._of_others(layout.partials, key, error, lambda: blobs.proven(layout, fetched.sha256))
+            return replace(fetched, stamp=stamp)
 
     def _into_output(self) -> Fetched:
         output = self._order.output_of(self._file)
@@ -194,11 +207,31 @@ class FileFetch:
                     with self._partial(base, key) as partial:
                         digests = self._transfer(partial)
                         here = self._fetched(partial, digests["sha256"])
-                        partial.commit(output, output_mode())
+                        self._commit_output(partial, output, here)
                 forget(base, key)
         finally:
             _sweep(base, lock)
         return here
+
+    def _commit_output(self, partial: Partial, output: str, fetched: Fetched) -> None:
+        try:
+            partial.commit(output, output_mode())
+        except TakenOverError as error:
+            base, key = os.path.dirname(partial.folder), key_of(self._file)
+            self._of_others(base, key, error, lambda: self._proven_output(output, fetched.sha256))
+
+    def _proven_output(self, output: str, sha256: Digest) -> bool | None:
+        """True, or None where it is not what it should be."""
+        is_file = not os.path.islink(output) and os.path.isfile(output)
+        return True if is_file and self._read(output, (sha256,)).wrong is None else None
+
+    def _of_others(self, base: str, key: str, error: TakenOverError, look: Callable[[], T | None]) -> T:
+        """The result of whoever took these bytes over: they were proven, so it is known what to look for (I12)."""
+        self._tell("waiting", "waiting for another process, which has taken this download over", "")
+        result = result_of_others(base, key, self._shop.settings.lock_timeout, self._control.wait, look)
+        if result is None:
+            raise error
+        return result
 
     @contextmanager
     def _lock(self, path: str, base: str) -> Iterator[None]:
@@ -342,7 +375,7 @@ def _check_room(partial: Partial) -> None:
         return
     missing = sum(Span(*span).size for span in partial.missing())
     with disk_errors(partial.path):
-        disk = os.statvfs(partial.folder)
+        disk = os.statvfs(os.path.dirname(partial.folder))  # not the folder: somebody may be taking it over
     free = disk.f_bavail * disk.f_frsize
     if missing > free:
         raise StoreError(

@@ -397,8 +397,8 @@ def test_where_every_lock_is_granted_bytes_stay_right(home: Path, origin: Origin
     preload = {"MODELCACHE_HOME": str(home), "LD_PRELOAD": str(shim), "FLOCK_SHIM": "lies"}
     begun += [child(*command, **preload) for _ in range(8)]
     ended = [process.communicate(timeout=60) for process in begun]
-    assert any(process.returncode == 0 for process in begun), ended
-    assert all(len(lines(errors)) <= 1 for _, errors in ended), ended
+    assert [process.returncode for process in begun] == [0] * 8, ended  # who lost the bytes uses the result
+    assert [errors for _, errors in ended] == [""] * 8
     check_store(home)
     assert run(home, "fetch", origin.url("m.bin"), "--sha256", FILE.sha256).returncode == 0
     assert run(home, "verify").returncode == 0

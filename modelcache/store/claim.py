@@ -11,9 +11,11 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from modelcache.errors import StoreError
 from modelcache.model import ModelFile, Span
@@ -22,6 +24,8 @@ from modelcache.store.disk import CREATE, READ, WRITE, chunks_of, disk_errors, m
 from modelcache.store.journal import Journal, read_facts
 from modelcache.store.owner import Owner
 
+T = TypeVar("T")
+POLL_S = 0.2
 RELEASED = 0o400  # the mode of data that nobody writes any more
 
 
@@ -68,6 +72,39 @@ def forget(base: str, key: str) -> None:
     with suppress(OSError, StoreError):
         for name in found(base, key):
             remove_tree(os.path.join(base, name))
+
+
+def result_of_others(
+    base: str, key: str, timeout_s: float, wait: Callable[[float], None], look: Callable[[], T | None]
+) -> T | None:
+    """What `look` finds once those who took a partial over are done with it.
+
+    None when nobody alive has a partial of the key any more, or none of them wrote anything for `timeout_s` seconds.
+    `wait` sleeps between two looks, and may raise to end the waiting.
+    """
+    seen: list[tuple[str, int]] | None = None
+    since = time.monotonic()
+    while True:
+        now = _on_their_way(base, key)  # before the look: a partial that is gone may be a result
+        if (result := look()) is not None:
+            return result
+        if not now and seen == []:  # twice, for a folder that is renamed just now may be missed
+            return None
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since >= timeout_s:
+            return None
+        wait(POLL_S)
+
+
+def _on_their_way(base: str, key: str) -> list[tuple[str, int]]:
+    """The partials of a key that may have a live owner, and how many bytes each has."""
+    partials = []
+    for name in found(base, key):
+        facts = read_facts(os.path.join(base, name, "journal"))
+        if facts and not (facts.owner and facts.owner.is_proven_dead()):
+            partials.append((name, facts.written.size))
+    return partials
 
 
 def _token_of(key: str) -> str:

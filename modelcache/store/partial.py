@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from modelcache.errors import FencedError, StoreError, VerificationError
+from modelcache.errors import FencedError, StoreError, TakenOverError, VerificationError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
 from modelcache.pieces import PIECE_SIZE, Checks, Measure, Pieces
 from modelcache.spans import END, SpanSet
@@ -291,17 +291,20 @@ class Partial:
 
         Returns how it looked before anybody could see it.
 
-        Raises VerificationError if it is not what it should be, StoreError if the disk refuses or the partial is no
-        longer ours; then nothing is visible and the bytes stay. After a StoreError it can only be closed.
+        Raises VerificationError if it is not what it should be, StoreError if the disk refuses, TakenOverError if the
+        partial is no longer ours; then nothing is visible and the bytes stay. After a StoreError it can only be closed.
         """
         with self._turning:
             self._seal_proven()
             with disk_errors(self.path):
                 self._make_durable(mode)
-                self._check_ours()
-                stamp = Stamp.of(self.path)
+                stamp = self._our_stamp()
             with disk_errors(target):
-                os.rename(self.path, target)
+                try:
+                    os.rename(self.path, target)
+                except FileNotFoundError:
+                    self._our_stamp()  # it is the target's folder that is not there, else
+                    raise
                 try:
                     sync_directory(os.path.dirname(target))
                 finally:
@@ -466,13 +469,17 @@ class Partial:
         os.fchmod(self._fd, mode)
         self._write_back.finish(self._fd)
 
-    def _check_ours(self) -> None:
-        """Raises StoreError if another process has taken the folder meanwhile (I12)."""
+    def _our_stamp(self) -> Stamp:
+        """How the data looks. Raises TakenOverError if another process has taken the folder meanwhile (I12)."""
         try:
-            there, mine = os.lstat(self.path), os.fstat(self._fd)
-        except FileNotFoundError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
-            raise StoreError(
-                f"{self.path}: another process has taken this download over", next_step="run again to use its result"
-            )
+            there, stamp, mine = os.lstat(self.path), Stamp.of(self.path), os.fstat(self._fd)
+        except FileNotFoundError as error:
+            raise self._taken_over() from error
+        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+            raise self._taken_over()
+        return stamp
+
+    def _taken_over(self) -> TakenOverError:
+        return TakenOverError(
+            f"{self.path}: another process has taken this download over", next_step="run again to use its result"
+        )
