@@ -35,7 +35,7 @@ from modelcache.install import install
 from modelcache.model import Digest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
-from modelcache.sampling import SAMPLE_S
+from modelcache.sampling import SAMPLE_S, every
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
 from modelcache.store.disk import store_error
 from modelcache.store.gate import await_sweep
@@ -383,7 +383,8 @@ class Download:
         if not errors:
             self._control.check()
             self._enter(State.INSTALLING)
-            return install(self.order, self._shop, done, self._tell, self._control.check)
+            with every(SAMPLE_S, self._report_installing):
+                return install(self.order, self._shop, done, self._tell, self._control.check)
         if done and self.order.cached and self.order.version:
             with suppress(StoreError):  # the error that is raised below came first
                 install(replace(self.order, output=""), self._shop, done, self._tell)
@@ -465,6 +466,11 @@ class Download:
         for index in range(min(MOST_SAMPLES, len(running))):
             self._publish(running[(turn + index) % len(running)], completed)
         return turn + MOST_SAMPLES
+
+    def _report_installing(self) -> None:
+        """All bytes are here; what is copied to the output may take its time."""
+        sample = self._tasks[-1].sample(self.order.id, self._completed(), len(self._tasks))
+        self._shop.dispatcher.publish(replace(sample, status=EVENT_STATUS[State.INSTALLING]), self._subscriber)
 
     def _report_ends(self) -> None:
         ended = [task for task in self._tasks if task.is_over and not task.told]

@@ -28,6 +28,7 @@ from modelcache.outcome import Status
 from modelcache.store import blobs, links
 from modelcache.store.claim import forget, found, result_of_others
 from modelcache.store.disk import (
+    BUFFER,
     check_no_links,
     disk_errors,
     make_directories,
@@ -49,11 +50,15 @@ TellFile = Callable[[FactType, str, str], None]  # (type, message, source)
 
 
 class FileFetch:
-    """Runs once, in its caller's thread. `transfer` is there while bytes move, `watch` once somebody else has it."""
+    """Runs once, in its caller's thread. `transfer` is there while bytes move, `watch` once somebody else has it.
+
+    `checked` are the bytes that were read where the file is already.
+    """
 
     def __init__(self, order: Order, file: ModelFile, shop: Workshop, control: Control, tell: TellFile) -> None:
         self.transfer: Transfer | None = None
         self.watch: Watch | None = None
+        self.checked = 0
         self._order = order
         self._file = file
         self._shop = shop
@@ -152,13 +157,20 @@ class FileFetch:
         if sha256 is None or self._file.digest() is None or len(self._file.digests) > 1:
             return None
         blob = self._shop.layout.blob(sha256)
+        self._tell("verifying", "the content is in the store already", "cache")
         with suppress(VerificationError):  # it has rotted: for a repair to find
             links.copy(blob, output, sha256, tick=self._control.check)
             return Fetched(self._file, sha256, os.stat(output).st_size, "linked", "cache")
         return None
 
     def _read(self, path: str, expected: tuple[Digest, ...], piece_size: int = 0) -> blobs.Reading:
-        return blobs.read_back(path, expected, piece_size or self._shop.settings.piece_size, self._control.check)
+        self.checked = 0
+        return blobs.read_back(path, expected, piece_size or self._shop.settings.piece_size, self._tick)
+
+    def _tick(self) -> None:
+        """One more buffer was read."""
+        self._control.check()
+        self.checked += BUFFER
 
     # -- into the store, or the output --------------------------------------------------------------------------------
 

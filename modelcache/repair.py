@@ -60,6 +60,7 @@ class _Mending:
         self.task = Task(file)
         self.transfer: Transfer | None = None
         self.watch: Watch | None = None
+        self.checked = 0
 
 
 class Repairer:

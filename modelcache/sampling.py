@@ -7,7 +7,8 @@ works: the numbers of each file.
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
@@ -18,6 +19,26 @@ from modelcache.events import Progress
 
 SAMPLE_S = 0.25
 SPEED_OVER_S = 5.0
+
+
+@contextmanager
+def every(seconds: float, work: Callable[[], None]) -> Iterator[None]:
+    """Does this work now and then, in a thread of its own, while the block runs; not at all if there is no thread."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=run, name="modelcache-sampler", daemon=True)
+    with suppress(RuntimeError):
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.is_alive():
+            thread.join()
 
 
 class Speed:
@@ -57,8 +78,7 @@ class Sampler:
         self._guard = threading.Lock()  # no sample of a file comes after its end
         self._followed: Sampled | None = None
         self._ends: dict[str, Progress] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="modelcache-sampler", daemon=True)
+        self._sampling = every(SAMPLE_S, self._tell)
 
     def follow(self, file: Sampled) -> None:
         with self._guard:
@@ -77,16 +97,13 @@ class Sampler:
         return sum(end.status == "success" for end in self._ends.values())
 
     def __enter__(self) -> Self:
-        with suppress(RuntimeError):  # no thread is to be had: ends are told all the same
-            self._thread.start()
+        self._sampling.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._sampling.__exit__(None, None, None)
         wrong = self._total - self._completed
         is_paused = isinstance(error, (PausedError, KeyboardInterrupt))
         status = "paused" if is_paused else "error" if error or wrong else "completed"
@@ -102,10 +119,8 @@ class Sampler:
             )
         )  # fmt: skip
 
-    def _run(self) -> None:
-        while not self._over.wait(SAMPLE_S):
-            with self._guard:
-                file = self._followed
-                if file is not None:
-                    file.measure()
-                    self._dispatcher.publish(file.sample(self._model, self._completed, self._total))
+    def _tell(self) -> None:
+        with self._guard:
+            if self._followed is not None:
+                self._followed.measure()
+                self._dispatcher.publish(self._followed.sample(self._model, self._completed, self._total))

@@ -38,6 +38,7 @@ class Work(Protocol):
 
     transfer: Transfer | None  # while bytes move
     watch: Watch | None  # once somebody else has it
+    checked: int  # bytes that were read where the file is already
 
 
 class Task:
@@ -84,10 +85,15 @@ class Task:
 
     @property
     def _numbers(self) -> _Numbers:
-        """Our own, or how far somebody else is with it, for whom we wait."""
+        """Our own, or how far we have read what is here, or how far somebody else is with it, for whom we wait."""
         fetch = self.fetch
+        if self.is_over or (fetch and fetch.transfer):
+            return self._own
+        if fetch and fetch.checked:
+            here = min(fetch.checked, self.file.size or fetch.checked)
+            return _Numbers(here, self.file.size, here, "cache")
         watch = (fetch.watch if fetch else None) or self.watch
-        if watch is None or self.is_over or (fetch and fetch.transfer):
+        if watch is None:
             return self._own
         far = watch.of(self.file)
         return _Numbers(far.here, far.total)

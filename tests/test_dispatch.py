@@ -1,7 +1,8 @@
-"""Sinks: what of ours is told everything that is to be kept, in the one thread of the dispatcher."""
+"""Who is told what: subscribers, and the sinks of ours that are told everything that is to be kept, in one thread."""
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from modelcache.dispatch import Dispatcher, Kept
 from modelcache.events import Fact, Progress
@@ -61,3 +62,28 @@ def test_a_sink_that_fails_harms_nobody() -> None:
     dispatcher.note(Use("n"))
     dispatcher.drain(5)
     assert len(got) == 2
+
+
+def test_progress_that_nobody_has_looked_at_is_overwritten_and_facts_are_not() -> None:
+    dispatcher = Dispatcher()
+    begun, goes_on = threading.Event(), threading.Event()
+    seen: list[tuple[str, int]] = []
+
+    def slow(event: dict[str, Any]) -> None:
+        seen.append((event["type"], event.get("bytesDownloaded", 0)))
+        begun.set()
+        assert goes_on.wait(10)
+
+    dispatcher.subscribe(slow)
+    dispatcher.publish(Fact("started", "m", ""))
+    assert begun.wait(10)
+    for here in range(5):
+        dispatcher.publish(Progress("m", "downloading", "a.bin", here))
+    dispatcher.publish(Progress("m", "downloading", "b.bin", 7))
+    dispatcher.publish(Fact("file_ready", "m", "", "a.bin"))
+    dispatcher.publish(Progress("m", "completed", bytes_downloaded=9, done=True))
+    dispatcher.publish(Progress("m", "downloading", "a.bin", 8))
+    goes_on.set()
+    dispatcher.drain(10)
+    kind = "model_download_progress"
+    assert seen == [("started", 0), (kind, 4), (kind, 7), ("file_ready", 0), (kind, 9), (kind, 8)]
