@@ -22,7 +22,7 @@ from modelcache.model import ModelFile
 from modelcache.remotes.connection import Timeouts
 from modelcache.remotes.http import HttpSource
 from modelcache.remotes.source import Abort, Request
-from modelcache.testing import Certificate, Content, Hold, Origin, Redirect, Stall, Status, Wire, certificate
+from modelcache.testing import Certificate, Content, Cut, Hold, Origin, Redirect, Stall, Status, Wire, certificate
 
 CONTENT = Content.generated(1_000_000).read()
 TOKEN = {"Authorization": "Bearer s3cret", "X-Api-Key": "s3cret"}
@@ -692,3 +692,22 @@ def test_every_foreign_exception_becomes_ours(requests_mock, source_of, foreign)
         read(source_of("http://models.example/f"))
     assert caught.value.__cause__ is foreign
     assert "s3cret" not in caught.value.line()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("size", [16_384, 327_680, 400_000])
+def test_what_arrived_before_a_cut_is_given_before_the_error(source_of, trusted, secure, size):
+    """Records of TLS are gathered: a cut, or a silence, costs none of them."""
+    with Origin({"f": CONTENT}, tls=trusted if secure else None, faults=[Cut(size)]) as origin:
+        got = b""
+        with source_of(origin.url("f")).open(ask()) as body, pytest.raises(TransientError, match=r"reset|ended"):
+            for chunk in body:
+                got += bytes(chunk.data)
+    assert got == CONTENT[:size]
+
+
+def test_records_that_come_at_once_are_one_chunk(source_of, trusted):
+    with Origin({"f": CONTENT}, tls=trusted) as origin, source_of(origin.url("f")).open(ask()) as body:
+        sizes = [len(chunk.data) for chunk in body]
+    assert sum(sizes) == len(CONTENT)
+    assert max(sizes) > 16 << 10

@@ -7,6 +7,7 @@ Leaves to others: what the head promised (`reply`), what the bytes are worth (`t
 
 import io
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -14,12 +15,13 @@ from typing import Any, Protocol, Self
 
 import requests
 
-from modelcache.errors import AbortedError, SourceError, TransientError, VerificationError
+from modelcache.errors import AbortedError, ModelCacheError, SourceError, TransientError, VerificationError
 from modelcache.remotes.connection import FOREIGN, Connector, Hop
 from modelcache.remotes.reply import Promise
 from modelcache.remotes.source import Chunk
 
 CHUNK_BYTES = 512 << 10
+TLS_RECORD, GATHERED_S = 16 << 10, 0.1  # what one read of TLS brings at most, and how long records are gathered
 MOST_DRAINED_BYTES = 16 << 10
 DRAIN_S = 1.0  # to read what keeps a connection usable; longer than that, a new connection is cheaper
 _LONGEST_LINE = 4096
@@ -143,6 +145,7 @@ class Exchange:
         self._connector = connector
         self.raw: Any = response.raw
         self._hop = hop
+        self._failure: Exception | None = None
 
     def framing(self, length: int | None, chunked: bool) -> Framing:
         buffered = getattr(getattr(self.raw, "_fp", None), "fp", None)
@@ -154,7 +157,13 @@ class Exchange:
         return UntilClosed(reader) if length is None else Counted(reader, length)
 
     def receive(self, framing: Framing, view: memoryview) -> int:
-        """Like `Framing.readinto`, with our own errors. EOFError where the connection ends first."""
+        """Like `Framing.readinto`, with our own errors; of TLS several records at once, where they come at once.
+
+        EOFError where the connection ends first. What arrived before an error is given; the error comes with the next
+        call.
+        """
+        if self._failure is not None:
+            raise self._failure
         self._hop.abort.check()
         try:
             with self._connector.translating(self._hop):
@@ -164,6 +173,22 @@ class Exchange:
             raise
         if not count:
             self._hop.abort.check()
+        elif count == TLS_RECORD and isinstance(self._hop.sock, ssl.SSLSocket):
+            count += self._more(framing, view[count:])
+        return count
+
+    def _more(self, framing: Framing, view: memoryview) -> int:
+        """A full TLS record is mostly followed by another: what is done for each chunk is done for many at once."""
+        count, end = 0, time.monotonic() + GATHERED_S
+        try:
+            with self._connector.translating(self._hop):
+                while len(view) > count and time.monotonic() < end:
+                    more = framing.readinto(view[count:])
+                    count += more
+                    if more != TLS_RECORD:
+                        break
+        except (EOFError, ModelCacheError) as error:
+            self._failure = error
         return count
 
     def keep(self) -> None:
