@@ -79,6 +79,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors, target
 
 
+def test_the_readme_has_the_two_commands_that_the_gate_runs() -> None:
+    shown, tested = blocks(ROOT / "README.md", "sh")
+    assert shown.strip().endswith("/modelcache demo")
+    assert tested.strip().endswith("/pytest")
+
+
 def test_the_page_of_settings_has_each_with_its_default() -> None:
     told = {name: float(default) for name, default, *_ in tables("settings.md", "setting", "default")}
     assert told == {each.name: each.default for each in fields(Settings)}
