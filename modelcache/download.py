@@ -316,8 +316,13 @@ class Download:
             _check_writable(os.path.dirname(order.output) if order.single else order.output)
 
     def _fetch_all(self) -> None:
-        """Several files at once. One that fails does not stop the others; a disk that refuses does (A12)."""
-        left = iter([task for task in self._tasks if task.done is None])
+        """Several files at once, the largest first, so that all end at about the same time.
+
+        One that fails does not stop the others; a disk that refuses does (A12).
+        """
+        left = iter(
+            sorted((task for task in self._tasks if task.done is None), key=lambda task: -(task.file.size or 0))
+        )
         guard = threading.Lock()
 
         def work() -> None:
