@@ -31,7 +31,7 @@ def _remove(layout: Layout, registry: Registry, record: Installed) -> int:
     _unlink(layout, record, record.files)
     freed = _sweep(layout, {file.sha256 for file in record.files}, record.folder)
     registry.removed(record.id, record.version)
-    with disk_errors(record.folder):
+    with records.changing(layout), disk_errors(record.folder):  # nobody puts a record into a folder that goes
         remove_tree(link_towards(layout.root, record.folder) or record.folder)
         with suppress(OSError):
             os.rmdir(os.path.dirname(record.folder))  # of the id, if this was its last version
