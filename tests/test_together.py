@@ -7,13 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from crash import check_store, environment, files_below, leftovers, locks_held
+from crash import MIB, check_store, environment, files_below, leftovers, locks_held
 
 from modelcache.cache import Cache
 from modelcache.testing import Content, Origin, Slow
 
 PROGRAM = Path(__file__).resolve().parent / "steps.py"
-FILES = {f"{name}.bin": Content.generated(size, size) for name, size in zip("abc", (1, 700_000, 1_100_000), strict=True)}
+FILES = {f"{name}.bin": Content.generated(size, seed=size) for name, size in {"a": 1, "b": 700_000, "c": MIB}.items()}
 FILES["same.bin"] = FILES["a.bin"]  # two models with one content
 NIGHTLY = [pytest.param(seed, 250, marks=pytest.mark.nightly) for seed in range(1, 5)]
 
