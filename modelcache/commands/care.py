@@ -67,7 +67,10 @@ def _logs(options: argparse.Namespace) -> int:
         from modelcache.logbook import export
 
         export(list(report), options.export)
-        print(options.export)
+        if options.json:
+            print_json({"path": options.export})
+        else:
+            print(options.export)
     elif options.json:
         print_json(list(report))
     else:

@@ -76,7 +76,10 @@ def rate(text: str) -> int:
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no rate: 500K, 2.5M or 1G (bytes/s) is")
-    return int(float(number) * 1024 ** _UNITS.index(unit))
+    try:
+        return int(float(number) * 1024 ** _UNITS.index(unit))
+    except OverflowError as error:
+        raise ValueError(text) from error
 
 
 def print_json(value: object) -> None:

@@ -64,12 +64,12 @@ def _line(row: dict[str, Any]) -> str:
 def _resume(options: argparse.Namespace) -> int:
     if (options.id is None) != options.all:
         raise UsageError("name the ID of a download, or --all")
-    cache = cache_of(options)
+    cache, headers = cache_of(options), headers_of(options)
     chosen = [options.id] if options.id is not None else _unfinished(cache)
     rows, failures = [], []
     for download_id in chosen:
         try:
-            record = cache.resume(download_id, headers=headers_of(options), progress=not options.quiet)
+            record = cache.resume(download_id, headers=headers, progress=not options.quiet)
         except (StoreError, PausedError):
             raise  # no other would fare better
         except ModelCacheError as error:

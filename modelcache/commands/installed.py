@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_report
+from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, print_report
 
 
 def add_to(commands: Commands) -> None:
@@ -14,7 +14,9 @@ def add_to(commands: Commands) -> None:
     add_model(info)
     add_json(info)
     add_model(commands.add("path", "print where a model is; asks no network", _path))
-    add_model(commands.add("rm", "remove a model; files that others share stay", _rm))
+    rm = commands.add("rm", "remove a model; files that others share stay", _rm)
+    add_model(rm)
+    add_json(rm)
     add = commands.add("add", "take a file or folder of this disk into the cache", _add)
     add.add_argument("path", metavar="PATH")
     add.add_argument("--model", required=True, metavar="ID")
@@ -46,6 +48,8 @@ def _path(options: argparse.Namespace) -> int:
 
 def _rm(options: argparse.Namespace) -> int:
     freed = cache_of(options).remove(options.model, options.version)
+    if options.json:
+        print_json({"model": options.model, "bytes_freed": freed})
     print(f"{options.model}: {freed:,} bytes freed", file=sys.stderr)
     return 0
 

@@ -44,7 +44,7 @@ def _queue(options: argparse.Namespace) -> int:
             queue.retry(_id(options))
         case "rm":
             queue.remove(_id(options))
-    return 0
+    return print_report(queue.entries(), options) if options.json else 0
 
 
 def _id(options: argparse.Namespace) -> str:
