@@ -11,6 +11,8 @@ from modelcache.errors import SourceError, SourceFailure, TransientError, Verifi
 from modelcache.retry import Backoff, Budget
 from modelcache.settings import Settings
 
+SAYS_NO = (429, 503)  # statuses that mean: no more of you
+
 
 @dataclass(slots=True)
 class Standing:
@@ -19,7 +21,10 @@ class Standing:
     index: int
     name: str
     budget: Budget
-    most_workers: int = 8
+    allowed: int = 8  # connections, by its own account
+    most_workers: int = 8  # the same, as far as it has shown
+    says_no: bool = False  # to further connections, for good
+    surplus: int = 0  # further connections that failed at once, since several of them worked
     not_before: float = 0.0
     faults: int = 0  # transient ones: the next source comes first (product A5)
     blames: int = 0
@@ -44,6 +49,21 @@ class Standing:
         """No fault of its own: that would let a liar who speaks first use up the tries of the honest."""
         self.doubted = True
         self.reason, self.kind = error.message, error.kind
+
+    def one_too_many(self, status: int) -> None:
+        """It serves its other connections. Said by a status, or often enough, that is for good; else it may have been
+        an outage that the others will notice as well."""
+        self.most_workers = self.workers
+        self.surplus += 1
+        self.says_no = self.says_no or status in SAYS_NO or self.surplus > self.allowed
+
+    def delivers(self, rate: float, several: bool) -> None:
+        """Bytes come: `rate` a second on one connection (0: too early to say), on `several` or on one."""
+        self.rate = rate or self.rate
+        if several:
+            self.surplus = 0
+        if not self.says_no:
+            self.most_workers = self.allowed
 
     def gained(self, moved_bytes: int) -> int:
         """Counts bytes that it moved; returns how many of them it had never moved before.
@@ -99,7 +119,8 @@ class Scoreboard:
         one.reason, one.kind = error.message, error.kind
         wish = error.retry_after_s or 0.0
         if one.workers and not gained_bytes:
-            one.most_workers = one.workers  # it serves its other connections: this one was one too many
+            one.one_too_many(error.status)
+            one.not_before = max(one.not_before, now + min(wish, self._settings.retry_after_most))
             return 0.0
         one.faults += 1
         may_try = one.budget.failed(gained_bytes)

@@ -133,6 +133,43 @@ def test_a_fault_of_one_connection_too_many_is_no_fault_of_the_source() -> None:
     assert (one.most_workers, one.gone, one.faults) == (2, False, 0)
 
 
+def refuse(board, one, status: int = 0, retry_after_s: float | None = None) -> None:
+    error = TransientError("refused", retry_after_s=retry_after_s)
+    error.status = status
+    board.failed(one, error, 0, 100.0, 0.0)
+
+
+def test_an_outage_under_several_connections_does_not_leave_one_for_good() -> None:
+    board = board_of(1)
+    one = board.all[0]
+    for left in (3, 2, 1):
+        one.workers = left
+        refuse(board, one)
+    assert one.most_workers == 1
+    one.delivers(1e6, several=False)
+    assert one.most_workers == one.allowed
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_who_says_no_to_further_connections_is_taken_at_its_word(status) -> None:
+    board = board_of(1)
+    one = board.all[0]
+    one.workers = 2
+    refuse(board, one, status, retry_after_s=30)
+    one.delivers(1e6, several=True)
+    assert (one.most_workers, one.not_before, one.faults) == (2, 130.0, 0)
+
+
+def test_who_refuses_further_connections_again_and_again_is_not_asked_for_ever() -> None:
+    board = board_of(1)
+    one = board.all[0]
+    one.workers = 1
+    for _ in range(one.allowed + 1):
+        refuse(board, one)
+        one.delivers(1e6, several=False)
+    assert one.most_workers == 1
+
+
 # ---- the end
 
 

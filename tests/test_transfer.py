@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 import time
 from collections.abc import Iterator
 
@@ -9,8 +10,9 @@ import pytest
 from transfers import leave, run, wanted
 
 from modelcache.errors import AllSourcesFailedError, StoreError, VerificationError
-from modelcache.model import Digest, ModelFile
+from modelcache.model import Digest, ModelFile, Span
 from modelcache.remotes.source import Traits
+from modelcache.store.partial import Partial
 from modelcache.testing import (
     ChangedContent,
     Chunked,
@@ -39,6 +41,7 @@ from modelcache.testing import (
     WrongLength,
 )
 from modelcache.throttle import Throttle
+from modelcache.transfer.hedge import Shadow
 
 KIB, MIB = 1 << 10, 1 << 20
 MODEL = Content.generated(3 * MIB, 1)
@@ -834,6 +837,23 @@ def test_a_liar_who_is_asked_for_the_last_bytes_is_blamed_and_they_stay_absent(t
         origin.faults(Corrupt([at + 7 for at in range(0, BIG.size, MIB)]), path="b")
         done = run(tmp_path, wanted(BIG, piece=MIB), [origin.url("a"), origin.url("b")], stall_timeout=1)
     assert (done.content == BIG.read(), set(done.blamed)) == (True, {"b"})
+
+
+def test_a_pause_is_seen_while_the_end_is_far_ahead_of_the_proof(tmp_path) -> None:
+    """The end of a slow span comes a second time, further ahead than the window; its first bytes only dribble."""
+    file = wanted(MODEL)
+    partial = Partial.open(str(tmp_path), "key", file, window=MIB)
+    try:
+        partial.writer(Span(0, MIB), "front")  # will never come
+        shadow = Shadow(Span(2 * MIB, 3 * MIB))
+        shadow.write(DATA[2 * MIB :])
+        copying = threading.Thread(target=shadow.copy_to, args=(partial, "a"), daemon=True)
+        copying.start()
+        copying.join(5)
+        assert not copying.is_alive()
+        assert partial.written_bytes == MIB
+    finally:
+        partial.close()
 
 
 def test_one_connection_means_one(tmp_path) -> None:

@@ -62,11 +62,12 @@ class SpanWriter:
     def left(self) -> Span:
         return Span(self.position, max(self.position, self.stop))
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview, *, wait: bool = True) -> None:
         """Puts bytes at `position`; what lies beyond `stop` is ignored.
 
-        Raises FencedError once the partial is closed, StoreError if the disk refuses, and VerificationError at the
-        end of a piece that is not what it should be: its bytes are absent again.
+        It may block while the follower is a window behind, unless `wait` is False. Raises FencedError once the partial
+        is closed, StoreError if the disk refuses, and VerificationError at the end of a piece that is not what it
+        should be: its bytes are absent again.
         """
         if self.position - self.recorded + len(data) > RECORD_EVERY:  # it is more than the one before it
             self._partial.record(self)
@@ -83,7 +84,8 @@ class SpanWriter:
         is_much = self.position - self.recorded + len(view) > RECORD_EVERY  # with the next, which is like this one
         if is_much or time.monotonic() - self.recorded_at >= RECORD_EVERY_S:
             self._partial.record(self)
-            self._partial.hold_back(self)
+            if wait:
+                self._partial.hold_back(self)
 
     def shorten(self, stop: int) -> bool:
         """Gives back what lies from `stop` on, for another writer. False if that is not ahead of this one any more."""

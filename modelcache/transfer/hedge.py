@@ -46,7 +46,8 @@ class Shadow:
             if span.start < span.stop:
                 writer = partial.writer(span, source)
                 try:
-                    writer.write(memoryview(self._data)[span.start - self._start : span.stop - self._start])
+                    data = memoryview(self._data)[span.start - self._start : span.stop - self._start]
+                    writer.write(data, wait=False)  # the thread that writes is the one that enforces deadlines
                 finally:
                     writer.close()
                 copied += span.size

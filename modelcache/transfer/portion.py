@@ -10,7 +10,7 @@ from modelcache.store.partial import Partial
 LEAST, MOST = 1 << 20, 64 << 20  # bytes of one request where several connections work
 UNKNOWN = 16 << 20  # the same for a source that has shown nothing yet
 PORTION_S, SHORTEST_S = 2.0, 0.5  # what a connection should be busy with, and at least
-HEDGED = 4 << 20  # what is asked for twice at the very end, at most
+HEDGED, MOST_HEDGED = 4 << 20, 16 << 20  # what is asked for twice at the very end; a longer piece as a whole
 SLOW_S = 0.3  # a span that needs longer, and some replies, is shared once nothing else is left
 _REPLIES = 4
 
@@ -27,6 +27,7 @@ class Portions:
         self._partial = partial
         self._piece = file.pieces.size if file.pieces else 1
         self._window = window
+        self.hedged = max(HEDGED, min(self._piece, MOST_HEDGED))  # bytes asked for twice, at most
         self._most = max(LEAST, min(MOST, window // most))  # so that all connections find room in the window
 
     def next(self, rate: float, *, alone: bool, crew: int) -> Span | None:

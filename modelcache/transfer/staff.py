@@ -70,6 +70,7 @@ class Staff:
 
     def leave(self, worker: Worker) -> None:
         """Who brings the end of its span as well ends, too."""
+        self.pop_hedged(worker)
         if worker in self._hedges:
             self._hedges.pop(worker)[0].end(None)
         with self._guard:
@@ -83,10 +84,20 @@ class Staff:
     def slowest(self, now: float) -> tuple[Worker, float] | None:
         """Who needs longest for what is left, with its bytes/s; of those that nobody helps yet."""
         hedges = {hedge for hedge, _ in self._hedges.values()}
-        busy = [one for one in self._workers if one not in hedges and one not in self._hedges]
+        busy = [one for one in self._workers if not (one in hedges or one in self._hedges or one.is_blocked)]
         rates = {one: rate for one in busy if (rate := one.rate(now)) is not None}
         slow = max(rates, key=lambda one: one.left.size / max(1.0, rates[one]), default=None)
         return (slow, rates[slow]) if slow else None
+
+    @property
+    def has_hedge(self) -> bool:
+        return bool(self._hedges)
+
+    def idle(self, now: float) -> int:
+        """How many take a place without bringing anything: asleep, or waiting for bytes that others are to bring."""
+        blocked = sum(worker.is_blocked for worker in self._workers)
+        asleep = sum(worker.sleeps(now) for worker in self._workers)
+        return asleep + (blocked if blocked < len(self._workers) else 0)
 
     def hedge(self, slow: Worker, worker: Worker, shadow: Shadow) -> None:
         """`worker` brings the end of the slow one's span into memory."""

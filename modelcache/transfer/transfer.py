@@ -43,7 +43,7 @@ from modelcache.transfer.attempts import attempt_of, wrong_file_of
 from modelcache.transfer.control import Control
 from modelcache.transfer.crew import Crew
 from modelcache.transfer.hedge import Shadow
-from modelcache.transfer.portion import HEDGED, Portions, worth_sharing
+from modelcache.transfer.portion import Portions, worth_sharing
 from modelcache.transfer.staff import GRACE_S, Staff
 from modelcache.transfer.worker import OtherSizeError, Worker
 
@@ -164,9 +164,10 @@ class Transfer:
         able = [one for one in self._board.all if one.ranged and not (one.gone or one.blames)]
         if not able or not self._may_be_many():
             return 1
-        now = time.monotonic()
-        awake = self._crew.wanted + sum(worker.sleeps(now) for worker in self._staff)
-        return max(min(awake, self._settings.connections), len(able) if self.file.pieces else 1)
+        idle, most = self._staff.idle(time.monotonic()), self._settings.connections
+        if idle and most > 1:
+            most += 1  # else those that wait for the slowest would keep everybody from helping it
+        return max(min(self._crew.wanted + idle, most), len(able) if self.file.pieces else 1)
 
     def _may_be_many(self) -> bool:
         """Whether bytes of several connections can be joined, and the source serves ranges."""
@@ -185,8 +186,10 @@ class Transfer:
         """Looks what the connections bring, and makes room for more where more would help."""
         now, size = time.monotonic(), self.partial.size
         working = [worker for worker in self._staff if worker.pace is not None]
-        for worker in working:
-            worker.standing.rate = worker.rate(now) or worker.standing.rate
+        delivering = [worker for worker in working if worker.received]
+        for worker in delivering:
+            several = sum(other.standing is worker.standing for other in delivering) > 1
+            worker.standing.delivers(worker.rate(now) or 0.0, several)
         if size is None or any(worker.is_held for worker in working):
             self._crew.wait()
             return
@@ -212,7 +215,7 @@ class Transfer:
         stop = self._portions.halved(left)
         if stop is not None:
             return slow.shorten(stop)
-        if 0 < left.size <= HEDGED:
+        if 0 < left.size <= self._portions.hedged and not self._staff.has_hedge:
             shadow = Shadow(left)
             if hedge := self._start(standing, left, shadow):
                 self._staff.hedge(slow, hedge, shadow)
@@ -273,8 +276,9 @@ class Transfer:
 
     def _settle(self, worker: Worker) -> None:
         """Draws the consequences of how a worker ended."""
+        hedged = self._staff.pop_hedged(worker)
         self._leave(worker)
-        if hedged := self._staff.pop_hedged(worker):
+        if hedged:
             self._use_hedge(worker, *hedged)
         error = worker.error
         if error is None:
@@ -289,7 +293,6 @@ class Transfer:
 
     def _use_hedge(self, worker: Worker, slow: Worker, shadow: Shadow) -> None:
         """What came a second time is written if the slow one has not brought it meanwhile; only that is progress."""
-        worker.moved = 0
         if worker.error is not None:
             return
         slow.end(None)
@@ -303,6 +306,8 @@ class Transfer:
     def _leave(self, worker: Worker) -> None:
         self._staff.leave(worker)
         worker.standing.workers -= 1
+        if isinstance(worker.error, TransientError) and worker.standing.workers and not worker.received:
+            return  # one connection too many: that says nothing about how its source does
         resumed = self.partial.resumed_bytes if worker.number == 1 else 0
         if attempt := attempt_of(worker, self._sources[worker.standing.index], self.file, resumed):
             self._note(attempt)
@@ -425,5 +430,6 @@ class Transfer:
 def _scoreboard(able: Sequence[tuple[Source, Traits]], settings: Settings) -> Scoreboard:
     board = Scoreboard([source.name for source, _ in able], settings)
     for standing, (_, traits) in zip(board.all, able, strict=True):
-        standing.ranged, standing.most_workers = traits.ranges, traits.most_connections
+        standing.ranged = traits.ranges
+        standing.allowed = standing.most_workers = traits.most_connections
     return board

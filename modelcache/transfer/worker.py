@@ -25,6 +25,7 @@ from modelcache.remotes.source import Abort, Body, Chunk, Request, Source
 from modelcache.settings import Settings
 from modelcache.store.partial import END, Partial
 from modelcache.throttle import Throttle
+from modelcache.transfer.hedge import Shadow
 
 ASLEEP_S = 1.0
 RATED_AFTER_S = 0.2  # before, a rate would be that of a buffer
@@ -125,8 +126,13 @@ class Worker:
     @property
     def is_held(self) -> bool:
         """Whether it waits for the disk or for the rate limit, so that slowness is not the source's."""
+        return self._is_throttled or self.is_blocked
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether it waits for the disk side: for bytes before its own, or for the hash."""
         writer = self._writer
-        return self._is_throttled or (writer is not None and writer.held)
+        return writer is not None and writer.held
 
     @property
     def left(self) -> Span:
@@ -277,7 +283,8 @@ class Worker:
             wanted = skipped[: self._writer.left.size]
             before = self._writer.position
             self._writer.write(wanted)
-            self.moved += self._writer.position - before  # not all of them where the span was shortened just now
+            if not isinstance(self._writer, Shadow):  # what is only in memory is no progress
+                self.moved += self._writer.position - before  # less than given where the span was shortened just now
             offset, view = offset + len(wanted), skipped[len(wanted) :]
             if self._writer.left.size:
                 return True
