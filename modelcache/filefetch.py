@@ -201,9 +201,11 @@ class FileFetch:
             digests = self._transfer(partial)
             fetched = self._fetched(partial, digests["sha256"])
             try:
-                stamp = blobs.commit(layout, partial)
+                stamp = blobs.commit(layout, partial, self._control.check)
             except TakenOverError as error:
-                stamp = self._of_others(layout.partials, key, error, lambda: blobs.proven(layout, fetched.sha256))
+                stamp = self._of_others(
+                    layout.partials, key, error, lambda: blobs.proven(layout, fetched.sha256, self._control.check)
+                )
             return replace(fetched, stamp=stamp)
 
     def _into_output(self) -> Fetched:
@@ -385,12 +387,12 @@ def _check_room(partial: Partial) -> None:
     """Says that the disk is too small before an hour is spent on filling it; writing may fail all the same (I25)."""
     if partial.size is None:
         return
-    missing = sum(Span(*span).size for span in partial.missing())
+    missing = sum(Span(*span).size for span in partial.missing()) - partial.reserved_bytes
     with disk_errors(partial.path):
         disk = os.statvfs(os.path.dirname(partial.folder))  # not the folder: somebody may be taking it over
     free = disk.f_bavail * disk.f_frsize
     if missing > free:
         raise StoreError(
-            f"{partial.folder}: the disk has room for {free:,} bytes, {missing:,} are needed",
+            f"{partial.folder}: the disk has room for {free:,} bytes, {missing:,} more are needed",
             next_step="free space, then run again to go on",
         )

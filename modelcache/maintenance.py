@@ -158,9 +158,12 @@ def _quarantine(broom: _Broom) -> None:
 
 def _logs(broom: _Broom) -> None:
     for entry in leftovers.entries_of(broom.layout.logs):
-        idle_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
-        if idle_s < -leftovers.FUTURE_S and not broom.dry_run:
-            os.utime(entry.path, follow_symlinks=False)
+        try:
+            idle_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if idle_s < -leftovers.FUTURE_S and not broom.dry_run:
+                os.utime(entry.path, follow_symlinks=False)
+        except OSError:
+            continue  # it is gone by now, or is another user's
         if idle_s > broom.shop.settings.log_age:
             broom.take("log", entry.path, f"nothing logged for {_age(idle_s)}", partial(leftovers.removed, entry.path))
 

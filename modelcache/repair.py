@@ -123,11 +123,11 @@ class Repairer:
         key = key_of(file)
         with locked(layout.lock(key), subject, patience):
             is_known_wrong = is_same_file(audit.place, layout.blob(sha256))
-            proven = None if is_known_wrong else blobs.proven(layout, sha256)
+            proven = None if is_known_wrong else blobs.proven(layout, sha256, self._control.check)
             transfer = None if proven else self._fetch(file, mending)
             aside = blobs.set_aside(layout, audit.place) if audit.finding == "corrupt" else ""
             if transfer:
-                proven = _commit(layout, transfer.partial)
+                proven = _commit(layout, transfer.partial, self._control)
             forget(layout.partials, key)
         assert proven is not None
         self._sharing.repaired(sha256, proven)
@@ -195,8 +195,8 @@ class Repairer:
         return Fact(kind, record.id, message, audit.path, source, record.version, record.folder)
 
 
-def _commit(layout: Layout, partial: Partial) -> Stamp:
+def _commit(layout: Layout, partial: Partial, control: Control) -> Stamp:
     try:
-        return blobs.commit(layout, partial)
+        return blobs.commit(layout, partial, control.check)
     finally:
         partial.close()

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from crash import (
     MIB,
+    begin,
     check_store,
     command,
     environment,
+    eventually,
     files_below,
     leftovers,
     lines,
@@ -28,7 +30,7 @@ from crash import (
     sha256_of,
 )
 
-from modelcache.testing import Content, Origin
+from modelcache.testing import Content, Hold, Origin
 
 FILE = Content.generated(12 * MIB + 99, seed=31)
 
@@ -88,6 +90,26 @@ def check_goes_on(origin: Origin, home: Path, *more: str, kept: int) -> None:
 
 
 # -- full -------------------------------------------------------------------------------------------------------------
+
+
+def test_room_that_a_killed_run_reserved_counts_for_the_next(disk: Path) -> None:
+    """A disk that has room for the file and a little more: what is reserved is neither used nor missing."""
+    mount("-o", "remount,size=48m", str(disk))
+    content, hold = Content.generated(40 * MIB, seed=32), Hold(3 * MIB)
+    with Origin({"m.bin": content}) as origin:
+        words = ["fetch", origin.url("m.bin"), "--sha256", content.sha256, "--quiet"]
+        origin.faults(hold)
+        child = begin(disk, *words)
+        assert hold.reached.wait(20)
+        assert eventually(lambda: partial_bytes(disk / "partials") > 2 * MIB)
+        child.kill()
+        child.communicate(timeout=30)
+        origin.heal()
+        if os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > 30 * MIB:
+            pytest.skip("this file system reserves nothing")
+        done = run(disk, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sha256_of(Path(done.stdout.strip())) == content.sha256
 
 
 def test_a_full_disk_keeps_the_bytes_and_the_next_run_goes_on(origin: Origin, disk: Path) -> None:

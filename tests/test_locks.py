@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,7 @@ def line(process: "subprocess.Popen[str]") -> str:
 
 HOLD = """
 import sys
+import threading
 from modelcache.store.locks import Patience, Subject, locked
 with locked(sys.argv[1], Subject("m", "1", "m.bin"), Patience(0.0)):
     print("held", flush=True)
@@ -206,6 +208,28 @@ def test_a_fetch_over_bad_lock_files_ends_well_or_with_one_line(home: Path, orig
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_whoever_only_looks_whether_a_lock_is_held_refuses_it_to_nobody(lock: str) -> None:
+    Path(lock).parent.mkdir(parents=True, exist_ok=True)
+    Path(lock).touch()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.0005):
+            is_held(lock)
+
+    looking = [threading.Thread(target=look) for _ in range(2)]
+    for thread in looking:
+        thread.start()
+    try:
+        for _ in range(1000):
+            with locked(lock, Subject("m"), Patience(0.0)):
+                pass
+    finally:
+        ended.set()
+        for thread in looking:
+            thread.join()
 
 
 def test_a_record_with_a_pid_that_another_process_has_by_now_holds_nothing(lock: str) -> None:
@@ -369,6 +393,7 @@ def test_whatever_lies_in_its_place_a_lease_is_had_in_the_end_or_refused(marker:
 
 NFS = f"""
 import sys
+import threading
 from filelock import Timeout
 from modelcache.store.lease import Lease
 lease = Lease(sys.argv[1], {BEAT_S})

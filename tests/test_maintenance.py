@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from crash import begin, check_store, eventually, files_below, partial_bytes, sh
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError
 from modelcache.store import leftovers
+from modelcache.store.journal import Journal
 from modelcache.store.layout import Layout
 from modelcache.testing import Content, Hold, Origin, Slow
 
@@ -197,6 +199,22 @@ def test_a_journal_of_any_size_is_only_begun_to_be_read(cache: Cache, cache_root
     )
 
 
+@pytest.mark.parametrize("name", ["模型" * 2000, "\ud800" * 2000])
+def test_a_partial_whose_name_alone_fills_the_head_of_its_journal_stays(
+    cache: Cache, cache_root: Path, name: str
+) -> None:
+    journal = cache_root / "partials" / f"{KEY}.{TOKEN}" / "journal"
+    journal.parent.mkdir(parents=True)
+    (journal.parent / "data").write_bytes(b"x" * 8192)
+    writing = Journal.create(str(journal), {"model": "m", "path": name, "size": 9000})
+    writing.wrote(0, 8192, "a")
+    writing.close()
+    assert len(journal.read_bytes()) > leftovers.HEAD
+    (row,) = cache.check_at_start()
+    assert (row["model"], row["size"], row["can_resume"], row["cleaned"]) == ("m", 8192, True, False)
+    assert journal.exists()
+
+
 def test_an_older_journal_without_a_model_is_called_by_its_file(cache: Cache, cache_root: Path) -> None:
     folder = cache_root / "partials" / f"{KEY}.{TOKEN}"
     folder.mkdir(parents=True)
@@ -233,6 +251,46 @@ def test_what_is_no_partial_neither_stops_a_fetch_nor_stays_for_ever(
 
 
 # -- clean ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_away_meanwhile_does_not_end_a_clean(cache: Cache, cache_root: Path) -> None:
+    """Another process's clean, a log that is rotated, a blob that is removed."""
+    logs, blobs = cache_root / "logs", cache_root / "blobs" / "sha256" / "aa"
+    logs.mkdir(parents=True)
+    blobs.mkdir(parents=True)
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        names = [logs / f"m{at}.jsonl" for at in range(50)] + [blobs / f"{at:064x}" for at in range(50)]
+        while not ended.is_set():
+            for name in names:
+                name.touch()
+            for name in names:
+                name.unlink(missing_ok=True)
+
+    churn = threading.Thread(target=come_and_go)
+    churn.start()
+    try:
+        for _ in range(300):
+            cache.clean(dry_run=True)
+    finally:
+        ended.set()
+        churn.join()
+
+
+def test_a_lease_is_as_old_as_the_file_server_says(cache_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = cache_root / "locks" / "m.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    lease = lock.with_name("m.lock.lease")
+    lease.touch()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 2 * leftovers.SILENCE_S)  # our clock is wrong
+    assert list(leftovers.free_locks(Layout(str(cache_root)))) == []
+    monkeypatch.setattr(time, "time", lambda: now() - 2 * leftovers.SILENCE_S)
+    aged(lease, 0.5)
+    assert list(leftovers.free_locks(Layout(str(cache_root)))) == [str(lock)]
+    assert sorted(path.name for path in lock.parent.iterdir()) == ["m.lock", "m.lock.lease"]
 
 
 @pytest.fixture

@@ -1362,3 +1362,29 @@ def test_room_is_reserved_only_for_a_file_whose_size_is_known(opened, size) -> N
     partial = opened(ModelFile("big.bin", size=size))
     partial.writer(Span(0, END), "a").write(b"x")
     assert (os.stat(partial.path).st_blocks * 512 >= 64 << 20) == (size is not None)
+
+
+def test_room_for_bytes_that_never_came_is_given_back(opened) -> None:
+    partial = opened(ModelFile("big.bin", size=64 * MIB))
+    writers = [partial.writer(Span(16 * MIB * at, 16 * MIB * (at + 1)), "a") for at in range(4)]
+    for writer in writers:
+        writer.write(BIG[:MIB])
+    if not partial.reserved_bytes:
+        pytest.skip("this file system reserves nothing")
+    partial.close()
+    assert os.stat(partial.path).st_blocks * 512 < 5 * MIB
+    again = opened(ModelFile("big.bin", size=64 * MIB))
+    assert again.written_bytes == 4 * MIB
+    assert all(os.pread(again._fd, MIB, 16 * MIB * at) == BIG[:MIB] for at in range(4))
+
+
+def test_room_that_a_killed_run_reserved_is_told(base, opened) -> None:
+    file = ModelFile("big.bin", size=64 * MIB)
+    if (child := os.fork()) == 0:
+        Partial.open(str(base), KEY, file).writer(Span(0, 64 * MIB), "a").write(BIG[:MIB])
+        os._exit(0)
+    os.waitpid(child, 0)
+    partial = opened(file)
+    if not os.stat(partial.path).st_blocks * 512 > 2 * MIB:
+        pytest.skip("this file system reserves nothing")
+    assert partial.reserved_bytes == os.stat(partial.path).st_blocks * 512 - partial.written_bytes > 32 * MIB

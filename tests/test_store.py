@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from modelcache.cache import Cache
-from modelcache.errors import AllSourcesFailedError, ModelCacheError, ModelNotAvailableError, StoreError
-from modelcache.model import Digest, Manifest
-from modelcache.store import links
+from modelcache.errors import AllSourcesFailedError, ModelCacheError, ModelNotAvailableError, PausedError, StoreError
+from modelcache.model import Digest, Manifest, ModelFile, Span
+from modelcache.store import blobs, links
 from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
-from modelcache.store.layout import Layout
+from modelcache.store.layout import Layout, key_of
+from modelcache.store.partial import Partial
 from modelcache.store.registry import Registry
 from modelcache.store.shelf import Shelf
 from modelcache.testing import Content, Cut, Origin, Status
@@ -304,3 +305,26 @@ def test_a_link_on_a_file_system_of_its_own_is_a_copy(tmp_path: Path, small_disk
 def test_linking_what_was_removed_meanwhile_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="its content was removed or changed meanwhile"):
         links.link(str(tmp_path / "blob"), str(tmp_path / "m" / "a"), Digest("sha256", "0" * 64), NEVER)
+
+
+def test_a_blob_that_is_here_already_is_read_until_somebody_pauses(tmp_path: Path) -> None:
+    layout, data = Layout(str(tmp_path)), os.urandom(3 << 20)
+    sha256 = Digest("sha256", hashlib.sha256(data).hexdigest())
+    file = ModelFile("m.bin", len(data), (sha256,))
+
+    def pause() -> None:
+        raise PausedError("paused")
+
+    for tick in (None, pause):
+        partial = Partial.open(layout.partials, key_of(file), file)
+        writer = partial.writer(Span(0, len(data)), "a")
+        writer.write(data)
+        writer.close()
+        assert partial.await_proof(20)
+        if tick is None:
+            blobs.commit(layout, partial)
+            continue
+        with pytest.raises(PausedError):
+            blobs.commit(layout, partial, tick)
+        assert partial.is_written()
+        partial.close()

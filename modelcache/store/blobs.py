@@ -98,13 +98,16 @@ def exists(layout: Layout, sha256: Digest) -> bool:
         return False
 
 
-def proven(layout: Layout, sha256: Digest) -> Stamp | None:
-    """How the blob looked before it was read from end to end and was what its name says; None where it is not."""
+def proven(layout: Layout, sha256: Digest, tick: Callable[[], None] = _nothing) -> Stamp | None:
+    """How the blob looked before it was read from end to end and was what its name says; None where it is not.
+
+    `tick` as in `read_back`.
+    """
     blob = layout.blob(sha256)
     with suppress(StoreError):
         if exists(layout, sha256):
             stamp = stamp_of(blob)
-            return stamp if read_back(blob, (sha256,), PIECE_SIZE).wrong is None else None
+            return stamp if read_back(blob, (sha256,), PIECE_SIZE, tick).wrong is None else None
     return None
 
 
@@ -114,15 +117,16 @@ def stamp_of(path: str) -> Stamp:
         return Stamp.of(path)
 
 
-def commit(layout: Layout, partial: Partial) -> Stamp:
+def commit(layout: Layout, partial: Partial, tick: Callable[[], None] = _nothing) -> Stamp:
     """Makes a proven partial a blob, unless that blob is here, and right: then its links stay what they are.
 
-    Returns how the blob looked when it was proven. Raises as `Partial.commit` does.
+    Returns how the blob looked when it was proven. Raises as `Partial.commit` does, and what
+    `tick` raises while a blob that is here is read: then the partial is as it was.
     """
     digests = partial.digests()
     pieces = partial.piece_digests()
     sha256 = digests["sha256"]
-    if here := proven(layout, sha256):
+    if here := proven(layout, sha256, tick):
         partial.discard()
         return here
     check_no_links(layout.root, os.path.dirname(layout.blob(sha256)))

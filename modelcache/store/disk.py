@@ -21,7 +21,8 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 BUFFER = 1 << 20
-_FS_IOC_RESVSP = 0x40305828  # linux/falloc.h; unlike posix_fallocate it never writes zeros where there is no support
+# linux/falloc.h; unlike posix_fallocate it never writes zeros where there is no support
+_FS_IOC_RESVSP, _FS_IOC_UNRESVSP = 0x40305828, 0x4030582B
 
 _ADVICE = {
     errno.ENOSPC: ("the disk is full", "free space, then run again to go on"),
@@ -156,9 +157,18 @@ def write_all(fd: int, view: memoryview, offset: int) -> None:
 
 def reserve(fd: int, start: int, stop: int) -> bool:
     """Asks for room for bytes to come, without changing the size of the file. False where that cannot be had."""
+    return _for_space(fd, _FS_IOC_RESVSP, start, stop)
+
+
+def give_back(fd: int, start: int, stop: int) -> None:
+    """Frees the room of these bytes, which are zeros or absent after it; the size of the file stays. Never raises."""
+    _for_space(fd, _FS_IOC_UNRESVSP, start, stop)
+
+
+def _for_space(fd: int, request: int, start: int, stop: int) -> bool:
     space = struct.pack("hhqqiI16x", 0, os.SEEK_SET, start, stop - start, 0, 0)
     with suppress(OSError):
-        return sys.platform == "linux" and fcntl.ioctl(fd, _FS_IOC_RESVSP, space) is not None
+        return sys.platform == "linux" and fcntl.ioctl(fd, request, space) is not None
     return False
 
 

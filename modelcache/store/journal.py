@@ -93,7 +93,7 @@ class Journal:
     def _holding(cls, path: str, facts: Facts, content: bytes) -> "Journal":
         journal = cls(os.open(path, CREATE, 0o600), facts, 0)
         try:
-            journal._append(content or json.dumps(facts.header).encode() + b"\n")
+            journal._append(content or _header_line(facts.header))
         except BaseException:
             journal.close()
             os.unlink(path)
@@ -144,15 +144,20 @@ class Journal:
         self._end += len(lines)
 
 
+def _header_line(header: dict[str, Any]) -> bytes:
+    """Names in UTF-8, which is half of what escaping them takes. What is no Unicode, `json.loads` reads as well."""
+    return json.dumps(header, ensure_ascii=False).encode(errors="surrogatepass") + b"\n"
+
+
 def read_facts(path: str) -> Facts | None:
     """Reads a journal without touching it. None: absent, not ours, of another format, or garbage from the start."""
     try:
-        return read_head(path, _MOST_BYTES)
+        return read_head(path)
     except OSError:
         return None
 
 
-def read_head(path: str, most: int) -> Facts | None:
+def read_head(path: str, most: int = _MOST_BYTES) -> Facts | None:
     """The same of its first bytes; OSError where they cannot be read now."""
     return _parsed(_content(path, most))[0]
 

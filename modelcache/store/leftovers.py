@@ -12,6 +12,7 @@ Leaves to `maintenance`: how old is too old, and telling people.
 import errno
 import os
 import re
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 from modelcache.errors import LockedError
 from modelcache.store.claim import holes
-from modelcache.store.disk import READ, disk_errors, remove_tree
+from modelcache.store.disk import CREATE, READ, disk_errors, remove_tree
 from modelcache.store.installed import RECORD, Installed
 from modelcache.store.journal import Facts, read_head
 from modelcache.store.layout import Layout
@@ -81,7 +82,7 @@ def _looked_at(layout: Layout, folder: str) -> Unfinished:
         name = shown(key or os.path.basename(folder))
         return Unfinished(folder, key, name, "", 0, None, False, bool(key), False, os.lstat(folder).st_mtime)
     journal = os.path.join(folder, "journal")
-    facts = read_head(journal, HEAD)
+    facts = read_head(journal, HEAD) or read_head(journal)  # a long name fills the head: then all of it decides
     here, is_exact = _bytes_of(folder), facts is not None and os.lstat(journal).st_size <= HEAD
     size = min(facts.written.size, here) if facts and is_exact else here
     return Unfinished(
@@ -176,7 +177,11 @@ def set_aside_at(path: str) -> float:
     """When something came into the quarantine: its name tells, unless that lies in the future."""
     found = _ASIDE.fullmatch(os.path.basename(path))
     told = int(found[1]) / 1e9 if found else time.time() + 2 * FUTURE_S
-    return told if told < time.time() + FUTURE_S else os.lstat(path).st_ctime
+    if told < time.time() + FUTURE_S:
+        return told
+    with suppress(OSError):
+        return os.lstat(path).st_ctime
+    return time.time()  # it is gone by now
 
 
 def orphans(layout: Layout) -> Iterator[str]:
@@ -194,9 +199,10 @@ def orphans(layout: Layout) -> Iterator[str]:
     for shard in entries_of(os.path.join(layout.root, "blobs", "sha256")):
         for blob in entries_of(shard.path):
             if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name not in named:
-                status = blob.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                    yield blob.path
+                with suppress(OSError):  # it may be gone by now
+                    status = blob.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                        yield blob.path
 
 
 def free_locks(layout: Layout) -> Iterator[str]:
@@ -217,10 +223,24 @@ def is_let_go(path: str) -> bool:
 
 
 def _since_beat(path: str) -> float | None:
-    """How long a lease has been silent, where one takes the place of the kernel's lock."""
+    """How long a lease has been silent, where one takes the place of the kernel's lock: by the file server's clock."""
+    try:
+        beat = os.lstat(path + LEASE).st_mtime
+    except OSError:
+        return None
     with suppress(OSError):
-        return time.time() - os.lstat(path + LEASE).st_mtime
-    return None
+        return _now_in(os.path.dirname(path)) - beat
+    return 0.0  # nobody can tell: it is held
+
+
+def _now_in(folder: str) -> float:
+    """The time of the clock that dates files there (I13): another machine's may differ from ours by hours."""
+    touched = os.path.join(folder, f"{secrets.token_hex(8)}.lock")  # a kill leaves what is a free lock
+    os.close(os.open(touched, CREATE, 0o600))
+    try:
+        return os.lstat(touched).st_mtime
+    finally:
+        os.unlink(touched)
 
 
 def remove_lock(path: str) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 POLL_S = 0.2
+PEEK_S = 0.05  # `is_held` takes a lock for a moment: nobody is refused for that
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # a file system without flock
 LEASE = ".lease"
 MOST_BYTES = 64 << 10  # of a record
@@ -101,8 +102,8 @@ def _unknown(_holder: Holder) -> str:
 class Patience:
     """How long to wait: until `progress` of the holder has been the same for `timeout_s`.
 
-    It is looked at every `poll_s`, and says in words how far the holder is. `wait` sleeps between two looks, and may
-    raise to end the waiting.
+    It is waited for 50 ms at least, looked at every `poll_s`, and says in words how far the holder is. `wait` sleeps
+    between two looks, and may raise to end the waiting.
     """
 
     timeout_s: float
@@ -156,9 +157,9 @@ def _acquired(path: str, subject: Subject, patience: Patience) -> "BaseFileLock 
         now = patience.progress(holder)
         if now != seen:
             seen, since = now, time.monotonic()
-        if time.monotonic() - since >= patience.timeout_s:
+        if time.monotonic() - since >= max(patience.timeout_s, PEEK_S):
             raise _refusal(subject, patience, holder, str(now))
-        patience.wait(patience.poll_s)
+        patience.wait(min(patience.poll_s, max(patience.timeout_s, PEEK_S) / 10))
 
 
 def is_held(path: str) -> bool:

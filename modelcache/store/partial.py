@@ -100,6 +100,13 @@ class Partial:
             return self._written.size + sum(writer.position - writer.recorded for writer in self._writers)
 
     @property
+    def reserved_bytes(self) -> int:
+        """Room on the disk that is taken for bytes to come: by an earlier run, which may have been killed, or now."""
+        with self._changed, disk_errors(self.path):
+            self._check_open()
+            return max(0, os.fstat(self._fd).st_blocks * 512 - self.written_bytes)
+
+    @property
     def hashed_bytes(self) -> int:
         return self._hashed
 
@@ -317,6 +324,8 @@ class Partial:
         with self._turning:
             self._end()
             if self._fd >= 0:
+                with suppress(OSError):
+                    os.ftruncate(self._fd, os.fstat(self._fd).st_size)  # room beyond the end, which no hole reaches
                 with suppress(OSError):
                     os.fchmod(self._fd, RELEASED)
             self._close_files()

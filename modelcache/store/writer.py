@@ -13,7 +13,7 @@ from modelcache.errors import FencedError
 from modelcache.model import Span
 from modelcache.pieces import PieceHasher, Pieces
 from modelcache.spans import END
-from modelcache.store.disk import disk_errors, reserve, write_all
+from modelcache.store.disk import disk_errors, give_back, reserve, write_all
 
 RECORD_EVERY = 1 << 20  # bytes; a kill costs at most that much per connection (I10)
 RECORD_EVERY_S = 1.0
@@ -111,6 +111,8 @@ class SpanWriter:
         with self._busy:
             if not self.fenced:
                 self.fenced = True
+                if self.position < (end := min(self.stop, self._reserved)):
+                    give_back(self._fd, self.position, end)  # these bytes are absent, and nobody else's before this
                 with disk_errors(self._partial.path):
                     os.close(self._fd)
 
