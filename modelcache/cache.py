@@ -60,14 +60,14 @@ class Cache:
         self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
         output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
         progress: Show = ..., wait: Literal[False], cache: bool = ..., strict: bool = ..., require_digest: bool = ...,
-        unpack: Literal[False] = ...,
+        unpack: Literal[False] = ..., prefer: str = ...,
     ) -> "Download": ...  # fmt: skip
 
     @overload
     def fetch(
         self, ref: Manifest, *, output: Path | None = ..., mirrors: Iterable[str] = ...,
         headers: Mapping[str, str] | None = ..., progress: Show = ..., wait: Literal[True] = ..., cache: bool = ...,
-        strict: bool = ..., require_digest: bool = ...,
+        strict: bool = ..., require_digest: bool = ..., prefer: str = ...,
     ) -> Model: ...  # fmt: skip
 
     @overload
@@ -75,7 +75,7 @@ class Cache:
         self, ref: str, *, sha256: str, checksum: str | None = ..., size: int | None = ...,
         output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
         progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
-        require_digest: bool = ..., unpack: bool = ...,
+        require_digest: bool = ..., unpack: bool = ..., prefer: str = ...,
     ) -> File: ...  # fmt: skip
 
     @overload
@@ -83,7 +83,7 @@ class Cache:
         self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
         output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
         progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
-        require_digest: bool = ..., unpack: bool = ...,
+        require_digest: bool = ..., unpack: bool = ..., prefer: str = ...,
     ) -> Model | File: ...  # fmt: skip
 
     def fetch(
@@ -102,6 +102,7 @@ class Cache:
         strict: bool = False,
         require_digest: bool = False,
         unpack: bool = False,
+        prefer: str = "",
     ) -> "Model | File | Download":
         """Gives a verified local path, from here or from whichever source works.
 
@@ -117,6 +118,7 @@ class Cache:
         strict: reads what is here from end to end instead of trusting its stamp.
         require_digest: refuses what nothing can be verified against.
         unpack: unpacks the archive into a new folder, `output` or one beside it: `file.unpacked`.
+        prefer: the kind of source to ask first: cache, ipfs, huggingface, http, oci, peer or object.
 
         Returns a File for a URL, a Model otherwise. Raises AllSourcesFailedError, VerificationError, StoreError,
         LockedError, PausedError or UsageError; whatever was written is kept, and the next call goes on from there.
@@ -126,7 +128,7 @@ class Cache:
             raise UsageError("unpacking waits for the file and needs the cache")
         wish = Wish(
             digests_of(sha256, checksum), size, None if unpack else place, tuple(mirrors), dict(headers or {}), cache,
-            strict, require_digest,
+            strict, require_digest, prefer,
         )  # fmt: skip
         if not wait:
             return self.begin(ref, wish, progress)

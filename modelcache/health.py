@@ -98,9 +98,15 @@ class Health:
 
 
 def order(
-    sources: Iterable[S], gateway_of: Callable[[S], Gateway], scores: Mapping[Gateway, Health], now_ms: int
+    sources: Iterable[S],
+    gateway_of: Callable[[S], Gateway],
+    scores: Mapping[Gateway, Health],
+    now_ms: int,
+    prefer: str = "",
 ) -> list[S]:
     """The sources with the healthiest first: those of a better rank, then those that bring a file sooner.
+
+    Those of the layer that is preferred come before all others, in the same order among themselves.
 
     Among those that do about as well, the first given comes first.
     Where nothing is known, the best is assumed: such a source has its turn where it was given.
@@ -110,7 +116,11 @@ def order(
     seconds = [health.seconds() for health in healths]
     best = min((each for each in seconds if each is not None), default=1.0)
     costs = [(best if each is None else each) / health.share() for each, health in zip(seconds, healths, strict=True)]
-    queue = list(zip([health.rank() for health in healths], costs, left, strict=True))
+    ranks = [
+        (bool(prefer) and gateway_of(source)[0] != prefer, health.rank())
+        for source, health in zip(left, healths, strict=True)
+    ]
+    queue = list(zip(ranks, costs, left, strict=True))
     ordered = []
     while queue:
         rank, least = min((rank, cost) for rank, cost, _ in queue)

@@ -44,6 +44,7 @@ class Order:
     cached: bool = True
     require_digest: bool = False
     strict: bool = False
+    prefer: str = ""
     _known: dict[str, InstalledFile] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -113,9 +114,13 @@ class Workshop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sharing", Sharing(self.layout, self.registry))
 
-    def sources_by_health(self, file: ModelFile, headers: Mapping[str, str]) -> Sequence[Source]:
-        """The sources of a file, those first that have done best lately; about as good ones as they were given."""
+    def sources_by_health(self, file: ModelFile, headers: Mapping[str, str], prefer: str = "") -> Sequence[Source]:
+        """The sources of a file, those first that have done best lately; about as good ones as they were given.
+
+        Before all others come those of the kind to prefer, by default that of the settings.
+        """
         sources = self.sources(file, headers)
         if len(sources) < 2:
             return sources
-        return by_health(sources, lambda source: gateway_of(source.kind, source.name), self.scores(), now_ms())
+        prefer = prefer or self.settings.prefer
+        return by_health(sources, lambda source: gateway_of(source.kind, source.name), self.scores(), now_ms(), prefer)

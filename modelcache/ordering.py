@@ -16,6 +16,7 @@ from modelcache.model import Digest, Manifest, ModelFile, Ref
 from modelcache.names import file_name_of
 from modelcache.order import Order
 from modelcache.outcome import UNVERIFIED, File, Model
+from modelcache.settings import Settings
 from modelcache.store.blobs import agrees, find
 from modelcache.store.installed import NEVER, Installed, InstalledFile
 from modelcache.store.layout import Layout
@@ -37,8 +38,11 @@ class Wish:
     cached: bool = True
     strict: bool = False
     require_digest: bool = False
+    prefer: str = ""
 
     def __post_init__(self) -> None:
+        if self.prefer:
+            Settings(prefer=self.prefer)  # UsageError for none of the kinds
         if self.size is not None and not 0 <= self.size < 2**63:
             raise UsageError(f"size {self.size} is not a number of bytes")
         for mirror in self.mirrors:
@@ -78,6 +82,7 @@ def order_of(shelf: Shelf, ref: str | Manifest, wish: Wish) -> Order:
         cached=wish.cached,
         strict=wish.strict,
         require_digest=wish.require_digest,
+        prefer=wish.prefer,
     )
 
 

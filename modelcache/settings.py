@@ -11,6 +11,7 @@ from modelcache.errors import UsageError
 MIB = 1 << 20
 MOST, MOST_S = 10**18, 10**9  # what system calls take; 30 years are for ever
 DAY_S = 86_400.0
+KINDS = ("cache", "ipfs", "huggingface", "http", "oci", "peer", "object")  # of sources
 MAY_BE_ZERO = (
     "resume_threshold", "clean_restarts", "slow_rate", "backoff", "stale_partial_age", "quarantine_age", "log_age",
     "temporary_age", "limit_rate",
@@ -46,27 +47,34 @@ class Settings:
     log_age: float = 30 * DAY_S  # what was logged,
     temporary_age: float = 3600.0  # what a kill left of a moment's work
     metrics_age: float = 90 * DAY_S  # what is older: of attempts only the sums of a day, of records none
+    prefer: str = ""  # the kind of source that is asked first, one of KINDS; empty: the healthiest
     unpack_most: int = 1 << 40
     unpack_entries: int = 100_000
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
+            if setting.type is str:
+                continue
             is_whole = setting.type is int
             if not isinstance(value, int if is_whole else (int, float)) or isinstance(value, bool):
                 raise UsageError(f"{setting.name} = {value!r}: a {'whole ' if is_whole else ''}number is expected")
             most = MOST if is_whole else MOST_S
             if not 0 <= value <= most or (value == 0 and setting.name not in MAY_BE_ZERO):
                 raise UsageError(f"{setting.name} = {value!r}: a positive number up to {most:.0e} is expected")
+        if self.prefer not in ("", *KINDS):
+            raise UsageError(f"prefer = {self.prefer!r}: one of {', '.join(KINDS)} is expected")
         if self.resume_threshold > 1:
             raise UsageError(f"resume_threshold = {self.resume_threshold!r}: a share from 0 to 1 is expected")
 
     @classmethod
-    def parsed(cls, name: str, text: str) -> int | float:
+    def parsed(cls, name: str, text: str) -> int | float | str:
         """One setting from text, by the type of its default. UsageError names the setting."""
         setting = next((field for field in fields(cls) if field.name == name), None)
         if setting is None:
             raise UsageError(f"unknown setting {name!r}")
+        if setting.type is str:
+            return text
         try:
             return int(text) if setting.type is int else float(text)
         except ValueError:

@@ -371,6 +371,13 @@ def test_a_new_version_fetches_only_what_changed(cache: Cache, origin: Origin, m
     assert [(event["version"], event["path"]) for event in told.of("updated")] == [("2", found.path)]
 
 
+def test_the_kind_to_prefer_is_one_of_those_there_are(cache: Cache, origin: Origin, cache_root: Path) -> None:
+    assert cache.fetch(origin.url("small.gguf"), prefer="http").path
+    for preferring in (lambda: cache.fetch(origin.url("small.gguf"), prefer="tape"), lambda: Cache(prefer="tape")):
+        with pytest.raises(UsageError, match="prefer = 'tape': one of cache, ipfs"):
+            preferring()
+
+
 def test_mirrors_of_a_model_are_folders(cache: Cache, origin: Origin, model: Manifest) -> None:
     origin.faults(Status(404))
     with Origin({f"copy/{path}": content for path, content in FILES.items()}) as mirror:

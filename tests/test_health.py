@@ -51,6 +51,17 @@ def test_the_order_of_the_next_fetch(scores: dict[str, Health], expected: str) -
     assert ordered("abc", scores) == expected
 
 
+@pytest.mark.parametrize(
+    ("prefer", "expected"),
+    [("", "hop"), ("http", "hop"), ("oci", "oph"), ("peer", "hop"), ("ipfs", "hop")],
+)
+def test_the_preferred_kind_comes_first_whatever_its_health(prefer: str, expected: str) -> None:
+    """h is http; o and p are oci, of which p has sent wrong bytes."""
+    layers = {"h": "http", "o": "oci", "p": "oci"}
+    scores = {("oci", "o"): health(FAILED), ("oci", "p"): health(WRONG)}
+    assert "".join(order("pho", lambda name: (layers[name], name), scores, NOW, prefer)) == expected
+
+
 def test_old_news_fades_until_nothing_is_known() -> None:
     scores = {"a": health(FAILED)}
     assert ordered("ab", scores) == "ba"

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from modelcache.errors import UsageError
 
 _UNITS = ("", "K", "M", "G")
-SETTINGS = ("connections", "parallel_files", "limit_rate")  # that may be given as options
+SETTINGS = ("connections", "parallel_files", "limit_rate", "prefer")  # that may be given as options
 Run = Callable[[argparse.Namespace], int]
 
 

@@ -28,6 +28,7 @@ def _add_fetch(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--connections", type=int, metavar="N", help="per file, at most (8)")
     sub.add_argument("--parallel-files", type=int, metavar="N", help="of a model, at once")
     sub.add_argument("--limit-rate", type=rate, metavar="RATE", help="bytes/s of all together, as 500K or 2.5M")
+    sub.add_argument("--prefer", metavar="KIND", help="ask sources of this kind first: ipfs, huggingface, http, …")
     sub.add_argument("--no-cache", action="store_true", help="leave nothing in the cache: --output is the only copy")
     sub.add_argument("--strict", action="store_true", help="read what is here from end to end")
     sub.add_argument("--require-digest", action="store_true", help="refuse what nothing can be verified against")
