@@ -142,9 +142,9 @@ class Runtime:
             self._state.close()
 
     def _write_uses(self) -> None:
-        from modelcache.state.state import State
+        with suppress(UsageError, KeyboardInterrupt):  # Ctrl-C at the very end costs counts, and shows no traceback
+            from modelcache.state.state import State
 
-        with suppress(UsageError):
             self._adopt_process()
             state = self._state or State(self._root, self._uses, MOST_S)
             state.close()
