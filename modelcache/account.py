@@ -12,7 +12,7 @@ from dataclasses import replace
 from modelcache.dispatch import Dispatcher
 from modelcache.events import now_ms
 from modelcache.history import Attempt, DownloadRecord, Note, Standing
-from modelcache.install import checksum_of
+from modelcache.install import checksum_of, version_of
 from modelcache.order import Fetched, Order
 from modelcache.states import RECORD_STATUS, State
 from modelcache.store.layout import Layout
@@ -76,6 +76,8 @@ class Account:
     def _record(self, order: Order, tasks: Sequence[Task], state: State) -> DownloadRecord:
         now, is_ready = now_ms(), state is State.READY
         digests = {task.file.path: task.done.sha256.hex for task in tasks if task.done}
+        if is_ready and not order.version:
+            order = replace(order, version=version_of(digests))
         return DownloadRecord(
             self.id, order.id, order.version, order.ref, place_of(order, self._layout), RECORD_STATUS[state],
             downloaded_bytes=sum(task.here for task in tasks), total_bytes=sum(task.total for task in tasks),

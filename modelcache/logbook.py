@@ -87,7 +87,7 @@ class Logbook:
 
 def export(rows: list[Row], path: str) -> None:
     """Writes rows to a file, one line of JSON each. Raises StoreError."""
-    write_atomic(path, b"".join(_encoded(row) for row in rows))
+    write_atomic(os.path.abspath(path), b"".join(_encoded(row) for row in rows))
 
 
 def _opened(folder: int, model: str) -> int:

@@ -185,3 +185,9 @@ def test_what_others_wrote_into_a_log_is_exported_without_secrets(cache: Cache, 
 def test_a_model_that_cannot_be_one_is_refused(cache: Cache) -> None:
     refused = run("logs", "../etc/passwd")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_a_log_is_exported_into_the_folder_where_one_is(cache: Cache, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("logs", "--export", "report.jsonl").returncode == 0
+    assert (tmp_path / "report.jsonl").exists()

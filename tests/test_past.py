@@ -193,3 +193,10 @@ def test_events_name_the_record(cache: Cache, origin: Origin) -> None:
     cache.fetch(origin.url("m.bin"), progress=told)
     (last,) = told.of("download_complete")
     assert cache.download(last["downloadId"]).status == "success"
+
+
+def test_a_resumed_file_of_unknown_version_has_a_path_at_the_end(cache: Cache, origin: Origin) -> None:
+    download_id = cut_at_half(cache, origin)
+    cache.close()
+    ended = run("resume", download_id, "--quiet")
+    assert (ended.returncode, Path(ended.stdout.strip()).is_file()) == (0, True)

@@ -79,7 +79,7 @@ def _resume(options: argparse.Namespace) -> int:
         if not options.json:
             print(record.path, flush=True)
     if failures:
-        raise of_several(failures, len(chosen), "downloads")
+        raise of_several(failures, len(chosen), "downloads") if len(chosen) > 1 else failures[0]
     if options.json:
         print_json(rows)
     if not chosen:

@@ -61,7 +61,7 @@ def _fetch(options: argparse.Namespace) -> int:
         told.append(_told(target, result))
         if not options.json:
             print(result, flush=True)
-        _warn(told[-1])
+        _warn(told[-1], is_kept=not options.no_cache)
     if failures:
         raise of_several(failures, len(targets), "targets") if len(targets) > 1 else failures[0]
     if options.json:
@@ -146,15 +146,12 @@ def _told(target: Any, result: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warn(told: dict[str, Any]) -> None:
+def _warn(told: dict[str, Any], *, is_kept: bool) -> None:
     """Says what nothing vouched for (product H)."""
     for file in told["files"]:
         if file["verified"] == "unverified":
-            print(
-                f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']} is "
-                "recorded and has to match next time",
-                file=sys.stderr,
-            )
+            doubt = f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']}"
+            print(doubt + (" is recorded and has to match next time" if is_kept else ""), file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> int:
