@@ -51,14 +51,17 @@ class Account:
         self._last = self._record(order, tasks, State.RESOLVING)
         self._note(order, Standing(self._last, begins=True, request=self._request))
 
-    def stands(self, order: Order, tasks: Sequence[Task], state: State, error: str = "") -> None:
-        """Nothing is told twice."""
+    def stands(
+        self, order: Order, tasks: Sequence[Task], state: State, error: str = "", *, is_final: bool = False
+    ) -> None:
+        """Nothing is told twice. After a final error the same request would fail again: a signed URL is not kept."""
         record = replace(self._record(order, tasks, state), error_message=error[:MOST_ERROR])
         last = self._last or record
         timeless = replace(record, last_attempt=last.last_attempt, completed_at=last.completed_at)
         if self._last is None or timeless != last:
             self._last = record
-            self._note(order, Standing(record, is_over=state is State.READY))
+            is_over = state is State.READY or (is_final and "?" in self._request)
+            self._note(order, Standing(record, is_over=is_over))
 
     def is_cancelled(self, order: Order, tasks: Sequence[Task], error: str) -> None:
         """Nobody will go on with it."""

@@ -380,7 +380,7 @@ class Cache:
         """
         from modelcache.maintenance import clean
 
-        reports = [clean(cache._runtime.shop, dry_run=dry_run) for cache in self._caches()]
+        reports = [clean(cache._runtime.shop, cache._runtime.state, dry_run=dry_run) for cache in self._caches()]
         return Report(reports[0].title, tuple(row for report in reports for row in report))
 
     def reset(self, model: str) -> Report:
@@ -399,7 +399,7 @@ class Cache:
                 records = cache._shelf.remains(ref)
             except ModelNotAvailableError:
                 records = []
-            rows += reset(shop, ref.id, records)
+            rows += reset(shop, cache._runtime.state, ref.id, records)
             shop.dispatcher.drain(STOP_WITHIN_S)
         return Report(f"{ref.id} is reset", tuple(rows))
 

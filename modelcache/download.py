@@ -22,6 +22,7 @@ from modelcache.errors import (
     LockedError,
     LostError,
     ModelCacheError,
+    NotFoundError,
     PausedError,
     StoreError,
     UsageError,
@@ -49,6 +50,7 @@ MOST_SAMPLES = 2  # of running files, each time: at most 10 events a second per 
 WAIT_S = 0.2
 LOST_ROUNDS = 3
 DRAIN_S = 1.0
+FINAL = (VerificationError.kind, NotFoundError.kind)  # errors that asking the same again does not mend
 
 Result = Model | File
 Renew = Callable[[], tuple[Order, Result | None]]
@@ -439,7 +441,8 @@ class Download:
         if isinstance(error, CancelledError):
             self._account.is_cancelled(self.order, self._tasks, text)
         else:
-            self._account.stands(self.order, self._tasks, state, text)
+            is_final = isinstance(error, ModelCacheError) and error.kind in FINAL
+            self._account.stands(self.order, self._tasks, state, text, is_final=is_final)
 
     def _enter(self, state: State) -> None:
         with self._changed:

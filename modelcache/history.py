@@ -84,8 +84,8 @@ class DownloadRecord:
 class Standing:
     """A change of a record. `request` is what was asked, as text that can be asked again; it may hold secrets.
 
-    With `begins` the download is under way once more: that is one more attempt, and a new owner. When it `is_over`,
-    complete or cancelled, nobody will ask for it again.
+    With `begins` the download is under way once more: that is one more attempt, and a new owner. When it `is_over`
+    (complete, cancelled, or failed for good with a URL that may hold a secret), what was asked is forgotten.
     """
 
     record: DownloadRecord

@@ -7,6 +7,7 @@ is told. Nothing here asks the network.
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from functools import partial
 from typing import Any
 
 from modelcache.errors import LockedError, StoreError
-from modelcache.events import Fact
+from modelcache.events import Fact, now_ms
 from modelcache.order import Workshop
 from modelcache.report import Report
+from modelcache.state.state import State
 from modelcache.store import leftovers
 from modelcache.store.gate import sweeping
 from modelcache.store.installed import Installed
@@ -28,6 +30,7 @@ from modelcache.store.removal import remove
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())  # the texts are for whoever configures logging; the command shows them itself
 DAY_S = 86_400.0
+_DAMAGED = re.compile(r".+\.db\.damaged-[0-9]+(-wal|-shm)?", re.DOTALL)
 CHECKING = "Checking for partial model downloads..."
 
 
@@ -114,7 +117,7 @@ class _Broom:
         return bool(row["removed"])
 
 
-def clean(shop: Workshop, *, dry_run: bool) -> Report:
+def clean(shop: Workshop, state: State, *, dry_run: bool) -> Report:
     """Removes what is nobody's and too old, or in a dry run lists just that: one row each, with the bytes it takes.
 
     What a fetch, a verification or another clean is using stays, whatever its age. A row whose `removed` is False
@@ -123,6 +126,8 @@ def clean(shop: Workshop, *, dry_run: bool) -> Report:
     broom = _Broom(shop, dry_run)
     for sweep in (_partials, _temporary, _quarantine, _logs, _blobs, _locks):
         sweep(broom)
+    _requests(broom, state)
+    _damaged(broom, os.path.dirname(state.place.database))
     return Report("would be removed" if dry_run else "removed", tuple(broom.rows))
 
 
@@ -168,6 +173,23 @@ def _logs(broom: _Broom) -> None:
             broom.take("log", entry.path, f"nothing logged for {_age(idle_s)}", partial(leftovers.removed, entry.path))
 
 
+def _requests(broom: _Broom, state: State) -> None:
+    """What was asked, which may be a signed URL, is kept no longer than what came of it."""
+    most = broom.shop.settings.stale_partial_age
+    for path in state.requests_left(now_ms() - int(1000 * most)):
+        if (idle_s := _idle_s(path)) > most:
+            broom.take("request", path, f"asked {_age(idle_s)} ago", partial(leftovers.removed, path))
+
+
+def _damaged(broom: _Broom, folder: str) -> None:
+    """Databases that were set aside."""
+    for entry in leftovers.entries_of(folder):
+        idle_s = _idle_s(entry.path)
+        if _DAMAGED.fullmatch(entry.name) and idle_s > broom.shop.settings.quarantine_age:
+            reason = f"set aside {_age(idle_s)} ago"
+            broom.take("quarantine", entry.path, reason, partial(leftovers.removed, entry.path))
+
+
 def _blobs(broom: _Broom) -> None:
     if not os.path.isdir(os.path.join(broom.layout.root, "blobs")):
         return
@@ -204,8 +226,8 @@ def _age(idle_s: float) -> str:
 # -- reset ------------------------------------------------------------------------------------------------------------
 
 
-def reset(shop: Workshop, model: str, records: list[Installed]) -> Report:
-    """Takes away everything of one model: its versions, their records, and what is unfinished. Its log stays.
+def reset(shop: Workshop, state: State, model: str, records: list[Installed]) -> Report:
+    """Takes away everything of one model: its versions, their records, what is unfinished and was asked. Its log stays.
 
     Blobs that others have stay. Raises LockedError while somebody fetches it, StoreError; running it again goes on.
     """
@@ -221,6 +243,7 @@ def reset(shop: Workshop, model: str, records: list[Installed]) -> Report:
         for one in leftovers.unfinished(shop.layout):
             if one.model == model or (one.model == one.file and one.key.removeprefix("sha256-") in files):
                 broom.rows.append(_reset_row("partial", model, one.folder, leftovers.discard(shop.layout, one)))
+    state.forget(model)
     if broom.rows:
         freed = sum(row["size"] for row in broom.rows)
         shop.dispatcher.publish(Fact("reset", model, f"{model} is reset", details={"freed": freed}))

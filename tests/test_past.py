@@ -11,10 +11,10 @@ from caches import Events, manifest_of, partials, run, start
 
 from modelcache.again import parsed, to_text
 from modelcache.cache import Cache
-from modelcache.errors import AllSourcesFailedError, LockedError, UnknownDownloadError, UsageError
+from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, UnknownDownloadError, UsageError
 from modelcache.model import Digest
 from modelcache.ordering import Wish
-from modelcache.testing import Content, Cut, Origin, Slow, Status
+from modelcache.testing import Content, Corrupt, Cut, Fault, Origin, Slow, Status
 
 FILE = Content.generated(3_000_000, seed=3)
 HALF = 1_500_000
@@ -22,13 +22,13 @@ HALF = 1_500_000
 
 @pytest.fixture
 def origin() -> Iterator[Origin]:
-    with Origin({"m.bin": FILE}) as origin:
+    with Origin({"m.bin": FILE, "other.bin": FILE}) as origin:
         yield origin
 
 
-def cut_at_half(cache: Cache, origin: Origin, query: str = "") -> str:
+def cut_at_half(cache: Cache, origin: Origin, query: str = "", status: int = 404) -> str:
     """The id of a download that failed with half of its bytes here."""
-    origin.faults(Cut(HALF, times=1), Status(404, after=1))
+    origin.faults(Cut(HALF, times=1), Status(status, after=1))
     with pytest.raises(AllSourcesFailedError):
         cache.fetch(origin.url("m.bin") + query, sha256=FILE.sha256, progress=False)
     origin.heal()
@@ -66,13 +66,51 @@ def test_the_same_fetched_again_has_the_same_record(cache: Cache, origin: Origin
 
 
 def test_a_query_is_kept_until_the_download_is_over_and_never_shown(cache: Cache, origin: Origin) -> None:
-    download_id = cut_at_half(cache, origin, "?token=s3cret")
+    download_id = cut_at_half(cache, origin, "?token=s3cret", status=503)
     assert "s3cret" not in str(cache.downloads()) + str(cache.download(download_id))
     (asked,) = Path(cache.root, "state").glob("*.requests/*")
     assert b"s3cret" in asked.read_bytes() and asked.stat().st_mode & 0o777 == 0o600
     cache.resume(download_id)
     assert origin.requests[-1].path.endswith("?token=s3cret")
     assert not any(b"s3cret" in path.read_bytes() for path in Path(cache.root).rglob("*") if path.is_file())
+
+
+def asked(cache: Cache) -> list[Path]:
+    return list(Path(cache.root, "state").glob("*.requests/*"))
+
+
+@pytest.mark.parametrize("fault", [Status(401), Status(403), Status(404), Status(410), Corrupt(5)])
+def test_a_query_is_not_kept_where_asking_again_would_fail_again(cache: Cache, origin: Origin, fault: Fault) -> None:
+    origin.faults(fault)
+    with pytest.raises(ModelCacheError):
+        cache.fetch(origin.url("m.bin") + "?token=s3cret", sha256=FILE.sha256, progress=False)
+    (row,) = cache.downloads()
+    assert (row["status"], row["canResume"], asked(cache)) == ("failed", False, [])
+
+
+def test_reset_forgets_what_was_asked_of_that_model_alone(cache: Cache, origin: Origin) -> None:
+    cut_at_half(cache, origin, "?token=s3cret", status=503)
+    cache.fetch(manifest_of(origin, {"m.bin": FILE}), progress=False)
+    (failed,) = cache.downloads("failed")
+    cache.reset(failed["model"])
+    assert [row["status"] for row in cache.downloads()] == ["success"]
+    assert asked(cache) == []
+
+
+def test_clean_forgets_what_was_asked_when_it_is_old(cache: Cache, origin: Origin) -> None:
+    cut_at_half(cache, origin, "?token=s3cret", status=503)
+    assert "request" not in {row["kind"] for row in cache.clean()}
+    origin.faults(Slow(300_000))
+    running = start("fetch", origin.url("other.bin") + "?other", "--quiet")
+    try:
+        wait_for_status(cache, "in_progress")
+        (kept,) = (row["id"] for row in cache.downloads("in_progress"))
+        removed = [row for row in Cache(cache.root, stale_partial_age=0).clean() if row["kind"] == "request"]
+        assert len(removed) == 1 and "s3cret" not in str(removed)
+        assert [path.stem for path in asked(cache)] == [kept]
+    finally:
+        running.kill()
+        running.communicate(timeout=20)
 
 
 def test_a_model_of_a_manifest_is_resumed_in_another_process(cache: Cache, origin: Origin) -> None:
@@ -155,7 +193,7 @@ def test_a_gateway_that_failed_is_asked_last_next_time(cache: Cache, origin: Ori
 
 
 def test_the_commands(cache: Cache, origin: Origin) -> None:
-    download_id = cut_at_half(cache, origin, "?token=s3cret")
+    download_id = cut_at_half(cache, origin, "?token=s3cret", status=503)
     cache.close()
     shown = run("status")
     assert shown.returncode == 0 and download_id in shown.stdout and "failed" in shown.stdout

@@ -1,6 +1,7 @@
 """What is remembered of downloads: never needed, never in the way, whatever happens to the file."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -58,7 +59,8 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_record_is_kept_listed_by_status_and_found_by_id(state: State) -> None:
-    state([Standing(RECORD, begins=True), Standing(replace(RECORD, id="d2", status="failed"), begins=True)])
+    failed = replace(RECORD, id="d2", status="failed", last_attempt=now_ms())
+    state([Standing(RECORD, begins=True), Standing(failed, begins=True)])
     assert [record.id for record in state.downloads("in_progress")] == ["d1"]
     assert {record.id for record in state.downloads()} == {"d1", "d2"}
     found = state.download("d1")
@@ -92,6 +94,33 @@ def test_a_record_whose_process_has_ended_reads_as_paused(tmp_path: Path) -> Non
     (record,) = new_state(tmp_path).downloads()
     assert record.status == "paused"
     assert [record.id for record in new_state(tmp_path).downloads("resuming")] == []
+
+
+def test_a_record_of_a_container_that_is_gone_reads_as_paused(state: State, tmp_path: Path) -> None:
+    """Nobody here can tell whether a process of another pid namespace lives; the lock of its model tells."""
+    state._owner = json.dumps(replace(Owner.mine(), space=1).to_json())
+    state([Standing(RECORD, begins=True)])
+    lock = tmp_path / "locks" / "model-m.lock"
+    lock.parent.mkdir()
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert [record.status for record in state.downloads()] == ["in_progress"]
+    assert [record.status for record in state.downloads()] == ["paused"]
+
+
+def test_old_failures_are_forgotten_with_what_was_asked(tmp_path: Path) -> None:
+    state = new_state(tmp_path, 3600.0)
+    asked = {"begins": True, "request": "https://host/m?token=secret"}
+    state([Standing(replace(RECORD, last_attempt=now_ms()), **asked)])
+    old = replace(RECORD, status="failed", last_attempt=now_ms() - 2 * 3_600_000)
+    for each in ("d2", "../d1"):
+        state([Standing(replace(old, id=each), **asked)])
+    state.close()
+    later = new_state(tmp_path, 3600.0)
+    later([Standing(replace(RECORD, id="d3", last_attempt=now_ms()))])
+    assert {record.id for record in later.downloads()} == {"d1", "d3"}
+    assert os.listdir(later.place.requests) == ["d1.json"]
+    later.close()
 
 
 def test_a_record_of_a_live_process_is_changed_by_no_other_unless_it_takes_over(state: State, tmp_path: Path) -> None:

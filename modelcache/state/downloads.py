@@ -1,20 +1,23 @@
 """The records of downloads: rows, and what was asked, in a file beside them.
 
 Responsible for: whose a record is, counting attempts, and reading a record whose owner is gone as paused.
-What was asked may hold a URL with a query: it is kept, for its owner's eyes alone, until its download has ended.
+What was asked may hold a URL with a query: it is kept, for its owner's eyes alone, until its download is over.
 """
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from modelcache.errors import StoreError
+from modelcache.errors import StoreError, UsageError
 from modelcache.history import UNFINISHED, DownloadRecord, Standing
 from modelcache.state.place import Place
 from modelcache.store.disk import CREATE, make_directories, read_small, write_all
+from modelcache.store.layout import Layout
+from modelcache.store.locks import is_held
 from modelcache.store.owner import Owner
 
 if TYPE_CHECKING:
@@ -27,14 +30,15 @@ _KINDS: dict[str, type[int] | type[str]] = {
 }
 
 
-def put(connection: "Connection", standing: Standing, owner: str) -> None:
+def put(connection: "Connection", standing: Standing, owner: str, layout: Layout) -> None:
     """Writes a record as it stands. One that another process has under way changes only when this one takes it over,
     or has everything."""
     record = standing.record
     row = connection.execute("SELECT * FROM downloads WHERE id = ?", (record.id,)).fetchone()
     before = _record_of(dict(zip([*_NAMES, "owner"], row, strict=True))) if row else None
-    is_theirs = before is not None and before.status in UNFINISHED and row[-1] != owner and _lives(row[-1])
-    if is_theirs and not standing.begins and record.status != "success":
+    is_theirs = before is not None and before.status in UNFINISHED and row[-1] != owner
+    may_change = standing.begins or record.status == "success"
+    if before and is_theirs and not may_change and _lives(row[-1], before.model, layout):
         return
     is_new = before is None or (before.status == "success" and record.status != "success")
     attempts = (0 if is_new or before is None else before.attempts) + standing.begins
@@ -49,8 +53,7 @@ def keep_request(place: Place, standing: Standing) -> None:
     path = place.request(standing.record.id)
     with suppress(OSError, StoreError):
         if standing.is_over or (standing.begins and standing.request):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+            forget_request(place, standing.record.id)
         if standing.begins and standing.request:
             make_directories(place.requests)
             fd = os.open(path, CREATE, 0o600)  # a kill may leave half of it, which then says nothing
@@ -67,28 +70,41 @@ def request_of(place: Place, download_id: str) -> str:
     return ""
 
 
-def forget(connection: "Connection", before_ms: int) -> None:
-    """Drops records of downloads that ended well before that."""
-    connection.execute("DELETE FROM downloads WHERE status = 'success' AND last_attempt < ?", (before_ms,))
+def forget_request(place: Place, download_id: str) -> None:
+    if re.fullmatch(r"\w+", download_id, re.ASCII):  # a database may hold anything
+        with suppress(OSError):
+            os.unlink(place.request(download_id))
 
 
-def all_of(connection: "Connection | None", status: str | None = None) -> Iterator[DownloadRecord]:
+def forget_old(connection: "Connection", before_ms: int) -> list[str]:
+    """Drops records of downloads that ended before that, well or not; their ids."""
+    which = "FROM downloads WHERE status IN ('success', 'failed') AND last_attempt < ?"
+    ids = [str(row[0]) for row in connection.execute(f"SELECT id {which}", (before_ms,))]
+    connection.execute(f"DELETE {which}", (before_ms,))
+    return ids
+
+
+def forget(connection: "Connection", ids: Sequence[str]) -> None:
+    connection.executemany("DELETE FROM downloads WHERE id = ?", [(each,) for each in ids])
+
+
+def all_of(connection: "Connection | None", layout: Layout, status: str | None = None) -> Iterator[DownloadRecord]:
     """The latest first."""
     for row in connection.execute("SELECT * FROM downloads ORDER BY last_attempt DESC") if connection else ():
-        record = _standing_now(row)
+        record = _standing_now(row, layout)
         if record.id and status in (None, record.status):
             yield record
 
 
-def one_of(connection: "Connection | None", download_id: str) -> DownloadRecord | None:
+def one_of(connection: "Connection | None", layout: Layout, download_id: str) -> DownloadRecord | None:
     found = connection.execute("SELECT * FROM downloads WHERE id = ?", (download_id,)) if connection else None
     row = found.fetchone() if found else None
-    return _standing_now(row) if row else None
+    return _standing_now(row, layout) if row else None
 
 
-def _standing_now(row: "Row") -> DownloadRecord:
+def _standing_now(row: "Row", layout: Layout) -> DownloadRecord:
     record = _record_of(dict(row))
-    if record.status in UNFINISHED and not _lives(row["owner"]):
+    if record.status in UNFINISHED and not _lives(row["owner"], record.model, layout):
         return replace(record, status="paused", error_message=record.error_message or "its process has ended")
     return record
 
@@ -101,9 +117,12 @@ def _record_of(row: dict[str, Any]) -> DownloadRecord:
     return DownloadRecord(**values)
 
 
-def _lives(owner: object) -> bool:
-    """Whether the process may be alive: false where it is proven dead, or nobody."""
+def _lives(owner: object, model: str, layout: Layout) -> bool:
+    """Whether its process carries it out still. Of one in another pid namespace, only the lock of the model tells."""
     try:
-        return not Owner.from_json(json.loads(owner if isinstance(owner, str) else "")).is_proven_dead()
-    except (ValueError, RecursionError):
+        whose = Owner.from_json(json.loads(owner if isinstance(owner, str) else ""))
+        if whose.is_proven_dead():
+            return False
+        return whose == Owner.here(whose.pid) or is_held(layout.model_lock(model))
+    except (ValueError, RecursionError, UsageError):
         return False

@@ -6,21 +6,24 @@ Leaves to others: the file and its faults (`database`), the rows (`downloads`, `
 """
 
 import json
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from modelcache.dispatch import Kept
 from modelcache.errors import StoreError
 from modelcache.events import now_ms
 from modelcache.health import Gateway, Health
-from modelcache.history import Attempt, DownloadRecord, Note, Standing, Use
+from modelcache.history import UNFINISHED, Attempt, DownloadRecord, Note, Standing, Use
 from modelcache.state import downloads, metrics
 from modelcache.state.database import WAIT_S, Database, reading
 from modelcache.state.place import Place
 from modelcache.state.uses import Uses
+from modelcache.store.layout import Layout
 from modelcache.store.owner import Owner
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class State:
     def __init__(self, root: str, uses: Uses, metrics_age_s: float) -> None:
         self.place = Place.of(root)
         self.uses = uses
+        self._layout = Layout(root)
         self._database = Database(self.place.database)
         self._metrics_age_s = metrics_age_s
         self._owner = json.dumps(Owner.mine().to_json())
@@ -66,6 +70,17 @@ class State:
         finally:
             self._writing.release()
 
+    def forget(self, model: str) -> None:
+        """Drops what is known of a model's downloads that have ended, and what was asked. What cannot be read stays."""
+        ids = []
+        with suppress(StoreError):
+            ids = [one.id for one in self.downloads() if one.model == model and one.status not in UNFINISHED]
+        if ids:
+            with self._writing:
+                self._database.write(lambda connection: downloads.forget(connection, ids), at_once=True)
+        for download_id in ids:
+            downloads.forget_request(self.place, download_id)
+
     def _take(self, notes: Sequence[Note]) -> None:
         uses, more = self.uses.take()
         self._kept += [*notes, *uses, *(Use(model, count=count) for model, count in more.items())]
@@ -85,7 +100,7 @@ class State:
     def _write(self, connection: "Connection", notes: Sequence[Note]) -> None:
         uses = [note for note in notes if isinstance(note, Use)]
         for standing in (note for note in notes if isinstance(note, Standing)):
-            downloads.put(connection, standing, self._owner)
+            downloads.put(connection, standing, self._owner, self._layout)
         attempts = [note for note in notes if isinstance(note, Attempt)] + [_row_of(use) for use in uses if use.is_hit]
         metrics.add_attempts(connection, self.place.host, attempts)
         metrics.add_uses(connection, _counted(uses))
@@ -96,7 +111,8 @@ class State:
             return
         before_ms = now_ms() - int(1000 * self._metrics_age_s)
         is_more = metrics.roll_up(connection, before_ms)
-        downloads.forget(connection, before_ms)
+        for download_id in downloads.forget_old(connection, before_ms):
+            downloads.forget_request(self.place, download_id)
         self._roll_up_at = 0.0 if is_more else time.monotonic() + ROLL_UP_EVERY_S
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -104,15 +120,31 @@ class State:
     def downloads(self, status: str | None = None) -> list[DownloadRecord]:
         """The latest first. StoreError where the database cannot be read, as in everything that is asked here."""
         with reading(self.place.database) as connection:
-            return list(downloads.all_of(connection, status))
+            return list(downloads.all_of(connection, self._layout, status))
 
     def download(self, download_id: str) -> DownloadRecord | None:
         with reading(self.place.database) as connection:
-            return downloads.one_of(connection, download_id)
+            return downloads.one_of(connection, self._layout, download_id)
 
     def request_of(self, download_id: str) -> str:
         """What was asked, as text; empty where it is not known. It may hold secrets."""
         return downloads.request_of(self.place, download_id)
+
+    def requests_left(self, before_ms: int) -> list[str]:
+        """Paths of what was asked, without that of downloads that somebody carries out or that changed since then.
+
+        All of them, where no record can be read.
+        """
+        wanted: set[str] = set()
+        with suppress(StoreError):
+            records = self.downloads()
+            wanted = {one.id for one in records if one.status in UNFINISHED or one.last_attempt >= before_ms}
+        with suppress(OSError):
+            names = sorted(os.listdir(self.place.requests))
+            return [
+                os.path.join(self.place.requests, name) for name in names if name.removesuffix(".json") not in wanted
+            ]
+        return []
 
     def usage(self) -> list[dict[str, Any]]:
         with reading(self.place.database) as connection:
