@@ -57,7 +57,7 @@ def parsed(text: str) -> tuple[str | Manifest, Wish]:
         case {
             "format": 1, "digests": list(digests), "size": int() | None as size, "output": str() | None as output,
             "mirrors": list(mirrors), "cached": bool(cached), "strict": bool(strict), "require_digest": bool(required),
-        } if all(isinstance(each, str) for each in (*digests, *mirrors)):  # fmt: skip
+        } if all(isinstance(each, str) for each in (*digests, *mirrors)) and "\0" not in (output or ""):  # fmt: skip
             given = tuple(Digest.parse(digest) for digest in digests)
             wish = Wish(given, size, output, tuple(mirrors), {}, cached, strict, required)
             if isinstance(ref := fields.get("ref"), str):

@@ -468,6 +468,8 @@ class Cache:
     def cancel(self, download_id: str) -> "DownloadRecord":
         """Removes what is not complete of a download; its record then says failed. What is ready stays.
 
+        The queue forgets it, too.
+
         Raises UnknownDownloadError, and LockedError while another process is at it.
         """
         from modelcache import past
@@ -475,12 +477,14 @@ class Cache:
         record = self.download(download_id)
         if record.status == "success":
             return record
+        request = self._runtime.state.request_of(download_id)
         download = self._runtime.find(download_id)
         if download is not None:
             download.cancel()
             download.wait_stopped(STOP_WITHIN_S)
         else:
             past.forget(self._runtime.state, self._shelf, self._runtime.shop, record)
+        past.take_out_of_queue(self._shelf, request)
         return self.download(download_id)
 
     def usage(self) -> Report:

@@ -19,6 +19,7 @@ from modelcache.state.state import State
 from modelcache.states import RECORD_STATUS
 from modelcache.store.locks import is_held
 from modelcache.store.shelf import Shelf
+from modelcache.store.waitlist import Waitlist
 
 STATUSES = tuple(dict.fromkeys(RECORD_STATUS.values()))
 
@@ -73,6 +74,11 @@ def forget(state: State, shelf: Shelf, shop: Workshop, record: DownloadRecord) -
             discard(order, file, shop)
     over = replace(record, status="failed", error_message=f"{record.source} was cancelled", downloaded_bytes=0)
     shop.dispatcher.note(Standing(over, is_over=True))
+
+
+def take_out_of_queue(shelf: Shelf, request: str) -> None:
+    """Nobody who runs the queue begins again with what was cancelled. StoreError."""
+    Waitlist(shelf.layout.queue, shelf.layout.lock("queue")).remove_request(request)
 
 
 def _as_it_is(state: State, shelf: Shelf, record: DownloadRecord) -> DownloadRecord:

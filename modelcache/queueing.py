@@ -4,6 +4,8 @@ Responsible for: fetching what waits, within `parallel_models`, and following wh
 Leaves to others: the list itself (`store.waitlist`), fetching one (`cache`).
 """
 
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modelcache.again import parsed, to_text
 from modelcache.api import default
 from modelcache.cache import Cache, Path, Show
-from modelcache.errors import ModelCacheError, PausedError, UsageError, told
+from modelcache.errors import CancelledError, ModelCacheError, PausedError, UsageError, told
 from modelcache.model import Manifest
 from modelcache.ordering import Wish, digests_of
 from modelcache.outcome import File, Model
@@ -23,7 +25,9 @@ from modelcache.urls import without_secrets
 if TYPE_CHECKING:
     from modelcache.download import Download
 
+log = logging.getLogger(__name__)
 LOOK_S = 0.2  # how often what others change is looked for
+PAUSE_S = 2.0  # after an error, in the background
 STOP_WITHIN_S = 1.5
 
 
@@ -79,11 +83,11 @@ class Queue:
         return self._list.add(shown, to_text(ref, wish), priority).id
 
     def entries(self) -> Report:
-        """In the order in which they are fetched."""
+        """In the order in which they are fetched; `by` says which process fetches one."""
         rows = [
             {
                 "id": entry.id, "ref": entry.ref, "status": entry.status, "priority": entry.priority,
-                "added_at": entry.added_at, "error": entry.error,
+                "added_at": entry.added_at, "by": str(entry.owner or ""), "error": entry.error,
             }
             for entry in self._list.read().entries
         ]  # fmt: skip
@@ -103,7 +107,7 @@ class Queue:
 
     def retry(self, entry_id: str) -> None:
         """One that failed waits again."""
-        self._list.give_back(self._list.read().find(entry_id).id)
+        self._list.retry(entry_id)
 
     @property
     def is_paused(self) -> bool:
@@ -119,13 +123,19 @@ class Queue:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, progress: Show = None, ended: Callable[[Ended], None] | None = None) -> None:
+    def run(
+        self,
+        progress: Show = None,
+        ended: Callable[[Ended], None] | None = None,
+        waiting: Callable[[str], None] | None = None,
+    ) -> None:
         """Fetches until nothing waits and nothing is fetched any more, also by others, or the queue is paused.
 
-        `ended` is called with each entry that this process brought to an end. After KeyboardInterrupt, or whatever
-        else it raises, all downloads have paused, and their entries wait again.
+        `ended` is called with each entry that this process brought to an end; `waiting` once, if there is nothing to do
+        but to wait for others, with words that say for whom. After KeyboardInterrupt, or whatever else it raises, all
+        downloads have paused, and their entries wait again.
         """
-        _Run(self._cache, self._list, progress, ended or (lambda _: None), threading.Event()).until_empty()
+        _Run(self._cache, progress, ended or _nothing, waiting or _nothing, threading.Event()).until_empty()
 
     def start(self) -> None:
         """Runs in the background until `stop`, or the end of the process. Returns at once."""
@@ -141,22 +151,39 @@ class Queue:
             self._thread.join(timeout)
 
     def _serve(self) -> None:
+        """Outlives what passes: a full disk, a lock that somebody has. Each kind of error is logged once in a row."""
+        logged: set[str] = set()
         while not self._stop.is_set():
-            _Run(self._cache, self._list, False, lambda _: None, self._stop).until_empty()
-            self._stop.wait(LOOK_S)
+            try:
+                _Run(self._cache, False, _nothing, _nothing, self._stop).until_empty()
+                logged.clear()
+                self._stop.wait(LOOK_S)
+            except ModelCacheError as error:
+                if error.kind not in logged:
+                    log.warning("the queue: %s", error.line())
+                logged.add(error.kind)
+                self._stop.wait(PAUSE_S)
 
 
 class _Run:
-    """The downloads of one process for the queue."""
+    """The downloads of one process for the queue. What it claims is its own: it has a list of its own."""
 
     def __init__(
-        self, cache: Cache, waitlist: Waitlist, progress: Show, ended: Callable[[Ended], None], stop: threading.Event
+        self,
+        cache: Cache,
+        progress: Show,
+        ended: Callable[[Ended], None],
+        waiting: Callable[[str], None],
+        stop: threading.Event,
     ) -> None:
         self._cache = cache
-        self._list = waitlist
+        self._list = Waitlist(*cache.queue_paths)
         self._progress = progress
         self._ended = ended
+        self._waiting = waiting
+        self._has_told = False
         self._stop = stop
+        self._pid = os.getpid()
         self._most = cache.settings.parallel_models
         self._running: dict[str, tuple[Entry, Download]] = {}
 
@@ -167,11 +194,21 @@ class _Run:
                 self._follow(now)
                 self._settle()
                 self._claim(now)
-                if not self._running and (now.paused or not self._list.read().is_alive):
+                if not self._running and self._is_over():
                     return
                 self._stop.wait(LOOK_S)
         finally:
-            self._end()
+            if self._pid == os.getpid():  # a child that was forked meanwhile has nothing to end
+                self._end()
+
+    def _is_over(self) -> bool:
+        """Whether there is nothing to wait for. Says once for whom it waits."""
+        now = self._list.read()
+        others = sorted({str(entry.owner) for entry in now.entries if entry.is_running})
+        if others and not now.paused and not self._has_told:
+            self._has_told = True
+            self._waiting(f"waiting for {', '.join(others)}")
+        return now.paused or not now.is_alive
 
     def _follow(self, now: Waiting) -> None:
         """What others took out ends, and so does everything when the queue is paused."""
@@ -186,13 +223,13 @@ class _Run:
                 continue
             del self._running[entry.id]
             result, error = _outcome(download)
-            if error is None:
+            if error is None or isinstance(error, CancelledError):
                 self._remove(entry)
             elif isinstance(error, PausedError):
                 self._list.give_back(entry.id)
                 continue
             else:
-                self._list.give_back(entry.id, _line(error))
+                self._list.fail(entry.id, _line(error))
             self._ended(Ended(entry.id, entry.ref, result, error))
 
     def _claim(self, now: Waiting) -> None:
@@ -202,27 +239,31 @@ class _Run:
             try:
                 ref, wish = parsed(entry.request)
                 self._running[entry.id] = (entry, self._cache.begin(ref, wish, self._progress))
-            except ModelCacheError as error:
-                self._list.give_back(entry.id, error.line())
+            except Exception as error:  # noqa: BLE001 - told to whoever runs the queue; the others go on
+                self._list.fail(entry.id, _line(error))
                 self._ended(Ended(entry.id, entry.ref, None, error))
 
     def _remove(self, entry: Entry) -> None:
         try:
             self._list.remove(entry.id)
         except UsageError:
-            return  # somebody else took it out meanwhile
+            self._list.give_back(entry.id)  # somebody else took it out meanwhile
 
     def _end(self) -> None:
-        """Whatever happened: nothing is fetched any more, and what was not finished waits for the next run."""
-        for _, download in self._running.values():
-            download.pause()
+        """Whatever happened: nothing is fetched any more, and what was not finished waits for the next run.
+
+        It waits before downloads have stopped: another interrupt may come in between.
+        """
+        try:
+            for _, download in self._running.values():
+                download.pause()
+        finally:
+            self._list.close()
         for entry, download in self._running.values():
             download.wait_stopped(STOP_WITHIN_S)
             _, error = _outcome(download)
             if error is None:
                 self._remove(entry)
-            else:
-                self._list.give_back(entry.id)
 
 
 def _outcome(download: "Download") -> tuple[Any, BaseException | None]:
@@ -230,6 +271,9 @@ def _outcome(download: "Download") -> tuple[Any, BaseException | None]:
         return download.result(0), None
     except BaseException as error:  # noqa: BLE001 - told to whoever runs the queue
         return None, error
+
+
+def _nothing(_: object) -> None: ...
 
 
 def _line(error: BaseException) -> str:

@@ -477,3 +477,22 @@ def test_the_holder_on_another_host_is_named(lock: str, away: list[str], begun) 
         pass
     assert "kill" not in refused.value.next_step
     begun[0].communicate("\n", timeout=20)
+
+
+WATCH = """
+import sys, time
+from modelcache.store.locks import Lookout
+lookout, end = Lookout(beat_s=0.1), time.monotonic() + 20
+print(lookout.is_held(sys.argv[1]), flush=True)
+while lookout.is_held(sys.argv[1]) and time.monotonic() < end:
+    time.sleep(0.02)
+print(lookout.is_held(sys.argv[1]), flush=True)
+"""
+
+
+def test_a_silent_lease_of_nobody_knows_whom_is_held_no_more_once_it_was_watched(lock: str, shim: Path, begun) -> None:
+    Path(lock).parent.mkdir()
+    Path(lock).touch()
+    Path(lock + ".lease").write_text("a marker of a host that is gone")
+    begun.append(child(sys.executable, "-c", WATCH, lock, LD_PRELOAD=str(shim), FLOCK_SHIM="none"))
+    assert [line(begun[0]), line(begun[0])] == ["True", "False"]

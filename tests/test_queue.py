@@ -1,11 +1,16 @@
 """The queue: what waits survives, the most urgent comes first, and many processes share it."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from caches import run, start
@@ -219,6 +224,99 @@ def test_two_processes_share_one_queue_and_fetch_nothing_twice(cache_root, origi
     assert len([seen for seen in origin.requests if seen.range is None]) == len(FILES)
 
 
+CONTAINER = {"host": "pod-7f9c", "boot": "other", "space": 1, "pid": 7, "start": 5, "machine": ""}
+
+
+def edit(cache_root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes every entry of the file, as no modelcache would."""
+    data = json.loads((cache_root / "queue.json").read_text())
+    for fields in data["entries"]:
+        change(fields)
+    (cache_root / "queue.json").write_text(json.dumps(data))
+
+
+def test_what_a_container_that_is_gone_was_fetching_waits_again(cache, cache_root, origin) -> None:
+    queue = Queue(cache)
+    for name in "abc":
+        queue.add(origin.url(f"{name}.bin"))
+    edit(cache_root, lambda fields: fields.update(owner=CONTAINER))
+    assert [(row["status"], row["by"]) for row in queue.entries()] == [("waiting", "")] * 3
+    running = threading.Thread(target=queue.run, kwargs={"progress": False}, daemon=True)
+    running.start()
+    running.join(20)
+    assert not running.is_alive()
+    assert len(queue) == 0
+
+
+def test_whoever_only_waits_says_for_whom_and_others_see_it(cache_root, origin) -> None:
+    hold = Hold(200_000)
+    origin.faults(hold, path="a.bin")
+    first = start("fetch", "--queue", origin.url("a.bin"), "--quiet")
+    assert hold.reached.wait(20)
+    who = f"process {first.pid} on "
+    (row,) = Queue(Cache(cache_root)).entries()
+    assert (row["status"], row["by"].startswith(who)) == ("running", True)
+    second = start("queue", "run", "--quiet")
+    assert second.stderr is not None
+    assert second.stderr.readline().startswith(f"waiting for {who}")
+    hold.release.set()
+    assert second.communicate(timeout=20)[1] == ""
+    assert (first.communicate(timeout=20)[1], first.returncode, second.returncode) == ("", 0, 0)
+
+
+def test_a_try_more_for_what_is_being_fetched_changes_nothing(cache_root, origin) -> None:
+    hold = Hold(200_000)
+    origin.faults(hold, path="a.bin")
+    queue = Queue(Cache(cache_root))
+    entry = queue.add(origin.url("a.bin"))
+    queue.start()
+    assert hold.reached.wait(20)
+    queue.retry(entry)
+    assert [row["status"] for row in queue.entries()] == ["running"]
+    hold.release.set()
+    queue.run(progress=False)
+    queue.stop()
+    assert len(queue) == 0
+
+
+def test_locks_of_entries_do_not_pile_up(cache, cache_root, origin) -> None:
+    queue = Queue(cache)
+    for name in "abc":
+        queue.add(origin.url(f"{name}.bin"))
+    finished(queue)
+    assert list(cache_root.glob("locks/queue-*")) == []
+
+
+FORK = """if True:
+    import os, sys
+    from modelcache.cache import Cache
+    from modelcache.store.waitlist import Waitlist
+    paths = Cache().queue_paths
+    mine = Waitlist(*paths)
+    entry = mine.claim(2)
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    os.waitpid(child, 0)
+    print(Waitlist(*paths).read().find(entry.id).status)
+    sleeping = os.fork()
+    if sleeping == 0:
+        sys.stdin.read()
+        os._exit(0)
+    mine.close()
+    print(Waitlist(*paths).read().find(entry.id).status)
+    os.close(0)
+"""
+
+
+def test_a_forked_child_neither_ends_nor_keeps_what_its_parent_runs(cache, origin) -> None:
+    Queue(cache).add(origin.url("a.bin"))
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], input="", capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.split() == ["running", "waiting"]
+
+
 # ---- the command
 
 
@@ -303,6 +401,172 @@ def test_a_newer_file_is_left_alone(cache, cache_root, origin) -> None:
     assert json.loads((cache_root / "queue.json").read_text())["format"] == 2
 
 
+def test_what_is_garbled_is_set_aside_once_before_it_is_overwritten(cache, cache_root, origin) -> None:
+    cache_root.mkdir(exist_ok=True)
+    place, aside = cache_root / "queue.json", cache_root / "queue.json.garbled"
+    place.write_bytes(b'{"format": 1, "entries": [{"id": "precious"}]}')
+    assert len(Queue(cache)) == 0
+    assert not aside.exists()
+    Queue(cache).add(origin.url("a.bin"))
+    assert b"precious" in aside.read_bytes()
+    place.write_bytes(b"garbage")
+    Queue(cache).add(origin.url("a.bin"))
+    assert b"precious" in aside.read_bytes()
+    assert aside.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_loses_nothing(cache_root, origin) -> None:
+    queue = Queue(Cache(cache_root))
+    for name in "abc":
+        queue.add(origin.url(f"{name}.bin"))
+    place = cache_root / "queue.json"
+    os.rename(place, cache_root / "aside")
+    place.symlink_to("aside")  # refused with ELOOP; root may read what others may not
+    done = run("fetch", "--queue", origin.url("d.bin"), "--quiet")
+    assert (done.returncode, done.stderr.count("\n"), "Traceback" in done.stderr) == (6, 1, False)
+    assert run("queue").returncode == 6
+    os.replace(cache_root / "aside", place)
+    assert names(queue) == "abc"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": "../../x"}, {"id": ""}, {"added_at": 10**30}, {"added_at": -(10**30)}, {"priority": 10**30}, {"owner": 3}],
+)
+def test_an_entry_that_is_garbled_is_none(cache, cache_root, origin, change) -> None:
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"))
+    edit(cache_root, lambda fields: fields.update(change))
+    assert run("queue").stdout == "queue: nothing\n"
+    queue.add(origin.url("b.bin"))
+    assert finished(queue) == ["b"]
+
+
+def test_the_same_id_twice_is_one_entry(cache, cache_root, origin) -> None:
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"))
+    queue.add(origin.url("b.bin"))
+    edit(cache_root, lambda fields: fields.update(id="0123abcd"))
+    assert finished(queue) == ["a"]
+
+
+def test_an_output_with_a_null_byte_fails_alone(cache, cache_root, origin) -> None:
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"))
+    edit(cache_root, lambda each: each.update(request=json.dumps(json.loads(each["request"]) | {"output": "/a\0b"})))
+    queue.add(origin.url("b.bin"))
+    assert sorted(finished(queue)) == ["a", "b"]
+    (row,) = queue.entries()
+    assert (row["status"], row["error"].partition(";")[0]) == ("failed", "what was asked is not known any more")
+
+
+class Broken(Cache):
+    """Has a bug."""
+
+    def begin(self, *_: object) -> Any:
+        raise ZeroDivisionError("secret")
+
+
+def test_a_bug_fails_its_entry_alone(cache_root, origin) -> None:
+    queue = Queue(Broken(cache_root))
+    queue.add(origin.url("a.bin"))
+    queue.add(origin.url("b.bin"))
+    assert sorted(finished(queue)) == ["a", "b"]
+    assert [(row["status"], row["error"]) for row in queue.entries()] == [
+        ("failed", "a bug in modelcache: ZeroDivisionError")
+    ] * 2
+
+
+def test_after_two_interrupts_nothing_is_stuck(cache_root, origin) -> None:
+    """The second comes while the first one's downloads are stopping."""
+    hold = Hold(200_000)
+    origin.faults(hold, path="a.bin")
+
+    class Interrupted(Cache):
+        def begin(self, *arguments: Any) -> Any:
+            download = super().begin(*arguments)
+
+            stops = download.wait_stopped
+
+            def wait_stopped(_: float) -> bool:
+                download.wait_stopped = stops
+                raise KeyboardInterrupt
+
+            download.wait_stopped = wait_stopped
+            assert hold.reached.wait(20)
+            return download
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = Interrupted(cache_root)
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"))
+    Waitlist(*cache.queue_paths).add("https://host/x", "garbage", -1)
+    with suppress(KeyboardInterrupt):
+        queue.run(progress=False, ended=interrupt)
+    hold.release.set()
+    assert [row["status"] for row in queue.entries()] == ["waiting", "failed"]
+
+
+def test_in_the_background_an_error_is_logged_once_and_outlived(cache, cache_root, origin, caplog) -> None:
+    cache_root.mkdir(exist_ok=True)
+    place = cache_root / "queue.json"
+    place.write_text('{"format": 9, "entries": []}')
+    hold = Hold(200_000)
+    origin.faults(hold, path="a.bin")
+    queue, logged = Queue(cache), threading.Event()
+    handler = logging.Handler()
+    handler.emit = lambda _: logged.set()  # type: ignore[method-assign]
+    log = logging.getLogger("modelcache.queueing")
+    log.addHandler(handler)
+    try:
+        queue.start()
+        assert logged.wait(20)
+        place.unlink()
+        queue.add(origin.url("a.bin"))
+        assert hold.reached.wait(20)
+    finally:
+        log.removeHandler(handler)
+        hold.release.set()
+        queue.stop()
+    assert [record.message for record in caplog.records if "newer" in record.message] == [
+        f"the queue: {place} was written by a newer modelcache; update modelcache"
+    ]
+
+
+# ---- cancelling
+
+
+def test_what_is_cancelled_leaves_the_queue(cache, origin) -> None:
+    hold = Hold(200_000)
+    origin.faults(hold, path="a.bin")
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"))
+    queue.start()
+    assert hold.reached.wait(20)
+    (download,) = cache.downloads()
+    cache.cancel(download["id"])
+    hold.release.set()
+    queue.run(progress=False)
+    queue.stop()
+    assert len(queue) == 0
+    assert cache.download(download["id"]).status == "failed"
+
+
+def test_what_is_cancelled_while_it_waits_leaves_the_queue(cache, cache_root, origin) -> None:
+    hold = Hold(200_000)
+    origin.faults(hold, path="a.bin")
+    first = start("fetch", "--queue", origin.url("a.bin"), "--quiet")
+    assert hold.reached.wait(20)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=20)
+    hold.release.set()
+    (download,) = cache.downloads()
+    assert run("cancel", download["id"]).returncode == 0
+    assert len(Queue(cache)) == 0
+
+
 def test_a_request_that_is_garbled_fails_alone(cache, waitlist, origin) -> None:
     waitlist.add("https://host/x", "garbage", 9)
     queue = Queue(cache)
@@ -343,7 +607,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.waitlist = Waitlist(f"{self.folder}/queue.json", f"{self.folder}/lock")
+        """As after a kill: the locks are gone, and what was fetched waits again."""
+        self.waitlist = Waitlist(f"{self.folder}/queue.json", f"{self.folder}/queue.lock")
+        self.claimed.clear()
 
     @rule(target=ids, priority=st.integers(-2, 2))
     def add(self, priority: int) -> str:

@@ -68,7 +68,7 @@ def run(queue: Any, options: argparse.Namespace) -> int:
             if not options.json:
                 print(entry.result, flush=True)
 
-    queue.run(progress=not options.quiet, ended=ended)
+    queue.run(progress=not options.quiet, ended=ended, waiting=lambda words: print(words, file=sys.stderr, flush=True))
     if queue.is_paused and len(queue):
         print(f"the queue is paused, {len(queue)} wait; `modelcache queue resume` lets them go on", file=sys.stderr)
     if failures:

@@ -36,9 +36,7 @@ class Lease:
         try:
             self._lock.acquire(timeout=timeout)
         except (Timeout, LeaseSettingsMismatch):
-            if self._is_dead():
-                with suppress(OSError):
-                    os.unlink(self._path)  # whoever comes first has it: perhaps we, next time
+            self.remove_if_dead()  # whoever comes first has it: perhaps we, next time
             raise Timeout(self._path) from None
         except RuntimeError as error:
             self._lock.release(force=True)
@@ -46,6 +44,14 @@ class Lease:
 
     def release(self) -> None:
         self._lock.release()
+
+    def remove_if_dead(self) -> bool:
+        """True where it was watched, again and again by this method, and has been silent for four beats."""
+        if not self._is_dead():
+            return False
+        with suppress(OSError):
+            os.unlink(self._path)
+        return True
 
     def _is_dead(self) -> bool:
         mark, now = _mark(self._path), time.monotonic()

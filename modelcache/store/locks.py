@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from modelcache.errors import LockedError, StoreError
 from modelcache.store.disk import CREATE, READ, disk_errors, make_directories, read_small
-from modelcache.store.lease import Lease
+from modelcache.store.lease import BEAT_S, Lease
 from modelcache.store.owner import Owner, is_suspended
 
 if TYPE_CHECKING:
@@ -177,6 +177,28 @@ def is_held(path: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+class Lookout:
+    """Asks the same locks again and again, and so sees also that a lease has died, where the kernel cannot lock.
+
+    `beat_s` is that of leases.
+    """
+
+    def __init__(self, beat_s: float = BEAT_S) -> None:
+        self._beat_s = beat_s
+        self._leases: dict[str, Lease] = {}
+
+    def is_held(self, path: str) -> bool:
+        """As `is_held`; a dead lease is removed."""
+        if not is_held(path):
+            self._leases.pop(path, None)
+            return False
+        if not os.path.lexists(path + LEASE):
+            return True
+        if path not in self._leases:
+            self._leases[path] = Lease(path + LEASE, self._beat_s)
+        return not self._leases[path].remove_if_dead()
 
 
 def _refusal(subject: Subject, patience: Patience, holder: Holder, far: str) -> LockedError:

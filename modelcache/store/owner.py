@@ -53,6 +53,9 @@ class Owner:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host[:64]!r}"
+
     def is_proven_dead(self) -> bool:
         """True only where this process can judge: same host, boot and pid namespace, and that process is gone."""
         mine = Owner.mine()

@@ -1,27 +1,31 @@
 """queue.json: what is to be fetched, in which order, and by whom it is being fetched.
 
 Responsible for: reading it whatever state it is in, and changing it without losing another process's change (I3, I4).
-An entry belongs to the process that fetches it; when that process is proven dead, the entry waits again.
+Whoever fetches an entry holds a lock of it as long; where that is free, the entry waits, whatever the file says (I13).
 Leaves to `queueing`: fetching. What was asked may hold a URL with its query: the file is for its owner alone.
 """
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from modelcache.errors import StoreError, UsageError
+from modelcache.errors import LockedError, StoreError, UsageError
 from modelcache.store.disk import make_directories, read_small, write_atomic
-from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.locks import Lookout, Patience, Subject, locked
 from modelcache.store.owner import Owner
 
 FORMAT = 1
 MOST_ENTRIES = 10_000
 HIGHEST = 1_000_000  # priority, and as much below zero
+LATEST_MS = 1 << 47  # some thousand years: what dates can show
+GARBLED = ".garbled"
+_ID = re.compile("[0-9a-f]{8}")
 PATIENCE = Patience(30.0)
 
 
@@ -34,12 +38,12 @@ class Entry:
     request: str
     priority: int = 0
     added_at: int = 0  # ms
-    owner: Owner | None = None  # who fetches it
+    owner: Owner | None = None  # who fetches it now
     error: str = ""  # why it failed; it waits no more until somebody says so
 
     @property
     def is_running(self) -> bool:
-        return self.owner is not None and not self.owner.is_proven_dead()
+        return self.owner is not None
 
     @property
     def is_waiting(self) -> bool:
@@ -62,7 +66,7 @@ class Entry:
             case {
                 "id": str(id_), "ref": str(ref), "request": str(request), "priority": int(priority),
                 "added_at": int(added_at), "owner": owner, "error": str(error),
-            } if abs(priority) <= HIGHEST:  # fmt: skip
+            } if _ID.fullmatch(id_) and abs(priority) <= HIGHEST and 0 <= added_at < LATEST_MS:  # fmt: skip
                 holder = None if owner is None else Owner.from_json(owner)
                 return cls(id_, ref, request, priority, added_at, holder, error)
         raise ValueError("not an entry")
@@ -98,20 +102,23 @@ class Waiting:
 
 
 class Waitlist:
-    """The file, from any process."""
+    """The file, from any process, and the locks of what is claimed through this object.
+
+    The lock of an entry is named after that of the list and the id. They go with this object, or with `close`.
+    """
 
     def __init__(self, path: str, lock: str) -> None:
         self._path = path
         self._lock = lock
+        self._held: dict[str, ExitStack] = {}
+        self._lookout = Lookout()
 
     def read(self) -> Waiting:
-        """What is garbled counts as empty, an entry that is garbled as none. StoreError for a newer format."""
-        data = self._parsed()
-        entries = []
-        for fields in data.get("entries", []):
-            with suppress(ValueError):
-                entries.append(Entry.from_json(fields))
-        return Waiting(_in_order(entries), data.get("paused") is True)
+        """What is garbled counts as empty, an entry that is garbled as none.
+
+        StoreError where the disk does not let it be read, and for a newer format.
+        """
+        return self._waiting(self._parsed(read_small(self._path)))
 
     def add(self, ref: str, request: str, priority: int) -> Entry:
         """What is wanted already is not added twice; it gets the higher priority, and another try."""
@@ -155,6 +162,12 @@ class Waitlist:
             return replace(now, entries=tuple(entry for entry in now.entries if entry is not gone))
 
         self._change(change)
+        self.give_back(entry_id)
+
+    def remove_request(self, request: str) -> None:
+        """Whatever is to fetch exactly this; nothing happens where nothing is."""
+        if any(entry.request == request for entry in self.read().entries):
+            self._change(lambda now: replace(now, entries=tuple(e for e in now.entries if e.request != request)))
 
     def pause(self, paused: bool) -> None:
         self._change(lambda now: replace(now, paused=paused))
@@ -165,8 +178,10 @@ class Waitlist:
 
         def change(now: Waiting) -> Waiting:
             nonlocal claimed
-            first = next((entry for entry in now.entries if entry.is_waiting), None)
-            if first is None or now.paused or sum(entry.is_running for entry in now.entries) >= most:
+            if now.paused or sum(entry.is_running for entry in now.entries) >= most:
+                return now
+            first = next((entry for entry in now.entries if entry.is_waiting and self._take(entry)), None)
+            if first is None:
                 return now
             claimed = replace(first, owner=Owner.mine())
             return now.with_entry(claimed)
@@ -174,8 +189,20 @@ class Waitlist:
         self._change(change)
         return claimed
 
-    def give_back(self, entry_id: str, error: str = "") -> None:
-        """This process fetches it no more; it waits again, or has failed. One that was removed stays away."""
+    def give_back(self, entry_id: str) -> None:
+        """What was claimed here waits again. Nothing is written: its lock is free."""
+        if lock := self._held.pop(entry_id, None):
+            with suppress(OSError):
+                os.unlink(self._lock_of(entry_id))  # whoever waits for it sees that its name is gone
+            lock.close()
+
+    def close(self) -> None:
+        """Gives back all that was claimed here."""
+        for entry_id in list(self._held):
+            self.give_back(entry_id)
+
+    def fail(self, entry_id: str, error: str) -> None:
+        """What was claimed here waits no more until `retry`. One that was removed stays away."""
 
         def change(now: Waiting) -> Waiting:
             with suppress(UsageError):
@@ -183,21 +210,59 @@ class Waitlist:
             return now
 
         self._change(change)
+        self.give_back(entry_id)
+
+    def retry(self, entry_id: str) -> None:
+        self._change(lambda now: now.with_entry(replace(now.find(entry_id), error="")))
+
+    def _take(self, entry: Entry) -> bool:
+        """Its lock, if nobody has it; he may be letting go of it just now."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._lock_of(entry.id), Subject(entry.ref), Patience(0.0)))
+            except LockedError:
+                return False
+            self._held[entry.id] = stack.pop_all()
+        return True
+
+    def _lock_of(self, entry_id: str) -> str:
+        base, end = os.path.splitext(self._lock)
+        return f"{base}-{entry_id}{end}"
 
     def _change(self, change: Callable[[Waiting], Waiting]) -> None:
         make_directories(os.path.dirname(self._path))
         with locked(self._lock, Subject("queue.json"), PATIENCE):
-            before = self.read()
+            text = read_small(self._path)
+            data = self._parsed(text)
+            before = self._waiting(data)
             after = change(before)
-            if after != before:
-                entries = [entry.to_json() for entry in after.entries]
-                data = {**self._parsed(), "format": FORMAT, "paused": after.paused, "entries": entries}
-                write_atomic(self._path, json.dumps(data, indent=1).encode())
+            if after == before:
+                return
+            if text and len(before.entries) < len(data.get("entries", (None,))):
+                self._set_aside(text)
+            entries = [entry.to_json() for entry in after.entries]
+            data |= {"format": FORMAT, "paused": after.paused, "entries": entries}
+            write_atomic(self._path, json.dumps(data, indent=1).encode())
 
-    def _parsed(self) -> dict[str, Any]:
+    def _set_aside(self, garbled: bytes) -> None:
+        """Once: the first may hold what somebody wants back, and they do not pile up."""
+        if not os.path.lexists(self._path + GARBLED):
+            write_atomic(self._path + GARBLED, garbled)
+
+    def _waiting(self, data: dict[str, Any]) -> Waiting:
+        """Every entry that is one; of a running one its lock is asked."""
+        entries: dict[str, Entry] = {}
+        for fields in data.get("entries", []):
+            with suppress(ValueError):
+                entry = Entry.from_json(fields)
+                is_running = entry.owner is not None and self._lookout.is_held(self._lock_of(entry.id))
+                entries.setdefault(entry.id, entry if is_running else replace(entry, owner=None))
+        return Waiting(_in_order(list(entries.values())), data.get("paused") is True)
+
+    def _parsed(self, text: bytes | None) -> dict[str, Any]:
         data: Any = None
-        with suppress(StoreError, ValueError, RecursionError):
-            data = json.loads(read_small(self._path) or b"")
+        with suppress(ValueError, RecursionError):
+            data = json.loads(text or b"")
         if not isinstance(data, dict) or not isinstance(data.get("entries"), list):
             return {}
         if isinstance(found := data.get("format"), int) and found > FORMAT:
