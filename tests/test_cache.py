@@ -805,7 +805,7 @@ def test_no_secret_is_written_or_told(cache: Cache, origin: Origin) -> None:
     cache.on_event(told)
     where = origin.url("small.gguf").replace("://", "://user:pa55word@") + "?token=t0ken&sig=s1gned"
     headers = {"X-Key": "h3ader"}
-    origin.faults(Cut(100_000, times=1), Status(403, after=1))
+    origin.faults(Cut(100_000, times=1), Status(503, after=1))
     with pytest.raises(ModelCacheError) as failure:
         cache.fetch(where, headers=headers, progress=told, mirrors=[where])
     (asked,) = Path(cache.root, "state").glob("*.requests/*")  # to be asked again, until it is here
