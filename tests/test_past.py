@@ -234,7 +234,11 @@ def test_events_name_the_record(cache: Cache, origin: Origin) -> None:
 
 
 def test_a_resumed_file_of_unknown_version_has_a_path_at_the_end(cache: Cache, origin: Origin) -> None:
-    download_id = cut_at_half(cache, origin)
+    origin.faults(Cut(HALF, times=1), Status(503, after=1))
+    with pytest.raises(AllSourcesFailedError):
+        cache.fetch(origin.url("m.bin"), progress=False)
+    origin.heal()
     cache.close()
-    ended = run("resume", download_id, "--quiet")
+    (row,) = cache.downloads()
+    ended = run("resume", row["id"], "--quiet")
     assert (ended.returncode, Path(ended.stdout.strip()).is_file()) == (0, True)
