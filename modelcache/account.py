@@ -12,7 +12,7 @@ from dataclasses import replace
 from modelcache.dispatch import Dispatcher
 from modelcache.events import now_ms
 from modelcache.history import Attempt, DownloadRecord, Note, Standing
-from modelcache.install import checksum_of, version_of
+from modelcache.model import checksum_of, version_of
 from modelcache.order import Fetched, Order
 from modelcache.states import RECORD_STATUS, State
 from modelcache.store.layout import Layout

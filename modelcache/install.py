@@ -4,12 +4,12 @@ Responsible for: that what a kill leaves between two of these steps is mended by
 Leaves to others: proving the bytes, which happened before.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from modelcache.errors import LostError, VerificationError
 from modelcache.events import FactType
+from modelcache.model import version_of
 from modelcache.names import joined
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model
@@ -23,19 +23,6 @@ Tell = Callable[..., None]
 
 def _nothing() -> None:
     pass
-
-
-def version_of(digests: Mapping[str, str]) -> str:
-    """The version that only the bytes can tell, from SHA-256 by path: the start of their checksum."""
-    return checksum_of(digests)[:12]
-
-
-def checksum_of(digests: Mapping[str, str]) -> str:
-    """The SHA-256 of one file, of several that of their list (product H, `checksum_sha256`)."""
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def install(

@@ -8,8 +8,7 @@ import os
 from collections.abc import Iterator
 
 from modelcache.errors import UsageError
-from modelcache.install import version_of
-from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile
+from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile, version_of
 from modelcache.names import check_conflicts, checked_path, file_name_of
 from modelcache.pieces import PIECE_SIZE
 from modelcache.store.blobs import read_back

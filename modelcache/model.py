@@ -7,6 +7,7 @@ and what is here already (`store`). Everything here is frozen; nothing here does
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -247,3 +248,18 @@ def _pieces(value: object, size: int | None, path: str) -> PieceDigests | None:
     if len(flat) != 32 * -(-size // length):
         raise UsageError(f"the manifest is corrupt: {path} does not have {-(-size // length)} piece digests")
     return PieceDigests(length, flat)
+
+
+def version_of(digests: Mapping[str, str]) -> str:
+    """The version that only the bytes can tell, from SHA-256 by path: the start of their checksum."""
+    return checksum_of(digests)[:12]
+
+
+def checksum_of(digests: Mapping[str, str]) -> str:
+    """The SHA-256 of one file, of several that of their list (product H, `checksum_sha256`)."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    import hashlib  # not where everything is here already
+
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from modelcache.errors import ModelNotAvailableError, UsageError
-from modelcache.install import version_of
-from modelcache.model import Digest, Manifest, ModelFile, Ref
+from modelcache.model import Digest, Manifest, ModelFile, Ref, version_of
 from modelcache.names import file_name_of
 from modelcache.order import Order
 from modelcache.outcome import UNVERIFIED, File, Model

@@ -1,6 +1,7 @@
 """`fetch` and `check`."""
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -155,8 +156,8 @@ def _warn(told: dict[str, Any], *, is_kept: bool) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from modelcache.cache import Cache
+    from modelcache.check import check
     from modelcache.manifests import load
 
-    rows = list(Cache().check(load(options.manifest), options.output_dir))
+    rows = list(check(load(options.manifest), os.path.expanduser(options.output_dir)))
     return findings(rows, options, options.output_dir)
