@@ -48,3 +48,9 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that requests can be counted: a connection that is held is overtaken by another."""
+    monkeypatch.setenv("MODELCACHE_CONNECTIONS", "1")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from caches import manifest_of
+from crash import eventually
 
 from modelcache.cache import Cache
 from modelcache.errors import CancelledError, ModelNotAvailableError, StoreError, UsageError
@@ -33,8 +34,7 @@ def test_a_cancel_ends_where_partials_can_no_longer_be_listed(cache: Cache) -> N
     with Origin({"a": Content.generated(50_000_000)}, faults=[Slow(2_000_000)]) as origin:
         download = cache.fetch(origin.url("a"), wait=False, progress=False)
         partials = Path(cache.root, "partials")
-        while not (partials.is_dir() and list(partials.iterdir())):
-            time.sleep(0.01)
+        assert eventually(lambda: partials.is_dir() and bool(list(partials.iterdir())))
         partials.rename(Path(cache.root, "moved"))
         partials.write_bytes(b"")
         download.cancel()

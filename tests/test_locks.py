@@ -30,10 +30,7 @@ AT_ONCE = Patience(0.0)
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.fixture(autouse=True)
-def _one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that requests can be counted: a connection that is held is overtaken by another."""
-    monkeypatch.setenv("MODELCACHE_CONNECTIONS", "1")
+pytestmark = pytest.mark.usefixtures("one_connection")
 
 
 @pytest.fixture

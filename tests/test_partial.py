@@ -1388,3 +1388,19 @@ def test_room_that_a_killed_run_reserved_is_told(base, opened) -> None:
     if not os.stat(partial.path).st_blocks * 512 > 2 * MIB:
         pytest.skip("this file system reserves nothing")
     assert partial.reserved_bytes == os.stat(partial.path).st_blocks * 512 - partial.written_bytes > 32 * MIB
+
+
+def test_who_gives_reserved_room_back_takes_no_byte_of_whom_it_made_room_for(opened) -> None:
+    """Room is given back as a hole, and a hole in the wrong place would be zeros."""
+    half, size = 32 << 20, 64 << 20
+    partial = opened(ModelFile("big.bin", size=size))
+    first = partial.writer(Span(0, size), "a")
+    first.write(b"x")
+    assert first.shorten(half)
+    second = partial.writer(Span(half, size), "a")
+    second.write(b"y" * 10_000)
+    first.close()
+    second.close()
+    with open(partial.path, "rb") as stream:
+        stream.seek(half)
+        assert stream.read(10_000) == b"y" * 10_000

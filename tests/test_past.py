@@ -2,12 +2,12 @@
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from caches import Events, manifest_of, partials, run, start
+from crash import eventually
 
 from modelcache.again import parsed, to_text
 from modelcache.cache import Cache
@@ -155,12 +155,8 @@ def test_what_another_process_fetches_is_not_cancelled_and_reads_as_paused_once_
 
 
 def wait_for_status(cache: Cache, status: str) -> list[dict[str, object]]:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if rows := list(cache.downloads(status)):
-            return rows
-        time.sleep(0.02)
-    raise AssertionError(f"no download is {status} after 20 s")
+    assert eventually(lambda: len(cache.downloads(status)) > 0)
+    return list(cache.downloads(status))
 
 
 def test_an_id_or_status_that_there_is_not(cache: Cache) -> None:

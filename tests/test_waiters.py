@@ -30,10 +30,7 @@ from modelcache.testing import Content, Hold, Origin
 FILE = Content.generated(8 * MIB, seed=71)
 
 
-@pytest.fixture(autouse=True)
-def _one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that requests can be counted: a connection that is held is overtaken by another."""
-    monkeypatch.setenv("MODELCACHE_CONNECTIONS", "1")
+pytestmark = pytest.mark.usefixtures("one_connection")
 
 
 @pytest.fixture
