@@ -129,6 +129,10 @@ class StoreError(ModelCacheError):
     exit_code = 6
 
 
+class ShortageError(StoreError):
+    """This machine has no file handle, or no thread, for one more connection. Those that have theirs may go on."""
+
+
 class FencedError(StoreError):
     """A writer whose partial was committed, discarded or given up meanwhile; it has written nothing since."""
 

@@ -28,7 +28,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import wait_for_write
 
-from modelcache.errors import AbortedError, ModelCacheError, SourceError, StoreError, TransientError
+from modelcache.errors import AbortedError, ModelCacheError, ShortageError, SourceError, TransientError
 from modelcache.remotes.source import Abort
 from modelcache.urls import is_private
 
@@ -255,9 +255,9 @@ def _is_shortage(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
-def _shortage() -> StoreError:
-    """Of file handles: no other source can help, and no second try."""
-    return StoreError("no connection: too many open files", next_step="raise `ulimit -n`, then run again")
+def _shortage() -> ShortageError:
+    """Of file handles: no other source can help."""
+    return ShortageError("no connection: too many open files", next_step="raise `ulimit -n`, then run again")
 
 
 def _resolved(host: str, port: int) -> list[Any]:

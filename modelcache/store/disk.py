@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from modelcache.errors import StoreError
+from modelcache.errors import ShortageError, StoreError
 
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,7 +44,8 @@ _ADVICE = {
 def store_error(error: OSError, path: str) -> StoreError:
     """What an OSError at `path` means and what to do, in one line."""
     reason, advice = _ADVICE.get(error.errno or 0, (error.strerror or str(error), "mend it, then run again"))
-    return StoreError(f"{path}: {reason}", next_step=advice)
+    kind = ShortageError if error.errno in (errno.EMFILE, errno.ENFILE) else StoreError
+    return kind(f"{path}: {reason}", next_step=advice)
 
 
 @contextmanager

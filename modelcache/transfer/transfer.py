@@ -11,13 +11,16 @@ Rules:
 5. A size that was only told by a source binds nobody: a source that says otherwise has its turn when those that
    agree have failed.
 6. Only bytes further than ever before are progress: whatever sources do, the transfer ends.
-7. Whatever happens, the partial keeps what it has; a stop ends every request within 0.5 s and fences those
+7. Where this machine has no handle or thread for one more connection, those that work go on; only without any the
+   transfer fails.
+8. Whatever happens, the partial keeps what it has; a stop ends every request within 0.5 s and fences those
    threads that cannot be woken.
 
 Responsible for: workers, deadlines, order, blame. Runs in its caller's thread, which only waits.
 Leaves to others: opening and committing the partial, and which sources there are.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +30,7 @@ from modelcache.errors import (
     AllSourcesFailedError,
     FencedError,
     RangeRefusedError,
+    ShortageError,
     SourceError,
     TransientError,
     VerificationError,
@@ -48,6 +52,8 @@ from modelcache.transfer.staff import GRACE_S, Staff
 from modelcache.transfer.worker import OtherSizeError, Worker
 
 TICK_S = 0.1
+MANY = 1 << 30
+log = logging.getLogger(__name__)
 
 Tell = Callable[[FactType, str, str], None]  # (type, message, source); called from several threads
 Note = Callable[[Attempt], None]
@@ -84,6 +90,7 @@ class Transfer:
         able = [(source, traits) for source in sources if (traits := source.traits(file)) is not None]
         self._sources = [source for source, _ in able]
         self._board = _scoreboard(able, settings)
+        self._room = MANY  # for connections, as far as this machine has shown
         self._crew = Crew(settings.connections, settings.grow_every)
         self._portions = Portions(file, partial, settings.window, settings.connections)
         self._staff = Staff()
@@ -147,7 +154,11 @@ class Transfer:
 
     def _start(self, standing: Standing, span: Span, shadow: Shadow | None = None) -> Worker | None:
         source = self._sources[standing.index]
-        worker = Worker(self, source, standing, shadow or self.partial.writer(span, source.name))
+        try:
+            worker = Worker(self, source, standing, shadow or self.partial.writer(span, source.name))
+        except ShortageError as error:
+            self._make_do(error)
+            return None
         if not self._staff.admit(worker):
             worker.abandon()
             return None
@@ -159,6 +170,14 @@ class Transfer:
         self._staff.start(worker)
         return worker
 
+    def _make_do(self, error: ShortageError) -> None:
+        """This machine has nothing for one more connection: those at work go on, and are not joined any more."""
+        if not self._staff:
+            raise error
+        self._room = len(self._staff)
+        self._crew.settle(self._room)
+        log.info("%s: goes on with fewer connections: %s", self.file.path, error.message)
+
     def _most_workers(self) -> int:
         """How many may run now: what the crew wants, and one for each that has gone to sleep."""
         able = [one for one in self._board.all if one.ranged and not (one.gone or one.blames)]
@@ -167,7 +186,7 @@ class Transfer:
         idle, most = self._staff.idle(time.monotonic()), self._settings.connections
         if idle and most > 1:
             most += 1  # else those that wait for the slowest would keep everybody from helping it
-        return max(min(self._crew.wanted + idle, most), len(able) if self.file.pieces else 1)
+        return min(self._room, max(min(self._crew.wanted + idle, most), len(able) if self.file.pieces else 1))
 
     def _may_be_many(self) -> bool:
         """Whether bytes of several connections can be joined, and the source serves ranges."""
@@ -286,6 +305,9 @@ class Transfer:
                 worker.standing.budget.succeeded()
         elif isinstance(error, (SourceError, VerificationError)):
             self._weigh(worker, error)
+        elif isinstance(error, ShortageError):
+            worker.standing.gained(worker.moved)
+            self._make_do(error)
         elif isinstance(error, AbortedError) or (isinstance(error, FencedError) and self._control.stopped):
             worker.standing.gained(worker.moved)  # we ended it: nobody's fault
         else:

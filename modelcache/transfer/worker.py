@@ -14,6 +14,7 @@ from modelcache.errors import (
     AbortedError,
     ModelCacheError,
     RangeRefusedError,
+    ShortageError,
     SourceError,
     StoreError,
     TransientError,
@@ -121,7 +122,13 @@ class Worker:
         self._is_throttled = False
 
     def start(self, report: Callable[["Worker"], None]) -> None:
-        threading.Thread(target=self._run, args=(report,), name="modelcache-worker", daemon=True).start()
+        """Reports also where there is no thread to be had."""
+        try:
+            threading.Thread(target=self._run, args=(report,), name="modelcache-worker", daemon=True).start()
+        except RuntimeError as error:
+            self.error = ShortageError(f"no connection: {error}", next_step="end some programs, then run again")
+            self._give_back()
+            report(self)
 
     @property
     def is_held(self) -> bool:
