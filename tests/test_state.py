@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from modelcache.history import Attempt, DownloadRecord, Standing, Use
 from modelcache.state import histogram
 from modelcache.state.database import VERSION
 from modelcache.state.place import Place, is_on_network
-from modelcache.state.state import MOST_KEPT, State
+from modelcache.state.state import MOST_KEPT, MOST_KEPT_BYTES, State
 from modelcache.state.uses import MOST, Uses
 from modelcache.store.owner import Owner
 
@@ -311,15 +312,42 @@ def test_a_lock_that_another_process_holds_for_long_slows_nobody_and_costs_no_ro
     assert len(rows(state, "attempts")) == 51
 
 
-def test_what_waits_for_a_lock_has_a_bound(state: State) -> None:
-    state([TRY])
+@contextlib.contextmanager
+def locked(state: State) -> Iterator[None]:
     with contextlib.closing(sqlite3.connect(state.place.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        for _ in range(3):
-            state([TRY] * MOST_KEPT)
+        yield
         other.execute("ROLLBACK")
+
+
+def test_what_waits_for_a_lock_has_a_bound_and_records_stay_longest(
+    state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    state([TRY])
+    with locked(state):
+        state([Standing(RECORD, begins=True), replace(TRY, file="oldest")])
+        for _ in range(3):
+            state([TRY] * (MOST_KEPT - 1))
     state.close()
-    assert len(rows(state, "attempts")) == 1 + MOST_KEPT
+    kept = rows(state, "attempts")
+    assert (len(kept), {row["file"] for row in kept}) == (1 + MOST_KEPT - 1, {"f"})
+    assert [record.id for record in state.downloads()] == ["d1"]
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_what_was_asked_waits_for_a_lock_only_up_to_a_bound_of_bytes(state: State) -> None:
+    """The latest wait; what is small has room beside them."""
+    state([TRY])
+    tracemalloc.start()
+    with locked(state):
+        state([TRY])
+        for i in range(12):
+            state([Standing(replace(RECORD, id=f"large{i}"), begins=True, request=f"{i % 10}" * (5 << 20))])
+        assert tracemalloc.get_traced_memory()[0] < MOST_KEPT_BYTES + (10 << 20)
+    tracemalloc.stop()
+    state.close()
+    assert {record.id for record in state.downloads()} == {"large9", "large10", "large11"}
+    assert len(rows(state, "attempts")) == 2
 
 
 def test_a_full_disk_switches_it_off_with_one_warning(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:

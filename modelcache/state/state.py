@@ -6,10 +6,10 @@ Leaves to others: the file and its faults (`database`), the rows (`downloads`, `
 """
 
 import json
+import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,11 @@ from modelcache.store.owner import Owner
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-MOST_KEPT = 10_000  # notes in memory; of more, the oldest go
+MOST_KEPT, MOST_KEPT_BYTES = 10_000, 16 << 20  # notes in memory; what was asked may be megabytes
 SCORES_FOR_S = 30.0  # health changes slowly: many files of one model do not ask for it each
 ROLL_UP_EVERY_S = 3600.0
+
+log = logging.getLogger(__name__)
 
 
 class State:
@@ -45,7 +47,8 @@ class State:
         self._metrics_age_s = metrics_age_s
         self._owner = json.dumps(Owner.mine().to_json())
         self._writing = threading.Lock()
-        self._kept: deque[Note] = deque(maxlen=MOST_KEPT)
+        self._kept: list[Note] = []
+        self._has_dropped = False
         self._roll_up_at = 0.0
         self._scores: tuple[float, dict[Gateway, Health]] = (-SCORES_FOR_S, {})
 
@@ -86,16 +89,25 @@ class State:
         self._kept += [*notes, *uses, *(Use(model, count=count) for model, count in more.items())]
 
     def _flush(self, *, at_once: bool) -> None:
-        notes = list(self._kept)
+        notes = self._kept
         if not self._database.write(lambda connection: self._write(connection, notes), at_once=at_once):
+            self._drop_some()
             return
-        self._kept.clear()
+        self._kept = []
         if any(isinstance(note, Attempt) for note in notes):
             self._scores = (-SCORES_FOR_S, self._scores[1])
         if not self._database.is_off:
             for note in notes:
                 if isinstance(note, Standing):
                     downloads.keep_request(self.place, note)
+
+    def _drop_some(self) -> None:
+        """Of what waits for the lock, what is too much for the memory."""
+        kept = _bounded(self._kept)
+        if len(kept) < len(self._kept) and not self._has_dropped:
+            self._has_dropped = True
+            log.warning("%s is locked for long: the oldest of what is to be kept is dropped", self.place.database)
+        self._kept = kept
 
     def _write(self, connection: "Connection", notes: Sequence[Note]) -> None:
         uses = [note for note in notes if isinstance(note, Use)]
@@ -166,6 +178,19 @@ class State:
                 scores = {}
             self._scores = (time.monotonic(), scores)
         return scores
+
+
+def _bounded(notes: list[Note]) -> list[Note]:
+    """The latest for which there is room; records, which can be gone on with, before all others."""
+    sizes = [len(note.request) if isinstance(note, Standing) else 0 for note in notes]
+    if len(notes) <= MOST_KEPT and sum(sizes) <= MOST_KEPT_BYTES:
+        return notes
+    kept, room = set[int](), MOST_KEPT_BYTES
+    for index in sorted(range(len(notes)), key=lambda each: (isinstance(notes[each], Standing), each), reverse=True):
+        if len(kept) < MOST_KEPT and sizes[index] <= room:
+            kept.add(index)
+            room -= sizes[index]
+    return [notes[index] for index in sorted(kept)]
 
 
 def _row_of(use: Use) -> Attempt:
