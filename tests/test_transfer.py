@@ -831,6 +831,26 @@ def test_a_sleeper_is_overtaken_by_another_source_where_pieces_are_known(tmp_pat
     assert (done.content == BIG.read(), done.facts("source_failed")) == (True, [])
 
 
+@pytest.mark.parametrize("digest", [True, False])
+def test_who_sleeps_in_the_middle_of_a_large_last_piece_is_overtaken(tmp_path, digest) -> None:
+    """More of the piece is left than is asked for twice: it is brought in parts, and what is here is kept."""
+    with Origin({"big": BIG}, faults=[Stall(2 * MIB, times=1), Slow(60 * MIB)]) as origin:
+        done = run(tmp_path, wanted(BIG, digest=digest, piece=BIG.size), [origin.url("big")], **CREW, stall_timeout=60)
+        stops = [seen.range for seen in origin.requests]
+    assert (done.content == BIG.read(), done.facts("source_failed"), done.blamed) == (True, [], [])
+    assert done.received < BIG.size + 4 * MIB
+    assert stops[0] is None
+
+
+def test_a_wrong_piece_of_a_sleeper_and_a_liar_is_fetched_again(tmp_path) -> None:
+    """Nobody can be blamed for it; whoever sends it right in the end is believed."""
+    with Origin({"big": BIG}) as origin:
+        origin.faults(Stall(2 * MIB, times=1), Corrupt(BIG.size - 1, after=1, times=1), Slow(60 * MIB))
+        done = run(tmp_path, wanted(BIG, piece=BIG.size), [origin.url("big")], **CREW, stall_timeout=60)
+    assert (done.content == BIG.read(), done.error) == (True, None)
+    assert done.received < 2 * BIG.size + 20 * MIB
+
+
 def test_a_liar_who_is_asked_for_the_last_bytes_is_blamed_and_they_stay_absent(tmp_path) -> None:
     with Origin({"a": BIG, "b": BIG}, faults=[Slow(40 * MIB)]) as origin:
         origin.faults(Stall(2 * MIB, times=1), path="a")

@@ -60,6 +60,13 @@ class Portions:
         middle = self.aligned(left.start + left.size // 2)
         return middle if left.size > HEDGED and left.start < middle < left.stop else None
 
+    def overtaken(self, left: Span) -> int | None:
+        """Where to cut a span within its last piece, for a connection that sleeps there and has too much to hedge.
+
+        That piece then has two sources, and nobody to blame, as after a resume. None: the span can be hedged.
+        """
+        return left.start + HEDGED if left.size > self.hedged else None
+
     def _size(self, rate: float, fair: int) -> int:
         """`fair` lets portions shrink towards the end, so that all connections end at about the same time."""
         most, least = (int(rate * PORTION_S), int(rate * SHORTEST_S)) if rate else (UNKNOWN, LEAST)

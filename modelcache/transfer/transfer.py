@@ -227,11 +227,12 @@ class Transfer:
 
     def _share_slow(self, standing: Standing) -> bool:
         """Nothing is left to give: the slowest span is split, or its end asked for twice. True if bytes are free."""
-        found = self._staff.slowest(time.monotonic())
+        now = time.monotonic()
+        found = self._staff.slowest(now)
         if found is None or not worth_sharing(found[0].left, found[1], found[0].reply_s, standing.rate):
             return False
         slow, left = found[0], found[0].left
-        stop = self._portions.halved(left)
+        stop = self._portions.halved(left) or (self._portions.overtaken(left) if slow.sleeps(now) else None)
         if stop is not None:
             return slow.shorten(stop)
         if 0 < left.size <= self._portions.hedged and not self._staff.has_hedge:
