@@ -32,7 +32,7 @@ def to_text(ref: str | Manifest, wish: Wish) -> str:
     return json.dumps({
         "format": FORMAT, **what, "digests": [str(digest) for digest in wish.digests], "size": wish.size,
         "output": output, "mirrors": mirrors, "cached": wish.cached, "strict": wish.strict,
-        "require_digest": wish.require_digest,
+        "require_digest": wish.require_digest, **({"prefer": wish.prefer} if wish.prefer else {}),
     })  # fmt: skip
 
 
@@ -59,7 +59,8 @@ def parsed(text: str) -> tuple[str | Manifest, Wish]:
             "mirrors": list(mirrors), "cached": bool(cached), "strict": bool(strict), "require_digest": bool(required),
         } if all(isinstance(each, str) for each in (*digests, *mirrors)) and "\0" not in (output or ""):  # fmt: skip
             given = tuple(Digest.parse(digest) for digest in digests)
-            wish = Wish(given, size, output, tuple(mirrors), {}, cached, strict, required)
+            prefer = str(fields.get("prefer", ""))
+            wish = Wish(given, size, output, tuple(mirrors), {}, cached, strict, required, prefer)
             if isinstance(ref := fields.get("ref"), str):
                 return ref, wish
             return Manifest.parse(json.dumps(fields.get("manifest")).encode()), wish

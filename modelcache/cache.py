@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from modelcache.errors import ModelNotAvailableError, Reason, StoreError, UsageError
+from modelcache.errors import LockedError, ModelNotAvailableError, Reason, StoreError, UsageError
+from modelcache.history import UNFINISHED
 from modelcache.model import Manifest, Ref
 from modelcache.names import checked_path
 from modelcache.order import Order, Workshop
@@ -450,11 +451,13 @@ class Cache:
         Headers and passwords are never kept: give them again. Raises as `fetch` does, UnknownDownloadError for an id
         that there is not, UsageError where what was asked is not known any more.
         """
+        from modelcache import past
         from modelcache.again import parsed
 
         record = self.download(download_id)
         if record.status == "success":
             return record
+        past.pause_in_queue(self._shelf, download_id, False)
         download = self._runtime.find(download_id)
         if download is not None:
             download.resume()
@@ -463,6 +466,23 @@ class Cache:
             download = self.begin(ref, replace(wish, headers=dict(headers or {})), progress)
         if wait:
             self._waited(download)
+        return self.download(download_id)
+
+    def pause(self, download_id: str) -> "DownloadRecord":
+        """Pauses a download of this process, or of whoever runs the queue, until `resume`. Every byte is kept.
+
+        What has ended stays as it is. Raises UnknownDownloadError, and LockedError while another process is at it.
+        """
+        from modelcache import past
+
+        record = self.download(download_id)
+        is_queued = record.status != "success" and past.pause_in_queue(self._shelf, download_id, True)
+        download = self._runtime.find(download_id)
+        if download is not None:
+            download.pause()
+            download.wait_stopped(STOP_WITHIN_S)
+        elif record.status in UNFINISHED and not is_queued:
+            raise LockedError(f"{record.model} is being fetched by another process", next_step="press Ctrl-C there")
         return self.download(download_id)
 
     def cancel(self, download_id: str) -> "DownloadRecord":
@@ -477,14 +497,13 @@ class Cache:
         record = self.download(download_id)
         if record.status == "success":
             return record
-        request = self._runtime.state.request_of(download_id)
         download = self._runtime.find(download_id)
         if download is not None:
             download.cancel()
             download.wait_stopped(STOP_WITHIN_S)
         else:
             past.forget(self._runtime.state, self._shelf, self._runtime.shop, record)
-        past.take_out_of_queue(self._shelf, request)
+        past.take_out_of_queue(self._shelf, download_id)
         return self.download(download_id)
 
     def usage(self) -> Report:

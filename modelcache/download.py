@@ -86,6 +86,7 @@ class Download:
         self._tasks = [Task(file) for file in order.files]
         self._goes_on = False  # `resume` was called while a pause was still taking effect
         self._cancelled = False
+        self._is_held = False
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -143,8 +144,19 @@ class Download:
         assert self._result is not None
         return self._result
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody paused it: it goes on when he says so, and a queue leaves it alone."""
+        return self._is_held
+
     def pause(self) -> None:
-        """Ends all requests and keeps every byte. A download that has ended stays as it is."""
+        """Ends all requests and keeps every byte, until `resume`. A download that has ended stays as it is."""
+        with self._changed:
+            self._is_held = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """The same, but whoever carries out downloads may go on with it: the process ends, or the queue pauses."""
         self._check_process()
         with self._changed:
             self._goes_on = False
@@ -168,6 +180,7 @@ class Download:
         """Goes on after a pause or a failure; a download that runs or is ready is left alone."""
         self._check_process()
         with self._changed:
+            self._is_held = False
             if self._state in ENDED and self._state is not State.READY:
                 self._reset()
                 self.begin()

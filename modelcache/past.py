@@ -7,6 +7,7 @@ Responsible for: these reports, and what is left of a download whose process has
 from contextlib import suppress
 from dataclasses import replace
 
+from modelcache.account import id_of
 from modelcache.again import bytes_here, parsed
 from modelcache.errors import LockedError, ModelCacheError, UnknownDownloadError, UsageError
 from modelcache.events import now_ms
@@ -76,9 +77,39 @@ def forget(state: State, shelf: Shelf, shop: Workshop, record: DownloadRecord) -
     shop.dispatcher.note(Standing(over, is_over=True))
 
 
-def take_out_of_queue(shelf: Shelf, request: str) -> None:
+def take_out_of_queue(shelf: Shelf, download_id: str) -> None:
     """Nobody who runs the queue begins again with what was cancelled. StoreError."""
-    Waitlist(shelf.layout.queue, shelf.layout.lock("queue")).remove_request(request)
+    waitlist = _waitlist_of(shelf)
+    for entry_id in _queued(shelf, waitlist, download_id):
+        with suppress(UsageError):  # somebody took it out meanwhile
+            waitlist.remove(entry_id)
+
+
+def pause_in_queue(shelf: Shelf, download_id: str, paused: bool) -> bool:
+    """Whether the queue knows of it: whoever runs that leaves it alone from here on, or takes it up again.
+
+    StoreError.
+    """
+    waitlist = _waitlist_of(shelf)
+    found = _queued(shelf, waitlist, download_id)
+    for entry_id in found:
+        with suppress(UsageError):
+            waitlist.pause_one(entry_id, paused)
+    return bool(found)
+
+
+def _waitlist_of(shelf: Shelf) -> Waitlist:
+    return Waitlist(shelf.layout.queue, shelf.layout.lock("queue"))
+
+
+def _queued(shelf: Shelf, waitlist: Waitlist, download_id: str) -> list[str]:
+    """Entries that lead to a download. What was asked may be forgotten there, and a URL may be signed anew here."""
+    found = []
+    for entry in waitlist.read().entries:
+        with suppress(ModelCacheError):  # it is garbled
+            if id_of(order_of(shelf, *parsed(entry.request))) == download_id:
+                found.append(entry.id)
+    return found
 
 
 def _as_it_is(state: State, shelf: Shelf, record: DownloadRecord) -> DownloadRecord:

@@ -6,6 +6,7 @@ Leaves to others: the list itself (`store.waitlist`), fetching one (`cache`).
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.2  # how often what others change is looked for
 PAUSE_S = 2.0  # after an error, in the background
 STOP_WITHIN_S = 1.5
+_AGAIN = re.compile("(run|fetch)( it| the same command)? again( to go on)?")  # in advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Queue:
         cache: bool = True,
         strict: bool = False,
         require_digest: bool = False,
+        prefer: str = "",
     ) -> str:
         """Puts in what `fetch` would get; the id of the entry. What is in already keeps its place.
 
@@ -77,7 +80,7 @@ class Queue:
         """
         place = None if output is None else str(output)
         digests = digests_of(sha256, checksum)
-        wish = Wish(digests, size, place, tuple(mirrors), {}, cache, strict, require_digest)
+        wish = Wish(digests, size, place, tuple(mirrors), {}, cache, strict, require_digest, prefer)
         self._cache.check_order(ref, wish)
         shown = without_secrets(ref) if isinstance(ref, str) else ref.ref or ref.id
         return self._list.add(shown, to_text(ref, wish), priority).id
@@ -113,13 +116,20 @@ class Queue:
     def is_paused(self) -> bool:
         return self._list.read().paused
 
-    def pause(self) -> None:
-        """Everything that is fetched for the queue pauses, in every process, and nothing begins."""
-        self._list.pause(True)
+    def pause(self, entry_id: str | None = None) -> None:
+        """Everything that is fetched for the queue pauses, in every process, and nothing begins; or one entry alone."""
+        self._pause(entry_id, True)
 
-    def resume(self) -> None:
-        """What was paused waits again; whoever runs the queue goes on."""
-        self._list.pause(False)
+    def resume(self, entry_id: str | None = None) -> None:
+        """Whoever runs the queue goes on. An entry that was paused alone, or whose download was, waits until it is
+        named here."""
+        self._pause(entry_id, False)
+
+    def _pause(self, entry_id: str | None, paused: bool) -> None:
+        if entry_id is None:
+            self._list.pause(paused)
+        else:
+            self._list.pause_one(entry_id, paused)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -211,11 +221,11 @@ class _Run:
         return now.paused or not now.is_alive
 
     def _follow(self, now: Waiting) -> None:
-        """What others took out ends, and so does everything when the queue is paused."""
-        here = {entry.id for entry in now.entries}
+        """What others took out or paused ends, and so does everything when the queue is paused."""
+        wanted = {entry.id for entry in now.entries if not entry.paused}
         for entry, download in self._running.values():
-            if now.paused or entry.id not in here:
-                download.pause()
+            if now.paused or entry.id not in wanted:
+                download.interrupt()
 
     def _settle(self) -> None:
         for entry, download in list(self._running.values()):
@@ -226,10 +236,10 @@ class _Run:
             if error is None or isinstance(error, CancelledError):
                 self._remove(entry)
             elif isinstance(error, PausedError):
-                self._list.give_back(entry.id)
+                self._let_go(entry, download)
                 continue
             else:
-                self._list.fail(entry.id, _line(error))
+                self._list.fail(entry.id, _line(_advised(error, entry.id)))
             self._ended(Ended(entry.id, entry.ref, result, error))
 
     def _claim(self, now: Waiting) -> None:
@@ -240,8 +250,15 @@ class _Run:
                 ref, wish = parsed(entry.request)
                 self._running[entry.id] = (entry, self._cache.begin(ref, wish, self._progress))
             except Exception as error:  # noqa: BLE001 - told to whoever runs the queue; the others go on
-                self._list.fail(entry.id, _line(error))
+                self._list.fail(entry.id, _line(_advised(error, entry.id)))
                 self._ended(Ended(entry.id, entry.ref, None, error))
+
+    def _let_go(self, entry: Entry, download: "Download") -> None:
+        """It waits again, unless somebody paused just this one."""
+        if download.is_held:
+            self._list.hold(entry.id)
+        else:
+            self._list.give_back(entry.id)
 
     def _remove(self, entry: Entry) -> None:
         try:
@@ -256,7 +273,7 @@ class _Run:
         """
         try:
             for _, download in self._running.values():
-                download.pause()
+                download.interrupt()
         finally:
             self._list.close()
         for entry, download in self._running.values():
@@ -264,6 +281,8 @@ class _Run:
             _, error = _outcome(download)
             if error is None:
                 self._remove(entry)
+            elif isinstance(error, PausedError):
+                self._let_go(entry, download)
 
 
 def _outcome(download: "Download") -> tuple[Any, BaseException | None]:
@@ -274,6 +293,15 @@ def _outcome(download: "Download") -> tuple[Any, BaseException | None]:
 
 
 def _nothing(_: object) -> None: ...
+
+
+def _advised(error: BaseException, entry_id: str) -> BaseException:
+    """What helps is another try of its entry, not the same command again."""
+    if isinstance(error, ModelCacheError) and not isinstance(error, UsageError):
+        retry = f"run `modelcache queue retry {entry_id}`"
+        step, count = _AGAIN.subn(retry, error.next_step)
+        error.next_step = step if count else ", then ".join(filter(None, (step, retry)))
+    return error
 
 
 def _line(error: BaseException) -> str:

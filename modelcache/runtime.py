@@ -133,7 +133,7 @@ class Runtime:
             return
         end = time.monotonic() + STOP_WITHIN_S
         for download in self._running:
-            download.pause()
+            download.interrupt()
         for download in self._running:
             download.wait_stopped(max(0.0, end - time.monotonic()))
         if self._shop is not None:

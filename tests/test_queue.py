@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 from caches import run, start
+from crash import eventually
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from modelcache.cache import Cache
-from modelcache.errors import ModelNotAvailableError, StoreError, UsageError
+from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError
 from modelcache.queueing import Ended, Queue
 from modelcache.store.owner import Owner
 from modelcache.store.waitlist import Waitlist
@@ -567,6 +568,185 @@ def test_what_is_cancelled_while_it_waits_leaves_the_queue(cache, cache_root, or
     assert len(Queue(cache)) == 0
 
 
+def test_what_failed_for_good_leaves_the_queue_when_it_is_cancelled(cache, cache_root, origin) -> None:
+    """What its record was asked is forgotten by then, for it may hold a secret; other entries stay."""
+    origin.faults(Status(403), path="a.bin")
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin") + "?token=s3cret")
+    queue.run(progress=False)
+    Waitlist(*cache.queue_paths).add("https://host/x", "garbage", -1)
+    queue.add(origin.url("b.bin") + "?token=s3cret")
+    (download,) = cache.downloads()
+    assert (download["status"], download["canResume"]) == ("failed", False)
+    cache.cancel(download["id"])
+    assert names(queue) == "bx"
+
+
+# ---- pausing one
+
+
+@pytest.fixture
+def held(cache_root, origin) -> Iterator[tuple[Cache, Queue, Hold]]:
+    """A queue that runs in the background: a.bin is held at its middle, and b.bin is here already."""
+    hold = Hold(200_000, times=1)
+    origin.faults(hold, path="a.bin")
+    cache = Cache(cache_root, connections=1)
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"), sha256=FILES["a.bin"].sha256)
+    queue.start()
+    assert hold.reached.wait(20)
+    yield cache, queue, hold
+    hold.release.set()
+    queue.stop()
+    cache.close()
+
+
+def has_ended(queue: Queue) -> None:
+    assert eventually(lambda: [row["status"] for row in queue.entries()] == ["paused"])
+
+
+def test_a_download_that_somebody_pauses_stays_paused_and_holds_up_no_other(held, origin) -> None:
+    cache, queue, hold = held
+    (download,) = cache.downloads()
+    assert cache.pause(download["id"]).status == "paused"
+    hold.release.set()
+    has_ended(queue)
+    asked = len(origin.requests)
+    queue.add(origin.url("b.bin"))
+    queue.run(progress=False)
+    assert [seen.path for seen in origin.requests[asked:]] == ["/b.bin"]
+    assert [row["status"] for row in queue.entries()] == ["paused"]
+
+
+@pytest.mark.parametrize("how", ["cache", "queue", "command"])
+def test_what_was_paused_alone_goes_on_when_somebody_says_so(held, origin, how) -> None:
+    cache, queue, hold = held
+    (download,) = cache.downloads()
+    cache.pause(download["id"])
+    hold.release.set()
+    has_ended(queue)
+    (entry,) = queue.entries()
+    if how == "cache":
+        cache.resume(download["id"])
+    elif how == "queue":
+        queue.resume()  # of the whole, which was not paused
+        assert [row["status"] for row in queue.entries()] == ["paused"]
+        queue.resume(entry["id"])
+    else:
+        assert run("queue", "resume", entry["id"]).returncode == 0
+    queue.run(progress=False)
+    assert len(queue) == 0
+    assert cache.download(download["id"]).status == "success"
+    assert origin.requests[-1].range not in (None, "bytes=0-")
+
+
+def test_a_pause_from_another_process_reaches_whoever_fetches(held) -> None:
+    _, queue, hold = held
+    (entry,) = queue.entries()
+    assert run("queue", "pause", entry["id"]).returncode == 0
+    has_ended(queue)
+    hold.release.set()
+    done = run("queue", "run")
+    assert (done.returncode, done.stderr) == (0, f"1 paused; `modelcache queue resume {entry['id']}` lets it go on\n")
+
+
+def test_a_handle_that_is_paused_keeps_the_queue_away(held) -> None:
+    cache, queue, _ = held
+    cache._runtime.running[-1].pause()
+    has_ended(queue)
+
+
+def test_the_end_of_a_cache_pauses_no_entry(held, origin) -> None:
+    cache, queue, _ = held
+    again = Hold(250_000, times=1)
+    origin.faults(again, path="a.bin")
+    cache.close()
+    assert again.reached.wait(20)  # whoever runs the queue goes on
+    queue.stop()
+    again.release.set()
+    assert [row["status"] for row in queue.entries()] == ["waiting"]
+
+
+def test_an_entry_that_waits_can_be_paused_and_asking_for_it_again_lets_it_go_on(cache, origin) -> None:
+    queue = Queue(cache)
+    first = queue.add(origin.url("a.bin"))
+    queue.add(origin.url("b.bin"))
+    queue.pause(first)
+    assert finished(queue) == ["b"]
+    assert queue.add(origin.url("a.bin")) == first
+    assert finished(queue) == ["a"]
+    with pytest.raises(UsageError, match="no 'x' in the queue"):
+        queue.pause("x")
+
+
+def test_what_another_process_fetches_without_the_queue_is_not_paused_from_here(cache, cache_root, origin) -> None:
+    hold = Hold(200_000)
+    origin.faults(hold, path="a.bin")
+    other = start("fetch", origin.url("a.bin"), "--quiet")
+    assert hold.reached.wait(20)
+    assert eventually(lambda: [row["status"] for row in cache.downloads()] == ["in_progress"])
+    (download,) = cache.downloads()
+    with pytest.raises(LockedError, match="by another process"):
+        cache.pause(download["id"])
+    hold.release.set()
+    other.communicate(timeout=20)
+    assert cache.pause(download["id"]).status == "success"
+
+
+# ---- what is kept of the wish, and what helps
+
+
+def test_the_kind_to_prefer_is_kept(cache, cache_root, origin) -> None:
+    asked: list[Any] = []
+
+    class Watched(Cache):
+        def begin(self, ref: Any, wish: Any, progress: Any) -> Any:
+            asked.append(wish.prefer)
+            return super().begin(ref, wish, progress)
+
+    origin.faults(Status(500), path="a.bin")
+    cache = Watched(cache_root, backoff=0.01)
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"), prefer="http")
+    with pytest.raises(UsageError, match="prefer = 'tape'"):
+        queue.add(origin.url("a.bin"), prefer="tape")
+    queue.run(progress=False)
+    origin.heal()
+    (download,) = cache.downloads("failed")
+    Watched(cache_root).resume(download["id"])  # as another process would
+    assert asked == ["http", "http"]
+
+
+def test_the_command_keeps_the_kind_to_prefer(cache_root, origin) -> None:
+    origin.faults(Status(404))
+    run("fetch", "--queue", "--quiet", origin.url("a.bin"), "--prefer", "http")
+    assert json.loads(json.loads((cache_root / "queue.json").read_text())["entries"][0]["request"])["prefer"] == "http"
+
+
+@pytest.mark.parametrize("prefer", [3, None, ["http"], "tape"])
+def test_a_kind_to_prefer_that_is_garbled_fails_its_entry_alone(cache, cache_root, origin, prefer) -> None:
+    queue = Queue(cache)
+    queue.add(origin.url("a.bin"))
+    edit(cache_root, lambda each: each.update(request=json.dumps(json.loads(each["request"]) | {"prefer": prefer})))
+    queue.run(progress=False)
+    assert [row["status"] for row in queue.entries()] == ["failed"]
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_the_advice_of_an_entry_that_failed_is_the_command_that_tries_it_again(cache_root, origin, status) -> None:
+    origin.faults(Status(status), path="a.bin")
+    done = run("fetch", "--queue", "--quiet", origin.url("a.bin"), MODELCACHE_BACKOFF="0.01")
+    (row,) = Queue(Cache(cache_root)).entries()
+    advice = f"run `modelcache queue retry {row['id']}`"
+    assert advice in row["error"]
+    assert advice in done.stderr
+    assert "run again" not in row["error"] + done.stderr
+    assert "same command" not in row["error"] + done.stderr
+    origin.heal()
+    assert run("queue", "retry", row["id"]).returncode == 0
+    assert run("queue", "run", "--quiet").returncode == 0
+
+
 def test_a_request_that_is_garbled_fails_alone(cache, waitlist, origin) -> None:
     waitlist.add("https://host/x", "garbage", 9)
     queue = Queue(cache)
@@ -603,6 +783,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.count = 0
         self.model: list[tuple[int, str]] = []  # (priority, id), in order
         self.claimed: list[str] = []
+        self.held: set[str] = set()
         self.restart()
 
     @rule()
@@ -645,13 +826,18 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(most=st.integers(1, 3))
     def claim(self, most: int) -> None:
         entry = self.waitlist.claim(most)
-        waiting = [each for _, each in self.model if each not in self.claimed]
+        waiting = [each for _, each in self.model if each not in self.claimed and each not in self.held]
         if entry is None:
             assert not waiting or len(self.claimed) >= most
         else:
             assert entry.id == waiting[0]
             assert entry.owner == Owner.mine()
             self.claimed.append(entry.id)
+
+    @rule(entry=ids, paused=st.booleans())
+    def pause_one(self, entry: str, paused: bool) -> None:
+        self.waitlist.pause_one(entry, paused)
+        (self.held.add if paused else self.held.discard)(entry)
 
     @rule(entry=ids)
     def give_back(self, entry: str) -> None:

@@ -90,6 +90,7 @@ def _fetch_queued(cache: Any, targets: list[Any], options: argparse.Namespace) -
             cache=not options.no_cache,
             strict=options.strict,
             require_digest=options.require_digest,
+            prefer=options.prefer or "",
         )
     return run(queue, options)
 
@@ -117,6 +118,7 @@ def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
         strict=options.strict,
         require_digest=options.require_digest,
         unpack=options.unpack,
+        prefer=options.prefer or "",
     )
 
 

@@ -12,7 +12,7 @@ def add_to(commands: Commands) -> None:
     sub = commands.add("queue", "show and change what waits to be fetched", _queue)
     actions = ["ls", "run", "pause", "resume", "priority", "move", "retry", "rm"]
     sub.add_argument("action", nargs="?", default="ls", choices=actions)
-    sub.add_argument("id", nargs="?", metavar="ID", help="of an entry, for the last four")
+    sub.add_argument("id", nargs="?", metavar="ID", help="of an entry; `pause` and `resume` without one are for all")
     sub.add_argument("--priority", type=int, metavar="N", help="with `priority`: higher comes first")
     sub.add_argument("--before", metavar="ID", help="with `move`: the entry that comes right after it")
     sub.add_argument("--quiet", action="store_true", help="no progress")
@@ -29,9 +29,9 @@ def _queue(options: argparse.Namespace) -> int:
         case "run":
             return run(queue, options)
         case "pause":
-            queue.pause()
+            queue.pause(options.id)
         case "resume":
-            queue.resume()
+            queue.resume(options.id)
         case "priority" if options.priority is None:
             raise UsageError("priority needs --priority N")
         case "priority":
@@ -71,6 +71,8 @@ def run(queue: Any, options: argparse.Namespace) -> int:
     queue.run(progress=not options.quiet, ended=ended, waiting=lambda words: print(words, file=sys.stderr, flush=True))
     if queue.is_paused and len(queue):
         print(f"the queue is paused, {len(queue)} wait; `modelcache queue resume` lets them go on", file=sys.stderr)
+    elif paused := [entry["id"] for entry in queue.entries() if entry["status"] == "paused"]:
+        print(f"{len(paused)} paused; `modelcache queue resume {paused[0]}` lets it go on", file=sys.stderr)
     if failures:
         total = len(failures) + len(told)
         raise of_several(failures, total, "queued targets") if total > 1 else failures[0]

@@ -40,6 +40,7 @@ class Entry:
     added_at: int = 0  # ms
     owner: Owner | None = None  # who fetches it now
     error: str = ""  # why it failed; it waits no more until somebody says so
+    paused: bool = False  # by somebody, this one alone; it waits no more until he says so
 
     @property
     def is_running(self) -> bool:
@@ -47,16 +48,19 @@ class Entry:
 
     @property
     def is_waiting(self) -> bool:
-        return not self.error and not self.is_running
+        return not (self.error or self.paused or self.is_running)
 
     @property
     def status(self) -> str:
-        return "failed" if self.error else "running" if self.is_running else "waiting"
+        if self.error:
+            return "failed"
+        return "running" if self.is_running else "paused" if self.paused else "waiting"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "id": self.id, "ref": self.ref, "request": self.request, "priority": self.priority,
             "added_at": self.added_at, "owner": self.owner.to_json() if self.owner else None, "error": self.error,
+            "paused": self.paused,
         }  # fmt: skip
 
     @classmethod
@@ -65,10 +69,10 @@ class Entry:
         match fields:
             case {
                 "id": str(id_), "ref": str(ref), "request": str(request), "priority": int(priority),
-                "added_at": int(added_at), "owner": owner, "error": str(error),
+                "added_at": int(added_at), "owner": owner, "error": str(error), **rest,
             } if _ID.fullmatch(id_) and abs(priority) <= HIGHEST and 0 <= added_at < LATEST_MS:  # fmt: skip
                 holder = None if owner is None else Owner.from_json(owner)
-                return cls(id_, ref, request, priority, added_at, holder, error)
+                return cls(id_, ref, request, priority, added_at, holder, error, rest.get("paused") is True)
         raise ValueError("not an entry")
 
 
@@ -121,7 +125,7 @@ class Waitlist:
         return self._waiting(self._parsed(read_small(self._path)))
 
     def add(self, ref: str, request: str, priority: int) -> Entry:
-        """What is wanted already is not added twice; it gets the higher priority, and another try."""
+        """What is wanted already is not added twice; it gets the higher priority, and waits (again)."""
         _check_priority(priority)
         entry = Entry(secrets.token_hex(4), ref, request, priority, time.time_ns() // 1_000_000)
 
@@ -129,7 +133,7 @@ class Waitlist:
             nonlocal entry
             same = next((each for each in now.entries if each.request == request), None)
             if same is not None:
-                entry = replace(same, priority=max(priority, same.priority), error="")
+                entry = replace(same, priority=max(priority, same.priority), error="", paused=False)
                 return now.with_entry(entry)
             if len(now.entries) >= MOST_ENTRIES:
                 raise UsageError(f"the queue holds {MOST_ENTRIES:,} entries; no more go in")
@@ -164,13 +168,12 @@ class Waitlist:
         self._change(change)
         self.give_back(entry_id)
 
-    def remove_request(self, request: str) -> None:
-        """Whatever is to fetch exactly this; nothing happens where nothing is."""
-        if any(entry.request == request for entry in self.read().entries):
-            self._change(lambda now: replace(now, entries=tuple(e for e in now.entries if e.request != request)))
-
     def pause(self, paused: bool) -> None:
+        """All of it."""
         self._change(lambda now: replace(now, paused=paused))
+
+    def pause_one(self, entry_id: str, paused: bool) -> None:
+        self._change(lambda now: now.with_entry(replace(now.find(entry_id), paused=paused)))
 
     def claim(self, most: int) -> Entry | None:
         """The next one, for this process; None where nothing waits or `most` are fetched already, by whomever."""
@@ -202,11 +205,19 @@ class Waitlist:
             self.give_back(entry_id)
 
     def fail(self, entry_id: str, error: str) -> None:
-        """What was claimed here waits no more until `retry`. One that was removed stays away."""
+        """What was claimed here waits no more until `retry`."""
+        self._end(entry_id, lambda entry: replace(entry, owner=None, error=error))
+
+    def hold(self, entry_id: str) -> None:
+        """What was claimed here waits no more until somebody says so."""
+        self._end(entry_id, lambda entry: replace(entry, owner=None, paused=True))
+
+    def _end(self, entry_id: str, ended: Callable[[Entry], Entry]) -> None:
+        """One that was removed meanwhile stays away."""
 
         def change(now: Waiting) -> Waiting:
             with suppress(UsageError):
-                return now.with_entry(replace(now.find(entry_id), owner=None, error=error))
+                return now.with_entry(ended(now.find(entry_id)))
             return now
 
         self._change(change)
