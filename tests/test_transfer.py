@@ -838,7 +838,7 @@ def test_who_sleeps_in_the_middle_of_a_large_last_piece_is_overtaken(tmp_path, d
         done = run(tmp_path, wanted(BIG, digest=digest, piece=BIG.size), [origin.url("big")], **CREW, stall_timeout=60)
         stops = [seen.range for seen in origin.requests]
     assert (done.content == BIG.read(), done.facts("source_failed"), done.blamed) == (True, [], [])
-    assert done.received < BIG.size + 4 * MIB
+    assert done.received < BIG.size + 24 * MIB  # two hedges, of the sleeper and of whoever is slow at the end
     assert stops[0] is None
 
 
