@@ -20,6 +20,7 @@ WRONG = "integrity"
 FAULTS = ("network", "source", WRONG)
 
 Gateway = tuple[str, str]  # (layer, host)
+Interval = tuple[int, int]  # from and to, in ms
 S = TypeVar("S")
 
 
@@ -31,14 +32,15 @@ def gateway_of(kind: str, name: str) -> Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Counts fade with time. `throughput` is in bytes/s and 0 while unknown; times are in ms since 1970."""
+    """Counts fade with time, bytes and seconds too. Times are in ms since 1970."""
 
     successes: float = 0.0
     failures: float = 0.0
     wrongs: float = 0.0  # of the failures, those that were wrong bytes
     first_byte_s: float = 0.0
-    throughput: float = 0.0
-    weight: float = 0.0  # of the attempts behind the two means
+    bytes: float = 0.0
+    busy_s: float = 0.0  # in which they came, on one connection or on several at once
+    weight: float = 0.0  # of the attempts that were measured
     updated_at: int = 0
     last_success: int = 0
     last_error: str = ""
@@ -51,35 +53,40 @@ class Health:
     def success_rate(self) -> float:
         return self.successes / self.attempts if self.attempts else 0.0
 
+    @property
+    def throughput(self) -> float:
+        """Bytes/s of all its connections together; 0 while unknown."""
+        return self.bytes / self.busy_s if self.busy_s else 0.0
+
     def faded(self, now_ms: int) -> "Health":
         """As it counts at a later time; a clock that went back fades nothing."""
         share = 0.5 ** (max(0, now_ms - self.updated_at) / 1000 / HALF_LIFE_S)
         return replace(
             self, successes=self.successes * share, failures=self.failures * share, wrongs=self.wrongs * share,
-            weight=self.weight * share, updated_at=max(now_ms, self.updated_at),
+            bytes=self.bytes * share, busy_s=self.busy_s * share, weight=self.weight * share,
+            updated_at=max(now_ms, self.updated_at),
         )  # fmt: skip
 
-    def after(self, attempt: Attempt) -> "Health":
-        """With one more attempt."""
+    def after(self, attempt: Attempt, others: Iterable[Interval] = ()) -> "Health":
+        """With one more attempt; `others` is when bytes came in those that this gateway has had before."""
         now = self.faded(attempt.timestamp)
         if attempt.status == "error":
             if attempt.error_type not in FAULTS:
                 return self
             wrongs = now.wrongs + (attempt.error_type == WRONG)
             return replace(now, failures=now.failures + 1, wrongs=wrongs, last_error=attempt.error_message)
-        return replace(now, successes=now.successes + 1, last_success=attempt.timestamp)._measured(attempt)
+        return replace(now, successes=now.successes + 1, last_success=attempt.timestamp)._measured(attempt, others)
 
-    def _measured(self, attempt: Attempt) -> "Health":
-        """Means over attempts, the new one counting as one of all that have not faded."""
-        body_ms = attempt.duration_ms - attempt.latency_ms
-        if not attempt.bytes or body_ms <= 0:
+    def _measured(self, attempt: Attempt, others: Iterable[Interval]) -> "Health":
+        """What several connections bring at once is all of it the gateway's: time counts once, bytes each."""
+        start, stop = body_of(attempt)
+        if not attempt.bytes or stop <= start:
             return self
         weight = self.weight + 1
-        speed = 1000 * attempt.bytes / body_ms
         return replace(
-            self, weight=weight,
+            self, weight=weight, bytes=self.bytes + attempt.bytes,
             first_byte_s=self.first_byte_s + (attempt.latency_ms / 1000 - self.first_byte_s) / weight,
-            throughput=self.throughput + (speed - self.throughput) / weight,
+            busy_s=self.busy_s + _uncovered((start, stop), others) / 1000,
         )  # fmt: skip
 
     def seconds(self) -> float | None:
@@ -95,6 +102,21 @@ class Health:
     def rank(self) -> int:
         """0: all is well, or nothing is known; 1: it fails more often than not; 2: it has sent wrong bytes lately."""
         return 2 if self.wrongs >= EVIDENCE else int(self.share() < 0.5)
+
+
+def body_of(attempt: Attempt) -> Interval:
+    """When its bytes came."""
+    return attempt.timestamp - attempt.duration_ms + attempt.latency_ms, attempt.timestamp
+
+
+def _uncovered(interval: Interval, others: Iterable[Interval]) -> int:
+    """How many ms of it belong to none of the others."""
+    reached, stop = interval
+    uncovered = 0
+    for begin, end in sorted(others):
+        uncovered += max(0, min(begin, stop) - reached)
+        reached = max(reached, end)
+    return uncovered + max(0, stop - reached)
 
 
 def order(

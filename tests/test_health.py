@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.health import HALF_LIFE_S, Health, order
+from modelcache.health import HALF_LIFE_S, Health, body_of, order
 from modelcache.history import Attempt
 
 NOW = 1_000_000_000
@@ -17,10 +17,22 @@ WRONG = replace(FAILED, error_type="integrity")
 
 
 def health(*attempts: Attempt) -> Health:
+    """After these, one after another."""
     found = Health()
     for attempt in attempts:
         found = found.after(attempt)
     return found
+
+
+def rate_of(*spells: tuple[int, int, int]) -> float:
+    """Bytes/s of a gateway whose connections brought (from, to, bytes), in seconds, as they ended."""
+    found, before = Health(), list[tuple[int, int]]()
+    for start, stop, count in sorted(spells, key=lambda each: each[1]):
+        body_ms = 1000 * (stop - start)
+        attempt = replace(FAST, timestamp=NOW + 1000 * stop, latency_ms=50, duration_ms=50 + body_ms, bytes=count)
+        found = found.after(attempt, before)
+        before.append(body_of(attempt))
+    return found.throughput
 
 
 def ordered(given: str, scores: dict[str, Health], now: int = NOW) -> str:
@@ -60,6 +72,34 @@ def test_the_preferred_kind_comes_first_whatever_its_health(prefer: str, expecte
     layers = {"h": "http", "o": "oci", "p": "oci"}
     scores = {("oci", "o"): health(FAILED), ("oci", "p"): health(WRONG)}
     assert "".join(order("pho", lambda name: (layers[name], name), scores, NOW, prefer)) == expected
+
+
+@pytest.mark.parametrize(
+    ("spells", "rate"),
+    [
+        ([(0, 10, 100)], 10),
+        ([(0, 10, 100)] * 8, 80),  # side by side
+        ([(0, 10, 100), (10, 20, 100)], 10),  # one after another
+        ([(0, 10, 100), (1000, 1010, 100)], 10),  # with a pause, which says nothing
+        ([(0, 10, 100), (5, 15, 100)], 200 / 15),
+        ([(0, 1, 10), (4, 5, 10), (0, 10, 100)], 12),  # a long one over short ones: none of its time counts twice
+        ([(2, 4, 10), (0, 10, 100), (8, 12, 10)], 10),
+        ([(0, 10, 10), (0, 10, 190)], 20),
+        ([(5, 5, 10)], 0),  # too short to be measured
+    ],
+)
+def test_a_gateway_is_as_fast_as_all_its_connections_together(spells: list[tuple[int, int, int]], rate: float) -> None:
+    assert rate_of(*spells) == pytest.approx(rate, rel=0.001)
+
+
+def test_eight_connections_make_a_gateway_no_slower_than_one() -> None:
+    """Each of the eight brings an eighth of what the only one of another gateway brings."""
+    eighth = replace(FAST, bytes=FAST.bytes // 8)
+    shared = Health()
+    for index in range(8):
+        shared = shared.after(eighth, [body_of(eighth)] * index)
+    assert ordered("ab", {"a": shared, "b": health(FAST)}) == "ab"
+    assert ordered("ab", {"a": health(*[eighth] * 8), "b": health(FAST)}) == "ba"  # one after another
 
 
 def test_old_news_fades_until_nothing_is_known() -> None:

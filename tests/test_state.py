@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from modelcache.errors import StoreError
 from modelcache.events import now_ms
+from modelcache.health import Health
 from modelcache.history import Attempt, DownloadRecord, Standing, Use
 from modelcache.state import histogram
 from modelcache.state.database import VERSION
@@ -388,6 +389,26 @@ def test_eight_processes_write_at_once_and_no_row_is_lost(tmp_path: Path) -> Non
     assert len(state.downloads()) == 40
     (health,) = state.health().values()
     assert health.successes == pytest.approx(320, rel=0.01)
+
+
+def test_connections_side_by_side_are_one_fast_gateway(state: State) -> None:
+    at_once = replace(TRY, timestamp=now_ms())
+    state([at_once])
+    state([at_once] * 7)
+    (health,) = state.health().values()
+    assert health.throughput == pytest.approx(8 * TRY.bytes / 0.1, rel=0.01)
+
+
+def test_a_database_of_the_first_version_keeps_all_but_the_health(state: State) -> None:
+    state([TRY, Standing(RECORD, begins=True)])
+    with contextlib.closing(sqlite3.connect(state.place.database, isolation_level=None)) as connection:
+        connection.executescript("DROP TABLE health; PRAGMA user_version = 1")
+        connection.execute(f"CREATE TABLE health ({', '.join(f'c{i}' for i in range(11))})")
+        connection.execute(f"INSERT INTO health VALUES ('http', 'old', {', '.join('1' * 8)}, '')")
+    assert state.health()[("http", "old")] == Health()
+    state([TRY])
+    assert [gateway for _, gateway in state.health()] == ["host"]
+    assert (len(rows(state, "attempts")), len(state.downloads())) == (2, 1)
 
 
 def test_values_of_the_wrong_kind_are_read_as_nothing(state: State) -> None:

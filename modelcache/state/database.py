@@ -28,7 +28,7 @@ from modelcache.store.disk import CREATE, make_directories
 if TYPE_CHECKING:
     from sqlite3 import Connection, DatabaseError
 
-VERSION = 1
+VERSION = 2
 WAIT_S = 0.1  # for another process's transaction, which takes milliseconds
 AGAIN_AFTER_S = 5.0  # when somebody holds the lock for longer: others are not asked to wait each time
 READ_WAIT_S = 2.0  # where a person asks
@@ -52,10 +52,12 @@ CREATE TABLE IF NOT EXISTS days (
 );
 CREATE TABLE IF NOT EXISTS usage (model TEXT PRIMARY KEY, requests INTEGER, last_used INTEGER);
 CREATE TABLE IF NOT EXISTS health (
-    layer TEXT, gateway TEXT, successes REAL, failures REAL, wrongs REAL, first_byte_s REAL, throughput REAL,
-    weight REAL, updated_at INTEGER, last_success INTEGER, last_error TEXT, PRIMARY KEY (layer, gateway)
+    layer TEXT, gateway TEXT, successes REAL, failures REAL, wrongs REAL, first_byte_s REAL, bytes REAL,
+    busy_s REAL, weight REAL, updated_at INTEGER, last_success INTEGER, last_error TEXT, PRIMARY KEY (layer, gateway)
 );
 """
+
+_FROM_1 = "DROP TABLE IF EXISTS health;"  # it had a mean over connections; what is known of gateways begins anew
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +138,9 @@ def _opened(path: str) -> "Connection":
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = OFF")
-        if _version_of(connection) < VERSION:
-            connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        if (version := _version_of(connection)) < VERSION:
+            older = _FROM_1 if version == 1 else ""
+            connection.executescript(f"BEGIN IMMEDIATE; {older} {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
     except BaseException:
         connection.close()
         raise

@@ -6,11 +6,11 @@ latencies, so that percentiles exist over millions; what each attempt means for 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from modelcache.health import Gateway, Health
+from modelcache.health import Gateway, Health, Interval, body_of
 from modelcache.history import Attempt
 from modelcache.state import histogram
 
@@ -24,26 +24,37 @@ _KEY = ("day", "host", "model", "layer", "gateway", "status", "error_type")
 
 def add_attempts(connection: "Connection", host: str, attempts: Iterable[Attempt]) -> None:
     for attempt in attempts:
+        if attempt.status != "hit" and attempt.gateway:
+            _judge(connection, attempt)
         row = {**attempt.to_row(host), "duration_ms": attempt.duration_ms}
         marks = ", ".join(f":{name}" for name in row)
         connection.execute(f"INSERT INTO attempts VALUES ({marks})", row)  # noqa: S608
-        if attempt.status != "hit" and attempt.gateway:
-            _judge(connection, attempt)
 
 
 def _judge(connection: "Connection", attempt: Attempt) -> None:
     gateway = (attempt.layer, attempt.gateway)
     found = connection.execute("SELECT * FROM health WHERE layer = ? AND gateway = ?", gateway).fetchone()
-    health = (_health_of(tuple(found)[2:]) if found else Health()).after(attempt)
-    connection.execute(
-        "INSERT OR REPLACE INTO health VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*gateway, *astuple(health))
+    health = (_health_of(tuple(found)[2:]) if found else Health()).after(attempt, _beside(connection, attempt))
+    marks = ", ".join("?" * (2 + len(fields(Health))))
+    connection.execute(f"INSERT OR REPLACE INTO health VALUES ({marks})", (*gateway, *astuple(health)))  # noqa: S608
+
+
+def _beside(connection: "Connection", attempt: Attempt) -> Iterator[Interval]:
+    """When bytes came from the same gateway in attempts that ended since this one's began to."""
+    rows = connection.execute(
+        "SELECT timestamp - duration_ms + latency_ms, timestamp FROM attempts"
+        " WHERE timestamp > ? AND layer = ? AND gateway = ? AND status = 'success' AND bytes > 0",
+        (body_of(attempt)[0], attempt.layer, attempt.gateway),
     )
+    return ((start, stop) for start, stop in rows if isinstance(start, int) and isinstance(stop, int))
 
 
 def _health_of(values: tuple[Any, ...]) -> Health:
     """As if nothing were known where a value is not what it should be."""
+    if len(values) != len(fields(Health)):
+        return Health()  # of an older version
     health = Health(*values)
-    numbers = values[:8]
+    numbers = values[:9]
     is_right = all(isinstance(one, (int, float)) and 0 <= one < 2**62 for one in numbers)
     return (
         health if is_right and isinstance(health.last_success, int) and isinstance(health.last_error, str) else Health()
