@@ -14,6 +14,7 @@ from modelcache.outcome import File
 from modelcache.store.installed import Installed
 from modelcache.testing import Content, Corrupt, Cut, Origin, Slow, Status
 from modelcache.transfer.control import Control
+from modelcache.transfer.portion import HEDGED
 
 BIG = Content.generated(14_000_000, seed=1)  # four pieces of 4 MiB
 SMALL = Content.generated(50_000, seed=2)
@@ -73,6 +74,21 @@ def test_repair_fetches_only_what_is_wrong(cache: Cache, origin: Origin, model: 
     assert [at for at in range(0, BIG.size, 1_000_000) if kept[at] != BIG.read()[at]] == [5_000_000]
     assert row["set_aside"] == str(next(Path(cache.root, "quarantine").iterdir()))
     assert not partials(cache)
+
+
+@pytest.mark.parametrize("wrong", [(1, 2, 3, 4), (1, 5, 9, 13), (3, 14)])
+def test_repair_moves_what_is_wrong_and_one_hedge_however_slow_the_source(cache: Cache, wrong: tuple[int, ...]) -> None:
+    """What the origin sends is counted there: connections that help each other ask for little twice."""
+    large = Content.generated(15 * PIECE, seed=9)
+    with Origin({"large.bin": large}) as origin:
+        path = Path(cache.fetch(manifest_of(origin, {"large.bin": large})).path, "large.bin")
+        rot(path, *[index * PIECE + 100 for index in wrong])
+        before = len(origin.requests)
+        origin.faults(Slow(2 * MIB))
+        (row,) = cache.repair(["m"])
+        sent = sum(seen.bytes_sent for seen in origin.requests[before:])
+    assert row["repaired"]
+    assert len(wrong) * PIECE <= sent < len(wrong) * PIECE + HEDGED + MIB
 
 
 def test_repair_reaches_every_model_that_shares_the_bytes(cache: Cache, origin: Origin, model: str) -> None:
