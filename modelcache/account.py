@@ -60,7 +60,7 @@ class Account:
         timeless = replace(record, last_attempt=last.last_attempt, completed_at=last.completed_at)
         if self._last is None or timeless != last:
             self._last = record
-            is_over = state is State.READY or (is_final and "?" in self._request)
+            is_over = state is State.READY or (is_final and any(mark in self._request for mark in "?;"))
             self._note(order, Standing(record, is_over=is_over))
 
     def is_cancelled(self, order: Order, tasks: Sequence[Task], error: str) -> None:

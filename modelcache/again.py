@@ -42,9 +42,10 @@ def _listed(manifest: Manifest) -> dict[str, Any]:
 
 
 def _without_password(url: str) -> str:
+    """Nor its fragment, which no server is asked with."""
     scheme, separator, rest = url.partition("://")
     host, slash, path = rest.partition("/")
-    return scheme + separator + host.rpartition("@")[2] + slash + path if separator else url
+    return scheme + separator + host.rpartition("@")[2] + slash + path.partition("#")[0] if separator else url
 
 
 def parsed(text: str) -> tuple[str | Manifest, Wish]:

@@ -20,7 +20,7 @@ from modelcache.order import Workshop
 from modelcache.report import Report
 from modelcache.state.state import State
 from modelcache.store import leftovers
-from modelcache.store.gate import sweeping
+from modelcache.store.gate import listing, sweeping
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.leftovers import Unfinished
@@ -47,7 +47,7 @@ def check_at_start(shop: Workshop) -> Report:
     rows = tuple(_told(shop, one) for one in found)
     for path in leftovers.temporary(shop.layout, deep=False):
         if _idle_s(path) > shop.settings.temporary_age:
-            _attempt(partial(leftovers.removed, path))
+            _attempt(partial(leftovers.remove_temporary, path))
     return Report(CHECKING, rows)
 
 
@@ -149,7 +149,7 @@ def _partials(broom: _Broom) -> None:
 def _temporary(broom: _Broom) -> None:
     for path in leftovers.temporary(broom.layout, deep=True):
         if (idle_s := _idle_s(path)) > broom.shop.settings.temporary_age:
-            broom.take("temporary", path, f"left {_age(idle_s)} ago", partial(leftovers.removed, path))
+            broom.take("temporary", path, f"left {_age(idle_s)} ago", partial(leftovers.remove_temporary, path))
 
 
 def _quarantine(broom: _Broom) -> None:
@@ -193,8 +193,9 @@ def _damaged(broom: _Broom, folder: str) -> None:
 def _blobs(broom: _Broom) -> None:
     if not os.path.isdir(os.path.join(broom.layout.root, "blobs")):
         return
+    sweep = listing if broom.dry_run else sweeping
     try:
-        with sweeping(broom.layout) as nobody_installs:
+        with sweep(broom.layout) as nobody_installs:
             for path in leftovers.orphans(broom.layout) if nobody_installs else ():
                 broom.take("blob", path, "no model has it", partial(leftovers.removed, path))
     except LockedError:

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from modelcache.errors import UsageError
+from modelcache.urls import without_session
 
 MOST_PARTS = 32
 MOST_PART_BYTES = 200
@@ -73,7 +74,7 @@ def file_name_of(url: str) -> str:
     """
     from urllib.parse import unquote
 
-    path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*", "", re.split("[?#]", url, maxsplit=1)[0])
+    path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*", "", without_session(re.split("[?#]", url, maxsplit=1)[0]))
     decoded = unquote(path.rpartition("/")[2][-_MOST_RAW_CHARACTERS:])
     seen = "".join("_" if _is_bad(character) else character for character in unicodedata.normalize("NFC", decoded))
     name = _trimmed(seen.strip().rstrip(". ")).rstrip(". ")

@@ -26,6 +26,8 @@ _CREDENTIAL = re.compile(
     "|(?:aws|oss)accesskeyid|googleaccessid|x-(?:amz|goog|oss|cos)-.*",
     re.DOTALL,
 )
+_SESSION = re.compile("j?session_?id|phpsessid|sid")
+_PARAMETER = re.compile(";([^=;/]*)=[^;/]*")  # of a segment of a path (RFC 3986, 3.3)
 # Azure's names are short enough to mean something else elsewhere (sr=44100): they count only beside its `sig`.
 _AZURE_SAS = re.compile("s[eprstv]|s(?:rt|ip|pr|es|dd|cid|koid|ktid)|sk[tesv]|saoid|suoid")
 
@@ -44,14 +46,25 @@ def origin_of(url: str) -> tuple[str, str, int]:
 
 
 def without_secrets(url: str) -> str:
-    """The URL without userinfo, query and fragment, fit to be stored and shown. Never raises.
+    """The URL without userinfo, query, fragment and what a session puts into its path (`;jsessionid=…`), fit to be
+    stored and shown. The rest of a path names a file: it is kept, whatever it holds. Never raises.
 
     Whatever is no URL is kept as it is (an id, `oci://...`), unless something in it could be a secret.
     """
     joined = re.sub("[\t\r\n]", "", url)  # as URL parsers do: a line break hides no "//"
-    seen = _USERINFO.sub(r"\1", re.split("[?#]", joined, maxsplit=1)[0])
+    seen = without_session(_USERINFO.sub(r"\1", re.split("[?#]", joined, maxsplit=1)[0]))
     # What is no host and port may be half a password that had a "/", "?" or "#" in it: nothing after it is shown.
     return _AUTHORITY.sub("//...", seen)
+
+
+def without_session(path: str) -> str:
+    """A path without parameters that are credentials by their name; others may be part of the name of a file."""
+
+    def kept(found: re.Match[str]) -> str:
+        name = found[1].lower()
+        return "" if _SESSION.fullmatch(name) or _CREDENTIAL.fullmatch(name) else found[0]
+
+    return _PARAMETER.sub(kept, path)
 
 
 def identity_of(url: str) -> str:
@@ -66,7 +79,7 @@ def identity_of(url: str) -> str:
     host = split.netloc.rpartition("@")[2].lower()
     if port in (None, DEFAULT_PORTS.get(split.scheme)):
         host = re.sub(r":[0-9]*$", "", host)
-    return urlunsplit((split.scheme, host, split.path or "/", _unsigned(split.query), ""))
+    return urlunsplit((split.scheme, host, without_session(split.path) or "/", _unsigned(split.query), ""))
 
 
 def redirect_target(url: str, location: str) -> str:

@@ -1,12 +1,15 @@
 """Downloads of before: what is shown of them, going on with them, and letting them go."""
 
+import contextlib
 import json
+import shutil
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from caches import Events, manifest_of, partials, run, start
+from caches import Events, manifest_of, partials, run, start, written
 from crash import eventually
 
 from modelcache.again import parsed, to_text
@@ -22,7 +25,7 @@ HALF = 1_500_000
 
 @pytest.fixture
 def origin() -> Iterator[Origin]:
-    with Origin({"m.bin": FILE, "other.bin": FILE}) as origin:
+    with Origin({"m.bin": FILE, "other.bin": FILE, "third.bin": FILE}) as origin:
         yield origin
 
 
@@ -95,6 +98,40 @@ def test_reset_forgets_what_was_asked_of_that_model_alone(cache: Cache, origin: 
     cache.reset(failed["model"])
     assert [row["status"] for row in cache.downloads()] == ["success"]
     assert asked(cache) == []
+
+
+@pytest.mark.parametrize("status", ["paused", "failed", "in_progress"])
+def test_an_old_record_is_forgotten_once_none_of_its_bytes_are_here(
+    cache: Cache, cache_root: Path, origin: Origin, status: str
+) -> None:
+    """What `in_progress` says is of a process that is gone."""
+    download_id = cut_at_half(cache, origin, "?token=s3cret", status=503)
+    cache.close()
+    (database,) = Path(cache.root, "state").glob("*.db")
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("UPDATE downloads SET status = ?, last_attempt = 1, owner = ''", (status,))
+
+    def known_after_a_fetch(name: str) -> list[str]:
+        with contextlib.closing(Cache(cache_root, metrics_age=3600)) as later:
+            later.fetch(origin.url(name), progress=False)
+            return [row["id"] for row in later.downloads() if row["id"] == download_id]
+
+    assert known_after_a_fetch("other.bin") == [download_id]
+    assert asked(cache)
+    for folder in partials(cache):
+        shutil.rmtree(folder)
+    assert known_after_a_fetch("third.bin") == []
+    assert asked(cache) == []
+
+
+@pytest.mark.parametrize("where", [";token=s3cret/m.bin", "m.bin;jsessionid=s3cret", "m.bin#s3cret", "m.bin?s3cret"])
+def test_no_secret_of_a_url_outlives_what_asking_again_would_not_mend(cache: Cache, origin: Origin, where: str) -> None:
+    origin.faults(Status(403))
+    with pytest.raises(AllSourcesFailedError) as raised:
+        cache.fetch(origin.url("m.bin").replace("m.bin", where), progress=False)
+    cache.close()
+    assert b"s3cret" not in written(cache)
+    assert "s3cret" not in raised.value.line()
 
 
 def test_clean_forgets_what_was_asked_when_it_is_old(cache: Cache, origin: Origin) -> None:

@@ -101,7 +101,7 @@ def test_a_record_whose_process_has_ended_reads_as_paused(tmp_path: Path) -> Non
 def test_a_record_of_a_container_that_is_gone_reads_as_paused(state: State, tmp_path: Path) -> None:
     """Nobody here can tell whether a process of another pid namespace lives; the lock of its model tells."""
     state._owner = json.dumps(replace(Owner.mine(), space=1).to_json())
-    state([Standing(RECORD, begins=True)])
+    state([Standing(replace(RECORD, last_attempt=now_ms()), begins=True)])
     lock = tmp_path / "locks" / "model-m.lock"
     lock.parent.mkdir()
     with lock.open("w") as stream:

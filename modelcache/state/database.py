@@ -189,11 +189,20 @@ def _is_garbage(path: str) -> bool:
         return code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
+def _mode_to_read(path: str) -> str:
+    if os.path.exists(path + "-wal"):
+        return "mode=ro"  # it is somebody's, or of somebody who was killed: what is in there stays there
+    if not os.access(os.path.dirname(path), os.W_OK):
+        return "immutable=1"
+    return "mode=rw" if os.access(path, os.W_OK) else "mode=ro"
+
+
 @contextmanager
 def reading(path: str, wait_s: float = READ_WAIT_S) -> Iterator["Connection | None"]:
     """For questions; None where there is no database yet. StoreError, in one line, where it cannot be read.
 
-    Also without the right to write, where SQLite needs what lies beside it to be there or the file to stay as it is.
+    Nothing is left beside it that was not there: whoever may write takes away what SQLite puts there. Also without the
+    right to write, where SQLite needs what lies beside it to be there or the file to stay as it is.
     """
     if not os.path.isfile(path):
         yield None
@@ -201,11 +210,11 @@ def reading(path: str, wait_s: float = READ_WAIT_S) -> Iterator["Connection | No
     import sqlite3
     from urllib.parse import quote
 
-    kept = os.path.exists(path + "-wal") or os.access(os.path.dirname(path), os.W_OK)
-    mode = "mode=ro" if kept else "immutable=1"
+    mode = _mode_to_read(path)
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?{mode}", timeout=wait_s, uri=True)) as connection:
             connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA query_only = 1")
             yield connection if _version_of(connection) else None
     except NewerError as error:
         raise StoreError(f"{path}: {error.message}", next_step=error.next_step) from error

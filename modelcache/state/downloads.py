@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from modelcache.errors import StoreError, UsageError
 from modelcache.history import UNFINISHED, DownloadRecord, Standing
 from modelcache.state.place import Place
+from modelcache.store import leftovers
 from modelcache.store.disk import CREATE, make_directories, read_small, write_all
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
@@ -76,11 +77,20 @@ def forget_request(place: Place, download_id: str) -> None:
             os.unlink(place.request(download_id))
 
 
-def forget_old(connection: "Connection", before_ms: int) -> list[str]:
-    """Drops records of downloads that ended before that, well or not; their ids."""
-    which = "FROM downloads WHERE status IN ('success', 'failed') AND last_attempt < ?"
-    ids = [str(row[0]) for row in connection.execute(f"SELECT id {which}", (before_ms,))]
-    connection.execute(f"DELETE {which}", (before_ms,))
+def forget_old(connection: "Connection", before_ms: int, place: Place, layout: Layout) -> list[str]:
+    """Drops records that changed last before that; their ids. Those stay that somebody carries out, and those of
+    which bytes are here to go on with."""
+    question = "SELECT id, status, model, owner FROM downloads WHERE last_attempt < ?"
+    rows = list(connection.execute(question, (before_ms,)))
+    unfinished = [one for one in leftovers.unfinished(layout) if not one.is_hopeless] if rows else []
+    models, contents = {one.model for one in unfinished}, [one.key.rpartition("-")[2] for one in unfinished if one.key]
+    ids = []
+    for download_id, status, model, owner in rows:
+        asked = "" if status == "success" else request_of(place, str(download_id))
+        is_here = model in models or any(content in asked for content in contents)
+        if status == "success" or not (is_here or (status in UNFINISHED and _lives(owner, str(model), layout))):
+            ids.append(str(download_id))
+    forget(connection, ids)
     return ids
 
 

@@ -123,7 +123,7 @@ class State:
             return
         before_ms = now_ms() - int(1000 * self._metrics_age_s)
         is_more = metrics.roll_up(connection, before_ms)
-        for download_id in downloads.forget_old(connection, before_ms):
+        for download_id in downloads.forget_old(connection, before_ms, self.place, self._layout):
             downloads.forget_request(self.place, download_id)
         self._roll_up_at = 0.0 if is_more else time.monotonic() + ROLL_UP_EVERY_S
 

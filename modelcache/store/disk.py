@@ -12,7 +12,7 @@ import secrets
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from modelcache.errors import ShortageError, StoreError
@@ -21,6 +21,7 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 BUFFER = 1 << 20
+SWEEPS = 3  # that may come just then
 # linux/falloc.h; unlike posix_fallocate it never writes zeros where there is no support
 _FS_IOC_RESVSP, _FS_IOC_UNRESVSP = 0x40305828, 0x4030582B
 
@@ -115,22 +116,36 @@ def link_towards(root: str, path: str) -> str:
 
 def write_atomic(path: str, content: bytes, mode: int = 0o600) -> None:
     """Replaces a small file: a reader sees the old or the new whole, whatever is killed when (I3)."""
+    with disk_errors(path):
+        again_where_swept(lambda: _replace(path, content, mode))
+        sync_directory(os.path.dirname(path))
+
+
+def _replace(path: str, content: bytes, mode: int) -> None:
+    """The lock tells whoever cleans that the temporary file is in use; it goes with the descriptor."""
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-    with disk_errors(path):
-        try:
-            fd = os.open(beside, CREATE, mode)
-            try:
-                write_all(fd, memoryview(content), 0)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(beside, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(beside)
-            raise
-        sync_directory(folder)
+    fd = os.open(beside, CREATE, mode)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        write_all(fd, memoryview(content), 0)
+        os.fsync(fd)
+        os.rename(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+    finally:
+        os.close(fd)
+
+
+def again_where_swept(work: Callable[[], None]) -> None:
+    """What a clean took between its making and its lock is made again, under another name."""
+    for _ in range(SWEEPS):
+        with suppress(FileNotFoundError):
+            return work()
+    return work()
 
 
 def read_small(path: str, most: int = 64 << 20) -> bytes | None:

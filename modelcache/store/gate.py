@@ -25,6 +25,12 @@ def sweeping(layout: Layout) -> Iterator[bool]:
         yield not _is_anybody_installing(layout)
 
 
+@contextmanager
+def listing(layout: Layout) -> Iterator[bool]:
+    """The same for whoever only looks: nothing is written, and nobody is kept from anything."""
+    yield not (is_held(layout.lock("sweep")) or _is_anybody_installing(layout))
+
+
 def await_sweep(layout: Layout, patience: Patience) -> None:
     """For the holder of a model's lock: returns when no sweep goes on. Raises LockedError when the patience is over."""
     if is_held(layout.lock("sweep")):
@@ -34,5 +40,6 @@ def await_sweep(layout: Layout, patience: Patience) -> None:
 
 def _is_anybody_installing(layout: Layout) -> bool:
     folder = os.path.dirname(layout.lock(""))
-    names = [name for name in os.listdir(folder) if name.startswith("model-") and name.endswith(".lock")]
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    names = [name for name in there if name.startswith("model-") and name.endswith(".lock")]
     return any(is_held(os.path.join(folder, name)) for name in names)

@@ -146,7 +146,10 @@ def rejuvenate(folder: str) -> None:
 
 
 def temporary(layout: Layout, *, deep: bool) -> Iterator[str]:
-    """Files of a moment's work, such as a record on its way; only those in the root itself, unless `deep`."""
+    """Files of a moment's work, such as a record on its way; only those in the root itself, unless `deep`.
+
+    Whoever writes one holds its lock as long.
+    """
     yield from _temporary_in(layout.root)
     for top in ("blobs", "pieces", "aliases", "models") if deep else ():
         for folder in _folders_below(os.path.join(layout.root, top)):
@@ -158,8 +161,22 @@ def temporary(layout: Layout, *, deep: bool) -> Iterator[str]:
 
 def _temporary_in(folder: str) -> Iterator[str]:
     for entry in entries_of(folder):
-        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False) and not is_held(entry.path):
             yield entry.path
+
+
+def remove_temporary(path: str) -> int:
+    """Removes it under its lock; the bytes freed. LockedError where somebody writes it, StoreError."""
+    size = size_of(path)
+    with disk_errors(path), suppress(FileNotFoundError):
+        fd = os.open(path, READ | os.O_NONBLOCK)
+        try:
+            _lock_now(fd, path)
+            if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                os.unlink(path)
+        finally:
+            os.close(fd)
+    return size
 
 
 def _folders_below(folder: str) -> Iterator[str]:

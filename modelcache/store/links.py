@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,6 +17,7 @@ from modelcache.model import Digest
 from modelcache.names import cut
 from modelcache.store.disk import (
     READ,
+    again_where_swept,
     chunks_of,
     disk_errors,
     make_directories,
@@ -26,6 +28,7 @@ from modelcache.store.disk import (
 )
 from modelcache.store.installed import Stamp
 
+PEEK_S = 0.05
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
 
 
@@ -45,18 +48,25 @@ def link(blob: str, target: str, sha256: Digest, proven: Stamp) -> Stamp:
     with disk_errors(target):
         if _same_inode(blob, target):
             return proven
-        beside = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}.tmp"
         try:
-            os.link(blob, beside, follow_symlinks=False)
-            os.rename(beside, target)
+            again_where_swept(lambda: _link(blob, target))
         except OSError:
-            with suppress(FileNotFoundError):
-                os.unlink(beside)
             if not os.path.isfile(blob) or os.path.isdir(target):
                 raise
             return copy(blob, target, sha256, 0o444)
         sync_directory(os.path.dirname(target))
     return proven
+
+
+def _link(blob: str, target: str) -> None:
+    beside = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}.tmp"
+    try:
+        os.link(blob, beside, follow_symlinks=False)
+        os.rename(beside, target)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
 
 
 def copy(
@@ -115,6 +125,7 @@ def _fill(fd: int, beside: str, source: str, sha256: Digest, tick: Callable[[], 
 
 def _own(beside: str, target: str) -> int:
     """Opens the temporary file for this process alone, empty. The lock goes with the descriptor."""
+    end = time.monotonic() + PEEK_S
     while True:
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -124,6 +135,9 @@ def _own(beside: str, target: str) -> int:
                 return fd
         except BlockingIOError:
             os.close(fd)
+            if time.monotonic() < end:
+                time.sleep(PEEK_S / 10)  # whoever cleans only looks at it
+                continue
             raise LockedError(f"another process is writing {target}", next_step="wait for it, then run again") from None
         except BaseException:
             os.close(fd)
