@@ -13,7 +13,7 @@ from typing import Any
 
 from modelcache.errors import StoreError, UsageError
 from modelcache.filefetch import base_of
-from modelcache.model import Digest, Manifest
+from modelcache.model import Digest, Manifest, ModelFile
 from modelcache.order import Order
 from modelcache.ordering import Wish
 from modelcache.store import blobs
@@ -68,16 +68,25 @@ def parsed(text: str) -> tuple[str | Manifest, Wish]:
     raise UsageError("what was asked is not known any more", next_step="fetch it by its URL or manifest")
 
 
-def bytes_here(order: Order, layout: Layout) -> int:
-    """How much of an order that nobody fetches now is on the disk."""
-    here = 0
-    for file in order.files:
-        digest = file.digest()
-        with suppress(StoreError, OSError):
-            if digest and order.cached and blobs.exists(layout, digest):
-                here += os.lstat(layout.blob(digest)).st_size
-                continue
-            base = base_of(order, file, layout)
-            facts = [read_facts(f"{base}/{name}/journal") for name in found(base, key_of(file))[:1]]
-            here += sum(each.written.size for each in facts if each)
-    return here
+def bytes_here(order: Order, layout: Layout) -> tuple[int, int]:
+    """How much of an order is on the disk, and of how much; 0 for that while the size of a file is unknown.
+
+    Blobs and the journals of partials tell, whoever writes them now.
+    """
+    files = [_file_here(order, file, layout) for file in order.files]
+    sizes = [size for _, size in files]
+    return sum(here for here, _ in files), sum(size or 0 for size in sizes) if None not in sizes else 0
+
+
+def _file_here(order: Order, file: ModelFile, layout: Layout) -> tuple[int, int | None]:
+    """Its bytes that are here, and its size."""
+    digest = file.digest()
+    with suppress(StoreError, OSError):
+        if digest and order.cached and blobs.exists(layout, digest):
+            size = os.lstat(layout.blob(digest)).st_size
+            return size, size
+        base = base_of(order, file, layout)
+        for name in found(base, key_of(file))[:1]:
+            if facts := read_facts(f"{base}/{name}/journal"):
+                return facts.written.size, facts.size if file.size is None else file.size
+    return 0, file.size

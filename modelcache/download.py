@@ -280,8 +280,9 @@ class Download:
 
         name = order.files[0].path if order.single else ""
         watch = Watch(
-            shop.layout, shop.layout.partials, order.files, lambda message: self._tell("waiting", message, name)
-        )
+            shop.layout, shop.layout.partials, order.files, lambda message: self._tell("waiting", message, name),
+            order.id,
+        )  # fmt: skip
         patience = Patience(shop.settings.lock_timeout, lambda holder: self._look(watch, holder), self._control.wait)
         with locked(shop.layout.model_lock(order.id), Subject(order.id, order.version, name=name), patience):
             await_sweep(shop.layout, Patience(shop.settings.lock_timeout, wait=self._control.wait))

@@ -12,7 +12,7 @@ from modelcache.again import bytes_here, parsed
 from modelcache.errors import LockedError, ModelCacheError, UnknownDownloadError, UsageError
 from modelcache.events import now_ms
 from modelcache.filefetch import discard
-from modelcache.history import UNFINISHED, DownloadRecord, Standing
+from modelcache.history import DownloadRecord, Standing
 from modelcache.order import Order, Workshop
 from modelcache.ordering import order_of
 from modelcache.report import Report
@@ -113,11 +113,14 @@ def _queued(shelf: Shelf, waitlist: Waitlist, download_id: str) -> list[str]:
 
 
 def _as_it_is(state: State, shelf: Shelf, record: DownloadRecord) -> DownloadRecord:
-    """Of what nobody carries out, the disk knows better how much is here."""
-    if record.status in ("success", *UNFINISHED):
+    """The disk knows better how much is here: of what a process has under way, and of what nobody carries out."""
+    if record.status == "success":
         return record
     order = _order_of(state, shelf, record)
-    return replace(record, downloaded_bytes=bytes_here(order, shelf.layout)) if order else record
+    if order is None:
+        return record
+    here, total = bytes_here(order, shelf.layout)
+    return replace(record, downloaded_bytes=here, total_bytes=total or record.total_bytes)
 
 
 def _order_of(state: State, shelf: Shelf, record: DownloadRecord) -> Order | None:

@@ -91,6 +91,41 @@ def test_who_waits_says_for_whom_and_shows_how_far_that_is(cache: Cache, origin:
     assert len(origin.requests) == 1
 
 
+@pytest.mark.parametrize("who_knows", ["the waiter", "the holder"])
+def test_who_knows_the_digest_sees_how_far_one_is_who_does_not_and_the_other_way_round(
+    cache: Cache, cache_root: Path, origin: Origin, started, who_knows: str
+) -> None:
+    """They call the same partial by different keys."""
+    hold = Hold(4 * MIB)
+    origin.faults(hold)
+    known = ("--sha256", FILE.sha256)
+    started.append(start("fetch", origin.url("m.bin"), "--quiet", *(known if who_knows == "the holder" else ())))
+    assert hold.reached.wait(20)
+    assert eventually(lambda: noted(cache_root) >= 3 * MIB)
+    told = Events()
+    digest = FILE.sha256 if who_knows == "the waiter" else None
+    download = cache.fetch(origin.url("m.bin"), sha256=digest, wait=False, progress=told)
+    assert re.search(r"\([34]\.\d of 8\.0 MiB\)", told.wait_for("waiting")["message"])
+    assert eventually(lambda: any(3 * MIB <= sample["bytesDownloaded"] <= 4 * MIB for sample in told.progress))
+    hold.release.set()
+    assert download.result().status == "hit"
+    assert len(origin.requests) == 1
+
+
+def test_status_shows_how_far_another_process_is(cache: Cache, holding) -> None:
+    holder, hold = holding
+    (row,) = cache.downloads("in_progress")
+    assert 3 * MIB <= row["downloaded_bytes"] <= 4 * MIB
+    assert row["currentSize"] == row["downloaded_bytes"]
+    assert row["total_bytes"] == FILE.size
+    assert cache.download(row["id"]).downloaded_bytes >= 3 * MIB
+    status = start("status")
+    assert " of 8.0 MiB" in status.communicate(timeout=20)[0]
+    hold.release.set()
+    assert holder.wait(20) == 0
+    assert cache.download(row["id"]).downloaded_bytes == FILE.size
+
+
 def test_the_bytes_of_a_model_move_while_another_process_fetches_it(cache: Cache, origin: Origin, started) -> None:
     model = Manifest.parse(manifest("1", entry_of(origin.url("m.bin"), "m.bin", FILE)).encode())
     first, second = Hold(3 * MIB), Hold(6 * MIB)

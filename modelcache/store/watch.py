@@ -42,14 +42,18 @@ class Far:
 class Watch:
     """Of `files` whose partials are in `base`; `tell` gets one sentence for each process that is waited for.
 
-    One thread calls `look`; `of` may be called by others.
+    `model` is whose files they are, where the holder has the lock of that model. One thread calls `look`; `of` may be
+    called by others.
     """
 
-    def __init__(self, layout: Layout, base: str, files: Sequence[ModelFile], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, layout: Layout, base: str, files: Sequence[ModelFile], tell: Callable[[str], None], model: str = ""
+    ) -> None:
         self._layout = layout
         self._base = base
         self._files = {key_of(file): file for file in files}
         self._tell = tell
+        self._model = model
         self._told = self._last = Holder()
         self._journals: dict[str, tuple[_Mark, Facts | None]] = {}  # as they were read last
         self._far: dict[str, Far] = {}  # by key; what was seen once stays, for a partial that goes is a blob soon
@@ -59,10 +63,12 @@ class Watch:
         self._read()
         moves = []
         for name, (_, facts) in sorted(self._journals.items()):
-            key = name.rpartition(".")[0]
-            if facts and (key in self._files or holder.owns(facts.owner)):
+            if facts is None:
+                continue
+            key = self._key_of(name.rpartition(".")[0], facts, holder)
+            if key or holder.owns(facts.owner):
                 moves.append((name, facts.written.size))
-            if facts and key in self._files:
+            if key:
                 self._far[key] = Far(facts.written.size, self._files[key].size or facts.size or 0)
         for key, file in self._files.items():
             self._note_blob(key, file)
@@ -73,6 +79,15 @@ class Watch:
 
     def of(self, file: ModelFile) -> Far:
         return self._far.get(key_of(file), Far(0, file.size or 0))
+
+    def _key_of(self, key: str, facts: Facts, holder: Holder) -> str:
+        """Which of our files a partial is; empty: none. The holder may know more or less of it than we do, and call it
+        by another key, or by none of its digests."""
+        if key in self._files:
+            return key
+        if not self._model or facts.header.get("model") != self._model or not holder.owns(facts.owner):
+            return ""
+        return next((ours for ours, file in self._files.items() if file.path == facts.header.get("path")), "")
 
     def _announce(self, holder: Holder, far: Far) -> None:
         """Once for each holder, at the second look: who has the lock for a moment is not worth a line."""
