@@ -135,6 +135,7 @@ def test_a_pause_holds_everything_and_keeps_the_bytes(cache_root, origin) -> Non
     queue.start()
     assert hold.reached.wait(20)
     queue.pause()
+    assert eventually(lambda: [row["status"] for row in queue.entries() if row["ref"].endswith("a.bin")] == ["waiting"])
     queue.run(progress=False)  # comes back: nothing is fetched while it is paused
     queue.stop()
     assert "a" in names(queue)
@@ -223,6 +224,63 @@ def test_two_processes_share_one_queue_and_fetch_nothing_twice(cache_root, origi
     told = [json.loads(process.communicate(timeout=60)[0]) for process in both]
     assert sorted(row["ref"][-5] for rows in told for row in rows) == list("abcdefgh")
     assert len([seen for seen in origin.requests if seen.range is None]) == len(FILES)
+
+
+def test_all_processes_together_claim_no_more_than_allowed_and_none_what_another_has(cache, waitlist) -> None:
+    for name in "abcd":
+        waitlist.add(name, name, 0)
+    other = Waitlist(*cache.queue_paths)  # has locks of its own, as another process would
+    claimed = [waitlist.claim(3), other.claim(3), waitlist.claim(3)]
+    assert [entry.ref for entry in claimed if entry] == ["a", "b", "c"]
+    assert [other.claim(3), waitlist.claim(3)] == [None, None]
+    waitlist.pause(True)
+    assert other.claim(9) is None
+    waitlist.close()
+    other.close()
+
+
+def test_what_failed_here_can_be_tried_by_another_process(cache, waitlist) -> None:
+    waitlist.add("a", "a", 0)
+    entry, other = waitlist.claim(1), Waitlist(*cache.queue_paths)
+    waitlist.fail(entry.id, "why")
+    other.retry(entry.id)
+    assert other.claim(1).ref == "a"
+    other.hold(entry.id)
+    waitlist.pause_one(entry.id, False)
+    assert waitlist.claim(1).ref == "a"
+    waitlist.remove(entry.id)
+    waitlist.fail(entry.id, "too late")
+    assert len(waitlist.read().entries) == 0
+
+
+def test_asking_again_for_what_failed_lets_it_wait_again(waitlist) -> None:
+    entry = waitlist.add("a", "a", 0)
+    waitlist.fail(entry.id, "why")
+    assert waitlist.add("a", "a", 0).id == entry.id
+    assert waitlist.read().find(entry.id).status == "waiting"
+
+
+def test_the_queue_has_a_bound(cache, cache_root, waitlist) -> None:
+    waitlist.add("a", "a", 0)
+    data = json.loads((cache_root / "queue.json").read_text())
+    data["entries"] = [data["entries"][0] | {"id": f"{number:08x}"} for number in range(10_000)]
+    (cache_root / "queue.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="10,000 entries"):
+        waitlist.add("b", "b", 0)
+    assert len(waitlist.read().entries) == 10_000
+
+
+def test_no_change_is_lost_where_many_change_at_once(cache) -> None:
+    def add(number: int) -> None:
+        for each in range(10):
+            Waitlist(*cache.queue_paths).add(f"{number} {each}", f"{number} {each}", 0)
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Queue(cache)) == 60
 
 
 CONTAINER = {"host": "pod-7f9c", "boot": "other", "space": 1, "pid": 7, "start": 5, "machine": ""}
@@ -784,6 +842,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.model: list[tuple[int, str]] = []  # (priority, id), in order
         self.claimed: list[str] = []
         self.held: set[str] = set()
+        self.paused = False
         self.restart()
 
     @rule()
@@ -828,11 +887,17 @@ class QueueMachine(RuleBasedStateMachine):
         entry = self.waitlist.claim(most)
         waiting = [each for _, each in self.model if each not in self.claimed and each not in self.held]
         if entry is None:
-            assert not waiting or len(self.claimed) >= most
+            assert not waiting or len(self.claimed) >= most or self.paused
         else:
+            assert len(self.claimed) < most and not self.paused
             assert entry.id == waiting[0]
             assert entry.owner == Owner.mine()
             self.claimed.append(entry.id)
+
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:
+        self.waitlist.pause(paused)
+        self.paused = paused
 
     @rule(entry=ids, paused=st.booleans())
     def pause_one(self, entry: str, paused: bool) -> None:
