@@ -154,6 +154,7 @@ def origin() -> Iterator[Origin]:
 
 # -- what is done -----------------------------------------------------------------------------------------------------
 
+IN_PLACE = ("partials", "state", "logs")
 PIECE = 4 * MIB  # of what is measured along the way
 ROTTEN, ROT = 5 * MIB, b"rot"
 
@@ -208,13 +209,12 @@ class Bench:
         return self._servers.run(place, words, fault)
 
     def new_place(self) -> Path:
-        """A copy of the template: by links, as nothing may be written in place, except partials and locks."""
+        """A copy of the template: by links, except what is written in place."""
         place = self._folder / f"case-{next(self._numbers)}"
-        shutil.copytree(
-            self._template, place, copy_function=os.link, ignore=shutil.ignore_patterns("locks", "partials")
-        )
-        if (self._template / "home/partials").exists():
-            shutil.copytree(self._template / "home/partials", place / "home/partials")
+        shutil.copytree(self._template, place, copy_function=os.link, ignore=shutil.ignore_patterns("locks", *IN_PLACE))
+        for name in IN_PLACE:
+            if (self._template / "home" / name).exists():
+                shutil.copytree(self._template / "home" / name, place / "home" / name)
         self.origin.put(f"{place.name}/m.bin", FILE)
         return place
 
@@ -294,6 +294,7 @@ class Scenario:
 
     def check(self, place: Path) -> None:
         check_store(place / "home", self.tolerated)
+        must(not list((place / "home/state").glob("*.damaged-*")), "a state that is whole was set aside")
 
     def check_done(self, place: Path) -> None:
         raise NotImplementedError
@@ -518,6 +519,32 @@ def test_a_sample_of_the_operations(bench: Bench, servers: Servers) -> None:
 @pytest.mark.timeout(900)
 def test_every_operation(bench: Bench, servers: Servers) -> None:
     sweep(bench, servers, list(faults_of(bench.measure().counts)))
+
+
+UNREADABLE = """
+import ctypes, glob, os, sys
+from modelcache.history import Attempt
+from modelcache.state.state import State
+from modelcache.state.uses import Uses
+library, root, read, fail_on, error = sys.argv[1:]
+shim = ctypes.CDLL(library)
+shim.shim_reset()
+shim.shim_add_root(os.fsencode(root))
+for n in range(1, 25):
+    state, folder = State(root, Uses(), 1e9), os.path.join(root, "state")
+    shim.shim_arm(int(read), ctypes.c_long(n), int(fail_on), int(error))
+    state([Attempt("http", "host", "success")])
+    shim.shim_arm(int(read), ctypes.c_long(1 << 40), int(fail_on), 0)
+    shim.shim_reset()
+    assert not glob.glob(folder + "/*.damaged-*"), n
+"""
+
+
+def test_a_state_that_the_disk_cannot_read_is_not_taken_for_damaged(library: Path, tmp_path: Path) -> None:
+    """SQLite says of a page that cannot be read that the database is malformed."""
+    words = [str(library), str(tmp_path), str(READ), str(FAIL_ON), str(errno.EIO)]
+    preloaded = os.environ | {"LD_PRELOAD": str(library)}
+    subprocess.run([sys.executable, "-c", UNREADABLE, *words], env=preloaded, timeout=60, check=True)
 
 
 def test_what_gets_a_name_was_synced_before_and_its_folder_after(bench: Bench) -> None:

@@ -252,6 +252,24 @@ def test_a_file_that_is_no_database_is_set_aside_with_one_warning(
     assert [path.read_bytes() for path in aside] == ([content] if content else [])
 
 
+def test_while_another_process_sets_it_aside_nothing_is_kept_and_one_warning_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = new_state(tmp_path)
+    path = Path(state.place.database)
+    path.parent.mkdir()
+    path.write_bytes(b"garbage" * 1000)
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        state([TRY])
+        state([TRY])
+    finally:
+        os.close(folder)
+    assert len(warnings_of(caplog)) == 1
+    assert path.read_bytes() == b"garbage" * 1000
+
+
 def test_a_database_damaged_in_the_middle_is_set_aside_and_later_rows_are_kept(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     state([replace(TRY, file=f"file-{number}") for number in range(3000)])

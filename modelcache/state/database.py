@@ -4,7 +4,8 @@ Rules:
 
 1. Nothing that is wrong with it stops or slows a fetch: `write` never raises, and waits for a lock for 0.1 s at most.
 2. What cannot be written because another process writes is for the caller to keep and to bring again.
-3. A file that is no database of ours is set aside, and a new one begun. One of a newer version is left alone.
+3. A file that is no database of ours is set aside, and a new one begun. One of a newer version is left alone, and so
+   is one that the disk fails to read.
 4. Any other fault switches it off for this process, with one warning.
 
 Responsible for: that, and the tables. Leaves to others: what is in the rows (`downloads`, `metrics`).
@@ -32,6 +33,7 @@ VERSION = 2
 WAIT_S = 0.1  # for another process's transaction, which takes milliseconds
 AGAIN_AFTER_S = 5.0  # when somebody holds the lock for longer: others are not asked to wait each time
 READ_WAIT_S = 2.0  # where a person asks
+_READ_BYTES = 1 << 20
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS downloads (
@@ -115,8 +117,12 @@ class Database:
             return False
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) and self._may_begin_anew:
             self._may_begin_anew = False
-            if _set_aside(self.path):
-                return self.write(work, at_once=True)
+            try:
+                _set_aside(self.path)
+            except OSError as reason:  # another process is doing that now, or the disk fails
+                self._switch_off(reason)
+                return True
+            return self.write(work, at_once=True)
         self._switch_off(error)
         return True
 
@@ -154,30 +160,31 @@ def _version_of(connection: "Connection") -> int:
     return version
 
 
-def _set_aside(path: str) -> bool:
-    """Moves what is no database of ours to a name of its own; False if another process is doing that now."""
+def _set_aside(path: str) -> None:
+    """Moves what is no database of ours to a name of its own. OSError where it cannot be moved now."""
     import fcntl
 
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_garbage(path):
-            return True  # somebody else has set it aside, and begun anew
+            return  # somebody else has set it aside, and begun anew
         aside = f"{path}.damaged-{time.time_ns() // 1_000_000}"
         os.rename(path, aside)
         for beside in ("-wal", "-shm"):
             with suppress(FileNotFoundError):
                 os.rename(path + beside, aside + beside)
         log.warning("%s was damaged and is kept as %s", path, aside)
-    except OSError as error:
-        log.warning("%s is damaged and cannot be moved away: %s", path, error)
-        return False
     finally:
         os.close(folder)
-    return True
 
 
 def _is_garbage(path: str) -> bool:
+    return _is_malformed(path) and _can_be_read(path)
+
+
+def _is_malformed(path: str) -> bool:
+    """By SQLite's account, which says the same of a disk that fails."""
     import sqlite3
 
     try:
@@ -187,6 +194,17 @@ def _is_garbage(path: str) -> bool:
     except sqlite3.DatabaseError as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         return code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def _can_be_read(path: str) -> bool:
+    """From end to end: else it may be whole, on a disk that is not."""
+    try:
+        with open(path, "rb") as file:
+            while file.read(_READ_BYTES):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def _mode_to_read(path: str) -> str:
