@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(store_error(error, str(error.filename or "modelcache")), arguments)
     except Exception as error:  # noqa: BLE001 - the last who can turn it into a line (I27)
         _show_trace(error, arguments)
+        for each in _chain(error):
+            if isinstance(each, KeyboardInterrupt):  # while a class was made: up to Python 3.11 RuntimeError hides it
+                return _interrupted(each, arguments)
         what = type(error).__name__  # its text may hold anything
         print(f"modelcache: a bug in modelcache: {what}; run it with --debug and report what it says", file=sys.stderr)
         return 1
@@ -112,12 +115,17 @@ def _show_trace(error: BaseException, arguments: Sequence[str]) -> None:
         return
     import traceback
 
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.insert(0, link)
-        link = link.__cause__ or link.__context__
-    for each in chain:
+    for each in reversed(_chain(error)):
         print("".join(traceback.format_tb(each.__traceback__)), end="", file=sys.stderr)
         text = f": {each.message}" if isinstance(each, ModelCacheError) else ""
         print(f"{type(each).__module__}.{type(each).__qualname__}{text}\n", file=sys.stderr)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, and what it came from."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain

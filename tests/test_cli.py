@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcache.cache import Cache
-from modelcache.cli import main, parser
+from modelcache.cli import Terminated, main, parser
 from modelcache.commands import installed
 from modelcache.errors import UsageError
 from modelcache.model import Manifest
@@ -439,6 +439,35 @@ def test_a_bug_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str], monke
     assert "secret" not in said.err
     main(["ls", "--debug"])
     assert 'File "' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("interrupt", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interrupt_while_a_class_is_made_is_no_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException], code: int
+) -> None:
+    """As while a module is imported: Python 3.11 turns it into a RuntimeError."""
+
+    class Field:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise interrupt
+
+    monkeypatch.setattr(installed, "_ls", lambda _: type("Made", (), {"field": Field()}))
+    assert main(["ls"]) == code
+    assert capsys.readouterr().err == "modelcache: interrupted; run the same command again to go on\n"
+
+
+def test_an_interrupt_before_anything_was_read_ends_it_without_a_word(tmp_path: Path) -> None:
+    """It comes while our modules are imported, for this `argparse` waits."""
+    (tmp_path / "argparse.py").write_text("print('here', flush=True)\ninput()\n")
+    places = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modelcache", "ls"], env=os.environ | {"PYTHONPATH": places},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == -signal.SIGINT
 
 
 def test_a_header_that_smuggles_another_is_refused(origin: Origin) -> None:
