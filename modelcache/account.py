@@ -22,8 +22,8 @@ MOST_ERROR = 300  # characters: a record is below 1 KB (product A10)
 
 
 def id_of(order: Order) -> str:
-    """Of a URL, its version does not count: it may be known only when the bytes are here."""
-    what = (order.id, "" if order.single else order.version, order.output, str(order.cached))
+    """The version of a URL, and of a tag, does not count: it may be known only when the bytes are here."""
+    what = (order.id, order.called or ("" if order.single else order.version), order.output, str(order.cached))
     return hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
 
 
@@ -32,7 +32,7 @@ def place_of(order: Order, layout: Layout) -> str:
     if order.output:
         return order.output
     folder = layout.model(order.id, order.version) if order.version else ""
-    return os.path.join(folder, order.files[0].path) if folder and order.single else folder
+    return os.path.join(folder, order.name) if folder and order.single else folder
 
 
 class Account:

@@ -33,6 +33,7 @@ def to_text(ref: str | Manifest, wish: Wish) -> str:
         "format": FORMAT, **what, "digests": [str(digest) for digest in wish.digests], "size": wish.size,
         "output": output, "mirrors": mirrors, "cached": wish.cached, "strict": wish.strict,
         "require_digest": wish.require_digest, **({"prefer": wish.prefer} if wish.prefer else {}),
+        **({"chosen": wish.chosen} if wish.chosen else {}),
     })  # fmt: skip
 
 
@@ -60,8 +61,9 @@ def parsed(text: str) -> tuple[str | Manifest, Wish]:
             "mirrors": list(mirrors), "cached": bool(cached), "strict": bool(strict), "require_digest": bool(required),
         } if all(isinstance(each, str) for each in (*digests, *mirrors)) and "\0" not in (output or ""):  # fmt: skip
             given = tuple(Digest.parse(digest) for digest in digests)
-            prefer = str(fields.get("prefer", ""))
-            wish = Wish(given, size, output, tuple(mirrors), {}, cached, strict, required, prefer)
+            prefer, files = str(fields.get("prefer", "")), fields.get("chosen")
+            chosen = tuple(map(str, files)) if isinstance(files, list) else ()
+            wish = Wish(given, size, output, tuple(mirrors), {}, cached, strict, required, prefer, chosen)
             if isinstance(ref := fields.get("ref"), str):
                 return ref, wish
             return Manifest.parse(json.dumps(fields.get("manifest")).encode()), wish

@@ -6,6 +6,7 @@ store (`maintenance`, `doctor`), what was done (`past`). Making a Cache does no 
 and hashes nothing.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from modelcache.errors import LockedError, ModelNotAvailableError, Reason, StoreError, UsageError
 from modelcache.history import UNFINISHED
-from modelcache.model import Manifest, Ref
+from modelcache.model import Manifest
 from modelcache.names import checked_path
 from modelcache.order import Order, Workshop
-from modelcache.ordering import Wish, digests_of, hit, order_of
+from modelcache.ordering import Wish, chosen_of, digests_of, hit, order_of
 from modelcache.outcome import File, Model
+from modelcache.refs import Ref
 from modelcache.report import Report
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 from modelcache.settings import Settings
@@ -27,7 +29,7 @@ from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
 from modelcache.store.shelf import Shelf
-from modelcache.wiring import checked, fallback_for, root_of
+from modelcache.wiring import checked, fallback_for, is_offline, root_of, settings_for
 
 if TYPE_CHECKING:
     from modelcache.download import Download
@@ -61,14 +63,14 @@ class Cache:
         self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
         output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
         progress: Show = ..., wait: Literal[False], cache: bool = ..., strict: bool = ..., require_digest: bool = ...,
-        unpack: Literal[False] = ..., prefer: str = ...,
+        unpack: Literal[False] = ..., prefer: str = ..., files: Iterable[str] | str = ...,
     ) -> "Download": ...  # fmt: skip
 
     @overload
     def fetch(
         self, ref: Manifest, *, output: Path | None = ..., mirrors: Iterable[str] = ...,
         headers: Mapping[str, str] | None = ..., progress: Show = ..., wait: Literal[True] = ..., cache: bool = ...,
-        strict: bool = ..., require_digest: bool = ..., prefer: str = ...,
+        strict: bool = ..., require_digest: bool = ..., prefer: str = ..., files: Iterable[str] | str = ...,
     ) -> Model: ...  # fmt: skip
 
     @overload
@@ -84,7 +86,7 @@ class Cache:
         self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
         output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
         progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
-        require_digest: bool = ..., unpack: bool = ..., prefer: str = ...,
+        require_digest: bool = ..., unpack: bool = ..., prefer: str = ..., files: Iterable[str] | str = ...,
     ) -> Model | File: ...  # fmt: skip
 
     def fetch(
@@ -104,10 +106,11 @@ class Cache:
         require_digest: bool = False,
         unpack: bool = False,
         prefer: str = "",
+        files: Iterable[str] | str = (),
     ) -> "Model | File | Download":
         """Gives a verified local path, from here or from whichever source works.
 
-        ref: a URL, the id of an installed model, or a Manifest.
+        ref: a URL, `hf:org/name[@revision][/path]`, the id of an installed model, or a Manifest.
         sha256, checksum: what the file must be, as hex or `ALGORITHM:HEX`.
         size: its size in bytes.
         output: where to put it as well: a file for a URL (replaced if it exists), a folder for a model.
@@ -120,16 +123,18 @@ class Cache:
         require_digest: refuses what nothing can be verified against.
         unpack: unpacks the archive into a new folder, `output` or one beside it: `file.unpacked`.
         prefer: the kind of source to ask first: cache, ipfs, huggingface, http, oci, peer or object.
+        files: of a model only those that fit one of these patterns, as `*.safetensors`.
 
-        Returns a File for a URL, a Model otherwise. Raises AllSourcesFailedError, VerificationError, StoreError,
-        LockedError, PausedError or UsageError; whatever was written is kept, and the next call goes on from there.
+        Returns a File for a URL and for a ref with a path, a Model otherwise. Raises AllSourcesFailedError,
+        NotFoundError, VerificationError, StoreError, LockedError, PausedError or UsageError; whatever was written is
+        kept, and the next call goes on from there.
         """
         place = None if output is None else os.fspath(output)
         if unpack and not (wait and cache):
             raise UsageError("unpacking waits for the file and needs the cache")
         wish = Wish(
             digests_of(sha256, checksum), size, None if unpack else place, tuple(mirrors), dict(headers or {}), cache,
-            strict, require_digest, prefer,
+            strict, require_digest, prefer, chosen_of(files),
         )  # fmt: skip
         if not wait:
             return self.begin(ref, wish, progress)
@@ -141,7 +146,7 @@ class Cache:
         return result
 
     def _fetched(self, ref: str | Manifest, wish: Wish, progress: Show) -> Model | File:
-        order = order_of(self._shelf, ref, wish)
+        order = self._order(ref, wish)
         here = hit(order, self._shelf.layout)
         somebody_listens = callable(progress) or self._runtime.has_subscribers
         if here is not None and not somebody_listens:
@@ -166,7 +171,7 @@ class Cache:
         from modelcache.download import Download
         from modelcache.progress import subscriber_for
 
-        order = order_of(self._shelf, ref, wish)
+        order = self._order(ref, wish)
         here = hit(order, self._shelf.layout)
         other = None if here else self._elsewhere()
         if other is not None:
@@ -175,8 +180,8 @@ class Cache:
             self._shelf.check_ref(order.id, order.ref)
             self.check_at_start()
 
-        def renew() -> tuple[Order, Model | File | None]:
-            again = order_of(self._shelf, ref, wish)
+        def renew(meaning: Manifest | None) -> tuple[Order, Model | File | None]:
+            again = self._order(ref, wish, meaning)
             return again, hit(again, self._shelf.layout)
 
         self._runtime.count(order, here)
@@ -238,7 +243,12 @@ class Cache:
             distrusted = record.missing or any(file.is_distrusted for file in record.files)
             changed = record.condition() == "changed" and not distrusted
             raise ModelNotAvailableError(record.id, record.version, "verifying" if changed else "error")
-        return record.place(record.files[0]) if ref.url else record.folder
+        if not ref.path:
+            return record.place(record.files[0]) if ref.url else record.folder
+        file = record.file(ref.path)
+        if file is None:
+            raise ModelNotAvailableError(record.id, record.version, "not_installed")
+        return record.place(file)
 
     def models(self) -> Report:
         """What is installed: one row a version."""
@@ -358,7 +368,7 @@ class Cache:
 
     def check_order(self, ref: str | Manifest, wish: Wish) -> None:
         """UsageError for what `fetch` would refuse at once."""
-        order = order_of(self._shelf, ref, wish)
+        order = self._order(ref, wish)
         if order.cached:
             self._shelf.check_ref(order.id, order.ref)
 
@@ -537,6 +547,18 @@ class Cache:
         self._runtime.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _order(self, ref: str | Manifest, wish: Wish, meaning: Manifest | None = None) -> Order:
+        order = order_of(self._shelf, ref, wish, meaning, self._fresh_s)
+        if order.asks and is_offline(order.asks.scheme):
+            error = ModelNotAvailableError(order.id, order.asks.revision or None, "not_installed")
+            error.next_step = "its hub is not asked, for HF_HUB_OFFLINE is set: unset it to fetch"
+            raise error
+        return order
+
+    def _fresh_s(self, ref: Ref) -> float:
+        """How long what a hub has said of a ref counts."""
+        return math.inf if is_offline(ref.scheme) else settings_for(self.root, self._overrides).manifest_ttl
 
     def _elsewhere(self) -> "Cache | None":
         """The cache to use where nothing can be written here (product A8)."""

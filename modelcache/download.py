@@ -33,9 +33,10 @@ from modelcache.errors import (
 from modelcache.events import DownloadComplete, Fact, FactType, Progress
 from modelcache.filefetch import FileFetch, discard
 from modelcache.install import install
-from modelcache.model import Digest, ModelFile
+from modelcache.model import Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
+from modelcache.resolving import resolved
 from modelcache.sampling import SAMPLE_S, every
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
 from modelcache.store.disk import store_error
@@ -44,7 +45,6 @@ from modelcache.store.locks import Holder, Patience, Subject, locked
 from modelcache.store.watch import Far, Watch
 from modelcache.task import Task, overall
 from modelcache.transfer.control import Control
-from modelcache.urls import origin_of
 
 MOST_SAMPLES = 2  # of running files, each time: at most 10 events a second per download (product H)
 WAIT_S = 0.2
@@ -53,13 +53,14 @@ DRAIN_S = 1.0
 FINAL = (VerificationError.kind, NotFoundError.kind)  # errors that asking the same again does not mend
 
 Result = Model | File
-Renew = Callable[[], tuple[Order, Result | None]]
+Renew = Callable[[Manifest | None], tuple[Order, Result | None]]
 
 
 class Download:
     """A request under way. Every method may be called from any thread; only `result` and `wait_stopped` block.
 
-    `renew` tells what is wanted, and what is here by now, when nobody else has the model any more. `request` is what
+    `renew` tells what is wanted, and what is here by now, when nobody else has the model any more, or its hub has said
+    what it consists of. `request` is what
     was asked, for the record. The `id` is the same each time the same is fetched to the same place.
     """
 
@@ -84,6 +85,7 @@ class Download:
         self._error: BaseException | None = None
         self._control = Control()
         self._tasks = [Task(file) for file in order.files]
+        self._where = ""  # who is asked what the model consists of
         self._goes_on = False  # `resume` was called while a pause was still taking effect
         self._cancelled = False
         self._is_held = False
@@ -105,8 +107,7 @@ class Download:
     @property
     def state_text(self) -> str:
         """The stage in words for people (product D3)."""
-        first = next((url for file in self.order.files for url in file.urls), "")
-        return stage_text(self.state, origin_of(first)[1] if first else "", "files")
+        return stage_text(self.state, self._where, "files")
 
     @property
     def progress(self) -> Progress:
@@ -260,8 +261,8 @@ class Download:
         try:
             with self._alone():
                 if not self._is_here_by_now():
-                    self._check_order()
-                    self._result = self._fetched_and_installed()
+                    self._obtain()
+                self._name_version()
         except (PausedError, StoreError) as error:
             if isinstance(error, CancelledError):
                 self._discard()
@@ -278,7 +279,7 @@ class Download:
             yield
             return
 
-        name = order.files[0].path if order.single else ""
+        name = order.name
         watch = Watch(
             shop.layout, shop.layout.partials, order.files, lambda message: self._tell("waiting", message, name),
             order.id,
@@ -302,12 +303,39 @@ class Download:
         """Whether somebody else has fetched it since we looked: he may have ended before we came to the lock."""
         if not self.order.cached:
             return False
-        order, result = self._renew()
+        return self._is_renewed(None)
+
+    def _obtain(self) -> None:
+        self._enter(State.RESOLVING)
+        self._account.begins(self.order, self._tasks)
+        if self.order.asks and self._is_renewed(self._meaning()):
+            return  # under the name of its version it was here all the time
+        self._check_order()
+        self._result = self._fetched_and_installed()
+
+    def _meaning(self) -> Manifest:
+        """Asks the hub what is wanted."""
+
+        def tell(kind: FactType, message: str, source: str) -> None:
+            self._where = source
+            self._tell(kind, message, source=source)
+
+        return resolved(self.order, self._shop, self._control, tell)
+
+    def _is_renewed(self, meaning: Manifest | None) -> bool:
+        """What is wanted may be known better now; True if all of it is here."""
+        order, result = self._renew(meaning)
+        if order.files != self.order.files:
+            self._tasks = [Task(file) for file in order.files]
+        self.order = order
         if result is not None:
             self._found(result)
-        elif order.files != self.order.files:  # what is wanted is known better now
-            self.order, self._tasks = order, [Task(file) for file in order.files]
         return result is not None
+
+    def _name_version(self) -> None:
+        """From here on the tag or branch means the version that is here."""
+        if self.order.cached and self.order.alias:
+            self._shop.registry.aliased(self.order.id, self.order.alias, self.order.version)
 
     def _found(self, result: Result) -> None:
         self._result = result
@@ -318,11 +346,10 @@ class Download:
 
     def _check_order(self) -> None:
         """What would be in vain is refused before anything is fetched."""
-        self._enter(State.RESOLVING)
-        self._account.begins(self.order, self._tasks)
         order = self.order
         known = {"layers": len(order.files), "total_size": sum(file.size or 0 for file in order.files)}
         self._tell("manifest_pulled", f"{len(order.files)} files", details=known)
+        self._record(State.RESOLVING)
         if order.require_digest and (unvouched := order.unvouched()):
             raise VerificationError(
                 f"nothing is known to verify {unvouched[0]} against",

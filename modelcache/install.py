@@ -35,7 +35,7 @@ def install(
     then while one is copied; it may raise to give up.
     """
     version = order.version
-    if order.single or not version:  # what was known of a single file before may have been a guess
+    if not version or (order.single and not order.pinned):  # what was known of a file may have been a guess
         version = version_of({one.file.path: one.sha256.hex for one in fetched})
     folder = order.output
     if order.cached:
@@ -43,15 +43,15 @@ def install(
         _into_models(order, shop, fetched, Installed(order.id, version, order.ref, (), folder), tell, tick)
     if order.output:
         _into_output(order, shop, fetched, version, tick)
-    files = tuple(_file(order, one, folder) for one in fetched)
+    files = tuple(_file(order, one, folder, version) for one in fetched)
     return files[0] if order.single else Model(order.ref, order.id, version, order.output or folder, files)
 
 
-def _file(order: Order, one: Fetched, folder: str) -> File:
+def _file(order: Order, one: Fetched, folder: str, version: str) -> File:
     place = order.output_of(one.file) if order.output else joined(folder, one.file.path)
     return File(
         place, one.file.path, one.size, one.sha256.hex, one.status, order.vouched(one.file)[1], one.source,
-        one.bytes_fetched, one.bytes_resumed,
+        one.bytes_fetched, one.bytes_resumed, version=version,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def _into_models(
     lost += [entry.path for entry in entries if entry.stamp.judge(joined(blank.folder, entry.path)) != "right"]
     if lost:
         raise LostError(*lost)
-    unproven = order.single and order.vouched(fetched[0].file)[1] == UNVERIFIED
+    unproven = order.single and not order.pinned and order.vouched(fetched[0].file)[1] == UNVERIFIED
     default = shop.registry.default(order.id)
     with records.changing(shop.layout):
         old, new = _record(order, shop, blank, entries, fetched[0].sha256.hex if unproven else None)

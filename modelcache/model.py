@@ -1,4 +1,4 @@
-"""The values that pass between modules: what is wanted (`Ref`, `Manifest`) and how it is known (`Digest`).
+"""The values that pass between modules: what is wanted (`Manifest`) and how it is known (`Digest`).
 
 Responsible for: parsing each value strictly from foreign text, and writing it back.
 Leaves to others: whether a name may be a path (`names`), where a file comes from (`remotes`),
@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from modelcache.errors import UsageError
-from modelcache.names import check_conflicts, checked_path, file_name_of
-from modelcache.urls import checked_url, identity_of, without_secrets
+from modelcache.names import check_conflicts, checked_path
+from modelcache.urls import without_secrets
 
-HEX_LENGTHS = {"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32, "blake3": 64}
-STRENGTH = ("sha256", "sha512", "blake3", "sha1", "md5")  # sha256 first: it is also the name of the blob
+GIT = "git-sha1"  # of a git blob: SHA-1 over `blob <size>`, a zero byte and the bytes
+HEX_LENGTHS = {"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32, "blake3": 64, GIT: 40}
+STRENGTH = ("sha256", "sha512", "blake3", "sha1", GIT, "md5")  # sha256 first: it is also the name of the blob
 MAX_MANIFEST_BYTES = 5_000_000
 MAX_MANIFEST_FILES = 100_000
 LEAST_SIZE_SHARE = 0.8  # of a listed size, where nothing better is known (product B10)
@@ -49,7 +50,8 @@ class Digest:
     def parse(cls, text: str, algorithm: str | None = None) -> Self:
         """Reads `sha256:HEX`, or bare hex where `algorithm` says what it is; UsageError for anything else."""
         prefix, colon, rest = text.strip().rpartition(":")
-        name = (prefix if colon else algorithm or "sha256").lower().replace("-", "")
+        name = (prefix if colon else algorithm or "sha256").lower()
+        name = name if name in HEX_LENGTHS else name.replace("-", "")
         value = rest.lower()
         if name not in HEX_LENGTHS:
             raise UsageError(f"unknown checksum algorithm {name[:20]!r}: one of {', '.join(HEX_LENGTHS)}")
@@ -82,7 +84,8 @@ class ModelFile:
     """One file of a model: its path inside the model, and what is known of its bytes.
 
     `size` is exact or None; `least_size` is a lower bound where only a rough size is known.
-    `digests` are all expected; `pieces` covers the whole file when present.
+    `digests` are all expected (UsageError for a git-sha1 without a size, which is part of what it hashes); `pieces`
+    covers the whole file when present.
     """
 
     path: str
@@ -91,6 +94,10 @@ class ModelFile:
     urls: tuple[str, ...] = ()
     pieces: PieceDigests | None = None
     least_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size is None and self.digest(GIT):
+            raise UsageError(f"{self.path}: a {GIT} digest is checked together with the size, which is not given")
 
     def digest(self, algorithm: str = "sha256") -> Digest | None:
         return next((digest for digest in self.digests if digest.algorithm == algorithm), None)
@@ -138,10 +145,10 @@ class Manifest:
         return sum(file.size or 0 for file in self.files)
 
     @classmethod
-    def parse(cls, content: bytes, default_id: str = "manifest") -> Self:
+    def parse(cls, content: bytes, default_id: str = "manifest", most_bytes: int = MAX_MANIFEST_BYTES) -> Self:
         """Reads the three forms of product H. UsageError says what is wrong with a corrupt one."""
-        if len(content) > MAX_MANIFEST_BYTES:
-            raise UsageError(f"the manifest is larger than {MAX_MANIFEST_BYTES:,} bytes")
+        if len(content) > most_bytes:
+            raise UsageError(f"the manifest is larger than {most_bytes:,} bytes")
         try:
             data = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -173,39 +180,6 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         files = [file.to_json() for file in self.files]
         return {"format": 1, "id": self.id, "version": self.version, "ref": self.ref, "files": files}
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """What a user calls a model: a URL, or the id of an installed model with an optional version."""
-
-    id: str
-    version: str = ""
-    url: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """UsageError for a scheme that nothing here serves, or a name that cannot be an id."""
-        if re.match(r"(?i)https?://", text):
-            url = checked_url(text)
-            return cls(id=_url_id(url), url=url)
-        scheme, colon, _ = text.partition(":")
-        if colon:
-            raise UsageError(f"unknown scheme {scheme + ':'!r}: http://, https:// or the id of an installed model")
-        name, _, version = text.partition("@")
-        return cls(id=checked_path(name, parts=1), version=checked_path(version, parts=1) if version else "")
-
-    @property
-    def shown(self) -> str:
-        """The ref as it may be printed and stored: no query, no userinfo."""
-        return without_secrets(self.url) if self.url else self.id + ("@" + self.version if self.version else "")
-
-
-def _url_id(url: str) -> str:
-    import hashlib
-
-    name = file_name_of(url).replace("@", "_")  # an id has no "@": what follows one is a version
-    return f"url--{name}--{hashlib.sha256(identity_of(url).encode()).hexdigest()[:8]}"
 
 
 def _mapping(value: object, what: str) -> dict[str, Any]:

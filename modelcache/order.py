@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelcache.dispatch import Dispatcher
-from modelcache.errors import UsageError
 from modelcache.events import now_ms
 from modelcache.health import Gateway, Health, gateway_of
 from modelcache.health import order as by_health
 from modelcache.model import Digest, ModelFile
 from modelcache.outcome import UNVERIFIED, Status
+from modelcache.refs import Ref
+from modelcache.remotes.resolver import Resolver
 from modelcache.remotes.source import Source
 from modelcache.settings import Settings
 from modelcache.store.installed import NEVER, InstalledFile, Proof, Stamp
@@ -19,7 +20,7 @@ from modelcache.store.records import Records
 from modelcache.store.registry import Registry
 from modelcache.store.sharing import Sharing
 from modelcache.throttle import Throttle
-from modelcache.urls import origin_of
+from modelcache.urls import is_same_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class Order:
     or empty. Without `cached` nothing is put into the store, and `output` is given. `proof` says who vouches for
     the digests, except for the files that are `known`: theirs are those of last time, as they were vouched for then.
     `headers` may hold secrets.
+
+    Of a hub: `asks` is what it has to be asked about first; there are no files then. `alias` is the tag or branch that
+    means this version by now, `called` what does not change when it means another one. `pinned`: the version is the
+    hub's, whatever files of it are wanted.
     """
 
     ref: str
@@ -45,10 +50,21 @@ class Order:
     require_digest: bool = False
     strict: bool = False
     prefer: str = ""
+    asks: Ref | None = None
+    alias: str = ""
+    called: str = ""
+    pinned: bool = False
     _known: dict[str, InstalledFile] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_known", {entry.path: entry for entry in self.known})
+
+    @property
+    def name(self) -> str:
+        """Of the one file that is wanted; empty for a model."""
+        if not self.single:
+            return ""
+        return self.files[0].path if self.files else self.asks.path if self.asks else ""
 
     def output_of(self, file: ModelFile) -> str:
         """Where the file goes outside the store."""
@@ -69,14 +85,7 @@ class Order:
     def headers_for(self, file: ModelFile) -> Mapping[str, str]:
         """The caller's headers are for the origin of the order's first URL, and for no other (I20)."""
         first = next((each.urls[0] for each in self.files if each.urls), "")
-        return self.headers if file.urls and _is_same_origin(file.urls[0], first) else {}
-
-
-def _is_same_origin(one: str, other: str) -> bool:
-    try:
-        return origin_of(one) == origin_of(other)
-    except UsageError:
-        return False
+        return self.headers if file.urls and is_same_place(file.urls[0], first) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,7 @@ class Workshop:
     settings: Settings
     dispatcher: Dispatcher
     sources: Callable[[ModelFile, Mapping[str, str]], Sequence[Source]]
+    resolver: Callable[[Ref, Mapping[str, str]], Resolver]
     throttle: Throttle = field(default_factory=Throttle)
     records: Records = field(default_factory=Records)
     sharing: Sharing = field(init=False)

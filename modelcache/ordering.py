@@ -1,24 +1,28 @@
 """Turns what a user says into an `Order`.
 
-Responsible for: URLs, manifests and ids of installed models, what is known of their digests, mirrors and outputs;
-and whether all of it is here already. Leaves to others: fetching (`download`), settings (`wiring`).
-Nothing here writes, or asks the network.
+Responsible for: URLs, refs of hubs, manifests and ids of installed models, what is known of their digests, which files
+are chosen, mirrors and outputs; and whether all of it is here already. Leaves to others: fetching (`download`),
+asking hubs (`resolving`), settings (`wiring`). Nothing here writes, or asks the network.
 """
 
+import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
-from modelcache.errors import ModelNotAvailableError, UsageError
-from modelcache.model import Digest, Manifest, ModelFile, Ref, version_of
+from modelcache.errors import ModelNotAvailableError, NotFoundError, UsageError
+from modelcache.model import Digest, Manifest, ModelFile, version_of
 from modelcache.names import file_name_of
 from modelcache.order import Order
 from modelcache.outcome import UNVERIFIED, File, Model
+from modelcache.refs import Ref
 from modelcache.settings import Settings
 from modelcache.store.blobs import agrees, find
 from modelcache.store.installed import NEVER, Installed, InstalledFile
 from modelcache.store.layout import Layout
+from modelcache.store.resolved import Resolved
 from modelcache.store.shelf import Shelf, is_same_ref
 from modelcache.urls import checked_url
 
@@ -38,6 +42,7 @@ class Wish:
     strict: bool = False
     require_digest: bool = False
     prefer: str = ""
+    chosen: tuple[str, ...] = ()  # patterns of file names; none: all
 
     def __post_init__(self) -> None:
         if self.prefer:
@@ -61,21 +66,47 @@ def digests_of(sha256: str | None, checksum: str | None) -> tuple[Digest, ...]:
     return distinct
 
 
-def order_of(shelf: Shelf, ref: str | Manifest, wish: Wish) -> Order:
-    """Raises UsageError, or ModelNotAvailableError for an id that is not installed."""
+def _for_ever(_ref: Ref) -> float:
+    return math.inf
+
+
+def chosen_of(files: Iterable[str] | str) -> tuple[str, ...]:
+    """Patterns of file names; UsageError for what is none."""
+    patterns = (files,) if isinstance(files, str) else tuple(files)
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise UsageError(f"{pattern!r} is no pattern of file names")
+    return patterns
+
+
+def order_of(
+    shelf: Shelf,
+    ref: str | Manifest,
+    wish: Wish,
+    meaning: Manifest | None = None,
+    fresh_s: Callable[[Ref], float] = _for_ever,
+) -> Order:
+    """Raises UsageError, ModelNotAvailableError for an id that is not installed, or NotFoundError for a file that a
+    model does not have.
+
+    Of a ref of a hub: `meaning` is what it has just said; else what it said in the last `fresh_s` seconds counts.
+    """
     if isinstance(ref, Manifest):
         if wish.digests or wish.size is not None:
             raise UsageError("a manifest brings its own digests and sizes")
         order = _order_of_manifest(shelf, ref)
     elif (parsed := Ref.parse(ref)).url:
         order = _order_of_url(shelf, parsed, wish)
+    elif parsed.scheme and not (wish.digests or wish.size is not None):
+        order = _order_of_hub(shelf, parsed, wish, meaning or _known_meaning(shelf, parsed, fresh_s(parsed)))
     elif wish.digests or wish.size is not None:
-        raise UsageError("a digest or size goes with a URL, not with the id of a model")
+        raise UsageError("a digest or size goes with a URL, not with a model")
     else:
         order = _order_of_id(shelf, parsed)
+    files = _chosen(order, wish.chosen)
     return replace(
         order,
-        files=mirrored(order.files, wish.mirrors, is_url=order.id.startswith(URL_ID)),
+        files=mirrored(files, wish.mirrors, is_url=order.id.startswith(URL_ID)),
         headers=wish.headers,
         output=_output(shelf.layout.root, wish, order.single),
         cached=wish.cached,
@@ -101,6 +132,63 @@ def _known(shelf: Shelf, ref: Ref) -> tuple[InstalledFile, ...]:
         return record.files
     first_use = shelf.registry.first_use(ref.id)
     return (InstalledFile(file_name_of(ref.url), first_use, "first_use", UNVERIFIED, NEVER),) if first_use else ()
+
+
+def _order_of_hub(shelf: Shelf, ref: Ref, wish: Wish, meaning: Manifest | None) -> Order:
+    """Without a meaning, it is to be asked about. What is installed of the version is wanted as it was proven then."""
+    called = "\0".join((ref.revision or ref.alias, ref.path, *wish.chosen))
+    blank = Order(
+        ref.base, ref.id, "", (), single=bool(ref.path), proof="listed", alias=ref.alias, called=called, pinned=True
+    )
+    if meaning is None:
+        return replace(blank, asks=ref)
+    listed = [file for file in meaning.files if ref.path in ("", file.path)]
+    if not listed:
+        raise NotFoundError(f"{ref.base} has no file {ref.path}", next_step="check the name")
+    record = shelf.at(ref.id, meaning.version)
+    known = record.by_path() if record and is_same_ref(record, ref.base) else {}
+    same = {file.path: known[file.path] for file in listed if file.path in known and _is_same(file, known[file.path])}
+    files = tuple(
+        replace(file, digests=(Digest("sha256", same[file.path].sha256),)) if file.path in same else file
+        for file in listed
+    )
+    return replace(blank, version=meaning.version, files=files, known=tuple(same.values()))
+
+
+def _known_meaning(shelf: Shelf, ref: Ref, within_s: float) -> Manifest | None:
+    """What the hub said lately. Where it may be ever so old, what is installed will do."""
+    known = Resolved(shelf.layout).manifest(ref, within_s)
+    if known is None and math.isinf(within_s) and (record := shelf.record(ref)) and not record.missing:
+        return Manifest(ref.id, record.version, ref.base, _files_of(record)) if is_same_ref(record, ref.base) else None
+    return known
+
+
+def _files_of(record: Installed) -> tuple[ModelFile, ...]:
+    return tuple(
+        ModelFile(file.path, file.size if file.size >= 0 else None, (Digest("sha256", file.sha256),), file.urls)
+        for file in record.files
+    )
+
+
+def _is_same(file: ModelFile, entry: InstalledFile) -> bool:
+    """Whether what is recorded of a file of a version can be the one that is listed; a rotten one has no size."""
+    sha256 = file.digest()
+    return entry.size in (file.size, -1) and (sha256 is None or sha256.hex == entry.sha256)
+
+
+def _chosen(order: Order, patterns: tuple[str, ...]) -> tuple[ModelFile, ...]:
+    """The files that one of the patterns fits (`*` also stands for a `/`, a folder for what is in it)."""
+    if not patterns or order.asks:
+        return order.files
+    if order.single:
+        raise UsageError("files are chosen of a model; this is one file")
+    fitting = {
+        pattern: {file.path for file in order.files if fnmatchcase(file.path, pattern + "*" * pattern.endswith("/"))}
+        for pattern in patterns
+    }
+    if vain := [pattern for pattern, paths in fitting.items() if not paths]:
+        raise NotFoundError(f"{order.ref} has no file {vain[0]}", next_step="check the name")
+    return tuple(file for file in order.files if any(file.path in paths for paths in fitting.values()))
 
 
 def _order_of_manifest(shelf: Shelf, manifest: Manifest) -> Order:
@@ -137,11 +225,7 @@ def _order_of_id(shelf: Shelf, ref: Ref) -> Order:
         error = ModelNotAvailableError(ref.id, version, "error" if record else "not_installed")
         error.next_step = "fetch it by its URL, or with --manifest"
         raise error
-    files = tuple(
-        ModelFile(file.path, file.size if file.size >= 0 else None, (Digest("sha256", file.sha256),), file.urls)
-        for file in record.files
-    )
-    return Order(record.ref, record.id, record.version, files, single=False, known=record.files)
+    return Order(record.ref, record.id, record.version, _files_of(record), single=False, known=record.files)
 
 
 def mirrored(files: tuple[ModelFile, ...], mirrors: Sequence[str], *, is_url: bool) -> tuple[ModelFile, ...]:
@@ -158,11 +242,13 @@ def mirrored(files: tuple[ModelFile, ...], mirrors: Sequence[str], *, is_url: bo
 
 def hit(order: Order, layout: Layout) -> Model | File | None:
     """Everything is in place and looks as it did when it was last verified: one stat a file, no hash."""
-    if order.strict or not order.version or (order.output and order.single):
+    if order.asks or order.strict or not order.version or (order.output and order.single):
         return None
     folder = order.output or layout.model(order.id, order.version)
     record = Installed.read(folder)
-    if record is None or record.missing or record.version != order.version or not is_same_ref(record, order.ref):
+    if record is None or record.version != order.version or not is_same_ref(record, order.ref):
+        return None
+    if record.missing and not order.pinned:
         return None
     entries = {entry.path: entry for entry in record.files}
     files = []
@@ -176,7 +262,7 @@ def hit(order: Order, layout: Layout) -> Model | File | None:
         place = record.place(entry)
         if entry.stamp.judge(place) != "right":
             return None
-        files.append(File(place, entry.path, entry.size, entry.sha256, "hit", verified, "cache"))
+        files.append(File(place, entry.path, entry.size, entry.sha256, "hit", verified, "cache", version=order.version))
     return files[0] if order.single else Model(order.ref, order.id, order.version, folder, tuple(files))
 
 

@@ -29,7 +29,8 @@ class File:
     `verified` is the kind of digest that vouched for it, or "unverified": then only framing and size were checked,
     and the digest is recorded for next time. `bytes_fetched` came over the network in this call;
     `bytes_resumed` were here from an earlier one. `unpacked` is the folder with what was in it, if that was asked
-    for. `os.fspath(file)` is what was asked for: that folder, else the path.
+    for. `version` is that of the model it belongs to. `os.fspath(file)` is what was asked for: that folder, else the
+    path.
     """
 
     path: str
@@ -42,6 +43,7 @@ class File:
     bytes_fetched: int = 0
     bytes_resumed: int = 0
     unpacked: str = ""
+    version: str = ""
 
     def __fspath__(self) -> str:
         return self.unpacked or self.path

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
-from modelcache.model import Digest, PieceDigests, Span
+from modelcache.model import GIT, Digest, PieceDigests, Span
 
 PIECE_SIZE = 4 << 20  # of the digests we record ourselves: small enough to repair by, large enough to list
 
@@ -26,11 +26,15 @@ class Hash(Protocol):
     def copy(self) -> "Hash": ...
 
 
-def new_hash(algorithm: str) -> Hash:
+def new_hash(algorithm: str, size: int | None = None) -> Hash:
+    """`size` is that of the whole file in bytes: a git blob's hash begins with it."""
     if algorithm == "blake3":
         from blake3 import blake3
 
         return blake3()
+    if algorithm == GIT:
+        assert size is not None
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -117,12 +121,13 @@ class Measure:
 class Checks:
     """SHA-256, which names the blob, and each further digest that is expected, computed in one pass.
 
-    Fed with all bytes of a file in order; `mark` and `back` take a stretch back that proved wrong.
+    Fed with all bytes of a file of `size` in order; `mark` and `back` take a stretch back that proved wrong.
     """
 
-    def __init__(self, expected: Iterable[Digest]) -> None:
+    def __init__(self, expected: Iterable[Digest], size: int | None = None) -> None:
         self.expected = tuple(expected)
-        self._hashes = {name: new_hash(name) for name in {"sha256", *(digest.algorithm for digest in self.expected)}}
+        names = {"sha256", *(digest.algorithm for digest in self.expected)}
+        self._hashes = {name: new_hash(name, size) for name in names}
         self._marked: dict[str, Hash] = {}
 
     def update(self, view: memoryview) -> None:

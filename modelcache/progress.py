@@ -19,7 +19,9 @@ from modelcache.units import as_clock, in_units, part_of, short
 
 Sizes = Mapping[str, int | None]  # of each file of the model, None while unknown
 
-TOLD = ("waiting", "resumed", "source_failed", "piece_failed", "restarted", "repaired")  # the end is for whoever asked
+TOLD = (
+    "resolving", "waiting", "resumed", "source_failed", "piece_failed", "restarted", "repaired",
+)  # the end is for whoever asked  # fmt: skip
 ENDS = {"success": "done", "completed": "done", "paused": "paused", "error": "failed"}
 LINE_EVERY_S = 10.0
 SPEED_OVER_MS = 5000
@@ -61,6 +63,7 @@ class _Sum:
 
     def __init__(self, sizes: Sizes | None) -> None:
         self._sizes = dict(sizes or {})
+        self._expected = 0
         self._here: dict[str, int] = {}
 
     @property
@@ -71,7 +74,11 @@ class _Sum:
     def total(self) -> int | None:
         """None while the size of a file is unknown."""
         known = [size for size in self._sizes.values() if size is not None]
-        return sum(known) if len(known) == len(self._sizes) else None
+        return self._expected or sum(known) if len(known) == len(self._sizes) else None
+
+    def expect(self, total: int) -> None:
+        """Its files are known only now: so many bytes in all."""
+        self._expected = 0 if self._sizes else total
 
     def add(self, event: dict[str, Any], resumed: bool = False) -> int:
         """Takes a sample of a file; returns how many of its bytes did not come, but were here."""
@@ -162,6 +169,8 @@ class Bars:
     def __call__(self, event: dict[str, Any]) -> None:
         if event["type"] == "resumed":
             self._resumed.add(event["file"])
+        if event["type"] == "manifest_pulled":
+            self._sum.expect(event["total_size"])
         if event["type"] in TOLD:
             self._write(_sentence(event))
         elif event["type"] == "model_download_progress":
@@ -275,12 +284,14 @@ class Lines:
         facts: bool = True,
     ) -> None:
         self._stream = stream
-        self._told = (*TOLD, "file_ready") if facts else ("waiting",)
+        self._told = (*TOLD, "file_ready") if facts else ("resolving", "waiting")
         self._clock = clock
         self._last = clock()
         self._sum = _Sum(sizes)
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event["type"] == "manifest_pulled":
+            self._sum.expect(event["total_size"])
         if event["type"] in self._told:
             self._print(_sentence(event))
         elif event["type"] == "model_download_progress" and event["file"]:
@@ -306,7 +317,7 @@ def _sentence(event: dict[str, Any]) -> str:
     where, message = event["file"] or event["modelId"], event["message"]
     if message.startswith(where):
         return str(message)
-    source = "" if event["type"] == "file_ready" else _host(event["gateway"])
+    source = "" if event["type"] in ("file_ready", "resolving") else _host(event["gateway"])
     return ": ".join(part for part in (where, source, message) if part)
 
 

@@ -17,7 +17,7 @@ from modelcache.api import default
 from modelcache.cache import Cache, Path, Show
 from modelcache.errors import CancelledError, ModelCacheError, PausedError, UsageError, told
 from modelcache.model import Manifest
-from modelcache.ordering import Wish, digests_of
+from modelcache.ordering import Wish, chosen_of, digests_of
 from modelcache.outcome import File, Model
 from modelcache.report import Report
 from modelcache.store.waitlist import Entry, Waiting, Waitlist
@@ -72,6 +72,7 @@ class Queue:
         strict: bool = False,
         require_digest: bool = False,
         prefer: str = "",
+        files: Iterable[str] | str = (),
     ) -> str:
         """Puts in what `fetch` would get; the id of the entry. What is in already keeps its place.
 
@@ -80,7 +81,9 @@ class Queue:
         """
         place = None if output is None else str(output)
         digests = digests_of(sha256, checksum)
-        wish = Wish(digests, size, place, tuple(mirrors), {}, cache, strict, require_digest, prefer)
+        wish = Wish(
+            digests, size, place, tuple(mirrors), {}, cache, strict, require_digest, prefer, chosen_of(files)
+        )  # fmt: skip
         self._cache.check_order(ref, wish)
         shown = without_secrets(ref) if isinstance(ref, str) else ref.ref or ref.id
         return self._list.add(shown, to_text(ref, wish), priority).id

@@ -65,6 +65,7 @@ class Runtime:
         for folder in shelf.layout.folders:
             check_no_links(self._root, folder)
         settings = settings_for(self._root, self._overrides)
+        sources = Sources(settings)
         self._state = State(self._root, self._uses, settings.metrics_age)
         dispatcher.attach(Logbook(shelf.layout.logs))
         dispatcher.attach(self._state)
@@ -74,7 +75,8 @@ class Runtime:
             shelf.registry,
             settings,
             dispatcher,
-            Sources(settings),
+            sources,
+            sources.resolver,
             Throttle(settings.limit_rate),
             scores=self._state.scores,
         )
@@ -117,8 +119,7 @@ class Runtime:
         if not order.cached:
             return
         files = () if here is None else here.files if isinstance(here, Model) else (here,)
-        name = order.files[0].path if order.single else ""
-        self._uses.count(Use(order.id, name, sum(file.size for file in files), is_hit=here is not None))
+        self._uses.count(Use(order.id, order.name, sum(file.size for file in files), is_hit=here is not None))
         if not self._writes_uses:
             import atexit
 

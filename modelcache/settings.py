@@ -14,7 +14,7 @@ DAY_S = 86_400.0
 KINDS = ("cache", "ipfs", "huggingface", "http", "oci", "peer", "object")  # of sources
 MAY_BE_ZERO = (
     "resume_threshold", "clean_restarts", "slow_rate", "backoff", "stale_partial_age", "quarantine_age", "log_age",
-    "temporary_age", "limit_rate",
+    "temporary_age", "limit_rate", "manifest_ttl",
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ class Settings:
     quarantine_age: float = 7 * DAY_S  # what had rotted,
     log_age: float = 30 * DAY_S  # what was logged,
     temporary_age: float = 3600.0  # what a kill left of a moment's work
+    manifest_ttl: float = 3600.0  # how long a tag or branch of a hub is taken to mean what it meant
     metrics_age: float = 90 * DAY_S  # what is older: of attempts only the sums of a day, of records none
     prefer: str = ""  # the kind of source that is asked first, one of KINDS; empty: the healthiest
     unpack_most: int = 1 << 40

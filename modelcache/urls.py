@@ -45,6 +45,23 @@ def origin_of(url: str) -> tuple[str, str, int]:
     return split.scheme, split.hostname or "", split.port or DEFAULT_PORTS[split.scheme]
 
 
+def is_same_place(one: str, other: str) -> bool:
+    """Whether headers given for one URL may go to the other: the same origin, or the same hub (I20)."""
+    if one.startswith("hf:") and other.startswith("hf:"):
+        return True  # there is one endpoint
+    try:
+        return _place(one) == _place(other)
+    except (UsageError, ValueError):
+        return False
+
+
+def _place(url: str) -> tuple[str, str, int]:
+    if not url.startswith("oci://"):
+        return origin_of(url)
+    _, host, port = origin_of("https" + url.removeprefix("oci"))
+    return "oci", host, port
+
+
 def without_secrets(url: str) -> str:
     """The URL without userinfo, query, fragment and what a session puts into its path (`;jsessionid=…`), fit to be
     stored and shown. The rest of a path names a file: it is kept, whatever it holds. Never raises.

@@ -7,21 +7,25 @@ The working directory is never looked at: a cloned repository must not choose so
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from modelcache.errors import UsageError
 from modelcache.model import ModelFile
+from modelcache.refs import Ref
 from modelcache.settings import Settings
 from modelcache.store.disk import store_error
-from modelcache.urls import checked_url, origin_of
+from modelcache.urls import checked_url, is_same_place
 
 if TYPE_CHECKING:
     from modelcache.remotes.connection import Connector
+    from modelcache.remotes.huggingface import Hub
+    from modelcache.remotes.resolver import Resolver
     from modelcache.remotes.source import Source
 
 PREFIX = "MODELCACHE_"
+HUGGING_FACE = "https://huggingface.co"
 
 
 def root_of(root: str | os.PathLike[str] | None = None) -> str:
@@ -79,14 +83,25 @@ class Sources:
         `headers` may hold secrets: only sources of the first url's origin get them (I20). A url that nothing here
         serves is passed over; UsageError where there is no other.
         """
-        from modelcache.remotes.http import HttpSource
-
-        urls = _usable(file.urls)
+        made: list[Source] = []
+        refusal = None
         connector = self._shared()
-        return [
-            HttpSource(url, headers=headers if origin_of(url) == origin_of(urls[0]) else {}, connector=connector)
-            for url in urls
-        ]
+        for url in dict.fromkeys(file.urls):
+            make = SOURCES.get(url.partition(":")[0].lower(), _http)
+            try:
+                made.append(make(url, headers if is_same_place(url, file.urls[0]) else {}, connector))
+            except UsageError as error:
+                refusal = error
+        if refusal and not made:
+            raise refusal
+        return made
+
+    def resolver(self, ref: Ref, headers: Mapping[str, str]) -> "Resolver":
+        """Who says what the ref consists of; to be closed. `headers` are the caller's, for the hub alone."""
+        make = RESOLVERS.get(ref.scheme)
+        if make is None:
+            raise UsageError(f"{ref.shown}: nothing here speaks with {ref.scheme}")
+        return make(ref, headers, self._shared())
 
     def _shared(self) -> "Connector":
         from modelcache.remotes.connection import Connector, Timeouts
@@ -98,16 +113,48 @@ class Sources:
             return self._connector
 
 
-def _usable(urls: Sequence[str]) -> list[str]:
-    usable, refusal = [], None
-    for url in dict.fromkeys(urls):
-        try:
-            usable.append(checked_url(url))
-        except UsageError as error:
-            refusal = error
-    if refusal and not usable:
-        raise refusal
-    return usable
+def _http(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":
+    from modelcache.remotes.http import HttpSource
+
+    return HttpSource(url, headers=headers, connector=connector)
+
+
+def _hub_source(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":
+    from modelcache.remotes.huggingface import HubSource
+
+    return HubSource(url, _hub(headers), connector)
+
+
+def _hub_resolver(_ref: Ref, headers: Mapping[str, str], connector: "Connector") -> "Resolver":
+    from modelcache.remotes.huggingface import HubResolver
+
+    return HubResolver(_hub(headers), connector)
+
+
+def _hub(headers: Mapping[str, str]) -> "Hub":
+    """The hub of HF_ENDPOINT. A caller's own Authorization comes before HF_TOKEN."""
+    from modelcache.remotes.huggingface import Hub
+
+    endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
+    try:
+        checked_url(endpoint)
+    except UsageError as error:
+        raise UsageError(f"HF_ENDPOINT: {error.message}") from error
+    given = {name.title(): value for name, value in headers.items()}
+    token = os.environ.get("HF_TOKEN", "").strip()
+    return Hub(endpoint.rstrip("/"), ({"Authorization": f"Bearer {token}"} if token else {}) | given)
+
+
+def is_offline(scheme: str) -> bool:
+    """Whether the user said that this kind of hub must not be asked."""
+    return scheme == "hf" and os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
+
+
+# Who serves the urls of a scheme, and who resolves its refs: a new kind of source adds its lines here.
+SOURCES: "Mapping[str, Callable[[str, Mapping[str, str], Connector], Source]]" = {
+    "http": _http, "https": _http, "hf": _hub_source,
+}  # fmt: skip
+RESOLVERS: "Mapping[str, Callable[[Ref, Mapping[str, str], Connector], Resolver]]" = {"hf": _hub_resolver}
 
 
 def _from_environment(known: Mapping[str, Any]) -> dict[str, Any]:

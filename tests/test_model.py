@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcache.errors import UsageError
-from modelcache.model import Digest, Manifest, ModelFile, PieceDigests, Ref
+from modelcache.model import Digest, Manifest, ModelFile, PieceDigests
 
 SHA256 = "ab" * 32
 BLAKE3 = "cd" * 32
@@ -200,45 +200,15 @@ def test_what_is_written_is_read_again(files: list[ModelFile]) -> None:
     assert parsed(manifest.to_json()) == manifest
 
 
+def test_the_hash_of_a_git_blob_is_read_and_written_and_needs_the_size() -> None:
+    manifest = parsed(format1(files=[{"path": "a", "size": 6, "git-sha1": "c" * 40}]))
+    assert manifest.files[0].digests == (Digest("git-sha1", "c" * 40),)
+    assert parsed(manifest.to_json()) == manifest
+    assert Digest.parse("GIT-SHA1:" + "c" * 40) == Digest("git-sha1", "c" * 40)
+    with pytest.raises(UsageError, match="together with the size"):
+        parsed(format1(files=[{"path": "a", "git-sha1": "c" * 40}]))
+
+
 def test_an_empty_file_has_no_pieces() -> None:
     manifest = parsed(format1(files=[{**FILE, "size": 0, "pieces": {"size": 4, "blake3": []}}]))
     assert manifest.files[0].pieces is None
-
-
-@pytest.mark.parametrize(
-    ("text", "ref"),
-    [("whisper-base", Ref("whisper-base")), ("tts@1.0", Ref("tts", "1.0")), ("hf--org--name", Ref("hf--org--name"))],
-)
-def test_a_ref_is_an_id_with_an_optional_version(text: str, ref: Ref) -> None:
-    assert Ref.parse(text) == ref
-    assert ref.shown == text
-
-
-def test_the_id_of_a_url_outlives_its_signature_and_is_a_ref_itself() -> None:
-    ref = Ref.parse("https://u:p@Host/d/a@b.bin?X-Amz-Signature=1")
-    assert ref.id == Ref.parse("https://host/d/a@b.bin?X-Amz-Signature=2").id
-    assert ref.id != Ref.parse("https://host/e/a@b.bin").id
-    assert ref.id.startswith("url--a_b.bin--")
-    assert ref.shown == "https://Host/d/a@b.bin"
-    assert Ref.parse(ref.id) == Ref(ref.id)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "a/b", "..", "ftp://host/x", "C:\\x", "hf:org/name", "https://", "https://h/\ud800", "m@..", "m@a/b", "@1"],
-)
-def test_what_is_no_ref_is_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError) as refused:
-        Ref.parse(text)
-    assert is_one_clean_line(refused.value.message)
-
-
-@given(st.text())
-def test_any_text_is_a_ref_or_a_usage_error(text: str) -> None:
-    for claim in (text, "https://" + text, "https://host/" + text):
-        try:
-            ref = Ref.parse(claim)
-        except UsageError as error:
-            assert is_one_clean_line(error.message)
-        else:
-            assert Ref.parse(ref.id.partition("@")[0]).id == ref.id

@@ -9,7 +9,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.model import Digest, PieceDigests, Span
+from modelcache.model import GIT, Digest, PieceDigests, Span
 from modelcache.pieces import Checks, PieceHasher, Pieces, new_hash
 
 DATA = bytes(zlib.crc32(bytes([index % 251, index // 251])) & 0xFF for index in range(1000))
@@ -74,6 +74,14 @@ def test_a_known_algorithm_is_the_one_of_the_library(name) -> None:
     running = new_hash(name)
     running.update(DATA)
     assert running.hexdigest() == hashlib.new(name, DATA).hexdigest()
+
+
+def test_the_hash_of_a_git_blob_is_gits() -> None:
+    checks = Checks(
+        [Digest(GIT, "ce013625030ba8dba906f756967f9e9ca394464a")], 6
+    )  # echo hello | git hash-object --stdin
+    checks.update(memoryview(b"hello\n"))
+    assert checks.wrong() is None
 
 
 def test_checks_tell_the_first_digest_that_is_wrong() -> None:

@@ -19,12 +19,13 @@ def add_to(commands: Commands) -> None:
 
 
 def _add_fetch(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, or the id of an installed model")
+    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, hf:org/name, or the id of a model")
     sub.add_argument("--sha256", metavar="HEX", help="what the file must be")
-    sub.add_argument("--checksum", metavar="ALGO:HEX", help="the same by sha256, sha512, sha1, md5 or blake3")
+    sub.add_argument("--checksum", metavar="ALGO:HEX", help="the same by sha256, sha512, sha1, md5, blake3 or git-sha1")
     sub.add_argument("--size", type=int, metavar="N", help="its size in bytes")
     sub.add_argument("--output", metavar="PATH", help="put it there as well")
     sub.add_argument("--manifest", metavar="FILE", help="fetch the files that it lists")
+    sub.add_argument("--files", action="append", default=[], metavar="PATTERN", help="of a model, only these files")
     sub.add_argument("--output-dir", metavar="DIR", help="put the files of the manifest there as well")
     sub.add_argument("--connections", type=int, metavar="N", help="per file, at most (8)")
     sub.add_argument("--parallel-files", type=int, metavar="N", help="of a model, at once")
@@ -91,6 +92,7 @@ def _fetch_queued(cache: Any, targets: list[Any], options: argparse.Namespace) -
             strict=options.strict,
             require_digest=options.require_digest,
             prefer=options.prefer or "",
+            files=options.files,
         )
     return run(queue, options)
 
@@ -117,6 +119,7 @@ def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
         cache=not options.no_cache,
         strict=options.strict,
         require_digest=options.require_digest,
+        files=options.files,
         unpack=options.unpack,
         prefer=options.prefer or "",
     )
@@ -137,15 +140,15 @@ def _check_fetch(options: argparse.Namespace, targets: list[Any]) -> None:
 
 def _told(target: Any, result: Any) -> dict[str, Any]:
     """An entry of `fetch --json` (product H)."""
-    from modelcache.model import Ref
     from modelcache.outcome import File
+    from modelcache.refs import Ref
 
     if not isinstance(result, File):
         entry: dict[str, Any] = result.to_json()
         return entry
     ref = Ref.parse(target)
     return {
-        "ref": ref.shown, "id": ref.id, "version": result.sha256[:12], "path": str(result), "files": [result.to_json()]
+        "ref": ref.shown, "id": ref.id, "version": result.version, "path": str(result), "files": [result.to_json()]
     }  # fmt: skip
 
 

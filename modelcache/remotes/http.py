@@ -45,7 +45,7 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """The reply that is no redirect, and where it came from."""
 
     exchange: Exchange
@@ -72,7 +72,6 @@ class HttpSource:
         connector: Connector | None = None,
     ) -> None:
         self.name = without_secrets(checked_url(url))
-        self._origin = origin_of(url)
         self._url, userinfo = _without_userinfo(url)
         self._secrets = userinfo | _checked_headers(headers or {})
         self._connector = (connector or Connector(timeouts)).shared()
@@ -91,7 +90,7 @@ class HttpSource:
         try:
             promise = promise_of(answer.head, request, time.time())
         except ModelCacheError:
-            answer.exchange.dismiss(_plain_length(answer.head))
+            answer.exchange.dismiss(plain_length(answer.head))
             raise
         return HttpBody(
             answer.exchange,
@@ -105,7 +104,7 @@ class HttpSource:
     def close(self) -> None:
         self._connector.close()
 
-    def _settled_answer(self, request: Request) -> _Answer:
+    def _settled_answer(self, request: Request) -> Answer:
         conditions = _conditions(request, self._conditional)
         answer = self._answer(request.abort, conditions)
         self._learn(answer.head)
@@ -133,25 +132,33 @@ class HttpSource:
         self._says_ranges = self._says_ranges or head.status == 206 or "bytes" in said
         self._ranges = self._ranges and said != "none"
 
-    def _answer(self, abort: Abort, conditions: dict[str, str]) -> _Answer:
-        """Follows redirects. Whatever it raises, no connection is left behind."""
-        url, trusted, hop = self._url, True, Hop(abort)
-        for _ in range(MOST_REDIRECTS + 1):
-            headers = {"User-Agent": USER_AGENT, "Accept": "*/*"} | (self._secrets if trusted else {}) | conditions
-            exchange, head = self._exchange(url, headers, hop)
-            locations = set(head.fields.get("location", ()))
-            if head.status not in REDIRECTS or len(locations) != 1:
-                return _Answer(exchange, head, url, redirected=url != self._url)
-            exchange.dismiss(_plain_length(head))
-            url = redirect_target(url, locations.pop())
-            trusted = trusted and origin_of(url) == self._origin
-            hop = Hop(abort, public_only=hop.public_only or not (hop.peer and is_private(hop.peer)))
-        raise SourceError(f"more than {MOST_REDIRECTS} redirects")
+    def _answer(self, abort: Abort, conditions: dict[str, str]) -> Answer:
+        return ask(self._connector, self._url, self._secrets, conditions, abort)
 
-    def _exchange(self, url: str, headers: Mapping[str, str], hop: Hop) -> tuple[Exchange, Head]:
-        response = self._connector.get(url, headers, hop)
-        fields = {name: response.raw.headers.getlist(name) for name in response.raw.headers}
-        return Exchange(self._connector, response, hop), Head.of(response.status_code, fields)
+
+def ask(connector: Connector, url: str, secrets: Mapping[str, str], headers: Mapping[str, str], abort: Abort) -> Answer:
+    """Follows redirects; `secrets` are sent along with `headers` as long as the origin stays that of the url.
+
+    Raises TransientError, SourceError or AbortedError; whatever it raises, no connection is left behind.
+    """
+    origin, began_at, trusted, hop = origin_of(url), url, True, Hop(abort)
+    for _ in range(MOST_REDIRECTS + 1):
+        sent = {"User-Agent": USER_AGENT, "Accept": "*/*"} | (dict(secrets) if trusted else {}) | dict(headers)
+        exchange, head = _exchange(connector, url, sent, hop)
+        locations = set(head.fields.get("location", ()))
+        if head.status not in REDIRECTS or len(locations) != 1:
+            return Answer(exchange, head, url, redirected=url != began_at)
+        exchange.dismiss(plain_length(head))
+        url = redirect_target(url, locations.pop())
+        trusted = trusted and origin_of(url) == origin
+        hop = Hop(abort, public_only=hop.public_only or not (hop.peer and is_private(hop.peer)))
+    raise SourceError(f"more than {MOST_REDIRECTS} redirects")
+
+
+def _exchange(connector: Connector, url: str, headers: Mapping[str, str], hop: Hop) -> tuple[Exchange, Head]:
+    response = connector.get(url, headers, hop)
+    fields = {name: response.raw.headers.getlist(name) for name in response.raw.headers}
+    return Exchange(connector, response, hop), Head.of(response.status_code, fields)
 
 
 def _conditions(request: Request, conditional: bool) -> dict[str, str]:
@@ -163,7 +170,7 @@ def _conditions(request: Request, conditional: bool) -> dict[str, str]:
     return headers
 
 
-def _plain_length(head: Head) -> int | None:
+def plain_length(head: Head) -> int | None:
     length = head.text("content-length")
     return int(length) if re.fullmatch("[0-9]{1,9}", length) and not head.text("transfer-encoding") else None
 

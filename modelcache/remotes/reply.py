@@ -84,9 +84,7 @@ def promise_of(head: Head, request: Request, now_s: float) -> Promise:
     """What the reply promises for this request. NotFoundError, TransientError, RangeRefusedError, VerificationError
     or SourceError where it promises nothing that can be used."""
     if head.status not in (200, 206):
-        refusal = _refusal(head, request, now_s)
-        refusal.status = head.status
-        raise refusal
+        raise refusal_of(head, request, now_s)
     length, chunked = _framing(head)
     if head.text("content-encoding").lower() not in ("", "identity"):
         wrong = f"it sent {head.text('content-encoding')[:40]!r}-coded bytes, which were not asked for"
@@ -165,6 +163,13 @@ def _check_worth(head: Head, request: Request, promise: Promise) -> None:
         raise SourceError("it sent an HTML page instead of the file")
     if promise.length == 0:
         raise SourceError("it sent an empty body")
+
+
+def refusal_of(head: Head, request: Request, now_s: float) -> SourceError:
+    """Why a status that is neither 200 nor 206 brings nothing."""
+    refusal = _refusal(head, request, now_s)
+    refusal.status = head.status
+    return refusal
 
 
 def _refusal(head: Head, request: Request, now_s: float) -> SourceError:

@@ -6,6 +6,7 @@ Leaves to each source: speaking its protocol, refusing malformed replies, transl
 through the last byte of the body. Leaves to `transfer`: retries, fallback, and whether a byte is right.
 """
 
+import math
 import os
 import socket
 import threading
@@ -43,6 +44,7 @@ class Abort:
         self._held: socket.socket | None = None
         self.cause: BaseException | None = None
         self.attached = False  # a socket was handed over: DNS is done
+        self.until = math.inf  # when whoever watches is to fire it (monotonic clock)
 
     @property
     def fired(self) -> bool:

@@ -55,12 +55,12 @@ def read_back(path: str, expected: tuple[Digest, ...], piece_size: int, tick: Ca
 
     `tick` is called for each MiB; it may raise to give up.
     """
-    checks = Checks(expected)
     measure = Measure(piece_size)
     with disk_errors(path):
         fd = os.open(path, READ)
         try:
             size = os.fstat(fd).st_size
+            checks = Checks(expected, size)
             for chunk in chunks_of(fd, 0, size):
                 tick()
                 checks.update(chunk)

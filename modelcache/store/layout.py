@@ -5,6 +5,7 @@
     aliases/<algorithm>/<hex>            text: the sha256
     partials/<key>.<token>/              on the way
     models/<id>/<version>/<path>         links to blobs, and the record `.manifest.json`
+    catalog/<id>/                        what refs of hubs meant when they were last asked about
     registry.json  queue.json  locks/  quarantine/  logs/
 
 Responsible for: these paths, as text. Leaves to others: creating them.
@@ -37,6 +38,9 @@ class Layout:
     def lock(self, key: str) -> str:
         return os.path.join(self.root, "locks", key + ".lock")
 
+    def catalog(self, model_id: str) -> str:
+        return os.path.join(self.root, "catalog", checked_path(model_id, parts=1))
+
     def model_lock(self, model_id: str) -> str:
         return self.lock("model-" + checked_path(model_id, parts=1))
 
@@ -45,7 +49,7 @@ class Layout:
         """Everything that lies in the root and is a folder."""
         return [
             os.path.join(self.root, name)
-            for name in ("blobs", "pieces", "aliases", "partials", "models", "locks", "quarantine", "state")
+            for name in ("blobs", "pieces", "aliases", "partials", "models", "locks", "quarantine", "state", "catalog")
         ]
 
     @property

@@ -31,7 +31,7 @@ HEAD = 4 << 10  # bytes of a journal that are read: some 200 lines, in a fractio
 FUTURE_S = 60.0  # clocks of machines that share a folder may differ by that
 SILENCE_S = 3600.0  # of a lease: nobody on any machine has it any more (product E2)
 MOST_SHOWN = 200
-_PARTIAL = re.compile(r"((?:sha256|sha512|sha1|md5|blake3|url)-[0-9a-f]{32,128})\.[0-9a-f]{16}")
+_PARTIAL = re.compile(r"((?:sha256|sha512|(?:git-)?sha1|md5|blake3|url)-[0-9a-f]{32,128})\.[0-9a-f]{16}")
 _ASIDE = re.compile(r".*\.([0-9]{19})", re.DOTALL)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.[0-9a-f]{16}\.tmp|\..+\.[0-9a-f]{16}\.modelcache", re.DOTALL)
 
@@ -151,7 +151,7 @@ def temporary(layout: Layout, *, deep: bool) -> Iterator[str]:
     Whoever writes one holds its lock as long.
     """
     yield from _temporary_in(layout.root)
-    for top in ("blobs", "pieces", "aliases", "models") if deep else ():
+    for top in ("blobs", "pieces", "aliases", "models", "catalog") if deep else ():
         for folder in _folders_below(os.path.join(layout.root, top)):
             found = list(_temporary_in(folder))
             known = Installed.read(_version_of(layout, folder)) if found and top == "models" else None

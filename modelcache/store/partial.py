@@ -382,7 +382,7 @@ class Partial:
 
     def _new_follower(self) -> Follower:
         measure = Measure(self._piece_size) if self._piece_size and not self.given else None
-        return Follower(self, self._fd, Checks(self._file.digests), measure)
+        return Follower(self, self._fd, Checks(self._file.digests, self._file.size), measure)
 
     def _check_open(self) -> None:
         if self._sealed:

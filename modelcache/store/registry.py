@@ -48,6 +48,24 @@ class Registry:
         value = self._model(model_id).get("first_use")
         return value if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef") else None
 
+    def aliases(self, model_id: str) -> dict[str, str]:
+        """The versions that tags and branches meant when they were last fetched."""
+        aliases = self._model(model_id).get("aliases")
+        given = aliases if isinstance(aliases, dict) else {}
+        return {name: version for name, version in given.items() if isinstance(version, str)}
+
+    def aliased(self, model_id: str, alias: str, version: str) -> None:
+        """A tag or branch means that version now. What it meant already costs no write."""
+        if self.aliases(model_id).get(alias) == version:
+            return
+
+        def change(models: Models) -> None:
+            model = models.get(model_id, {})
+            if version in model.get("versions", {}):
+                model["aliases"] = self.aliases(model_id) | {alias: version}
+
+        self._change(change)
+
     def installed(self, installed: Installed, first_use: str | None) -> None:
         """A version is ready, or lacks files; a ready one becomes the default.
 
@@ -85,6 +103,8 @@ class Registry:
             model.get("versions", {}).pop(version, None)
             if str(model.get("first_use", "")).startswith(version):
                 del model["first_use"]
+            if isinstance(aliases := model.get("aliases"), dict):
+                model["aliases"] = {name: meant for name, meant in aliases.items() if meant != version}
             left = list(model.get("versions", {}))
             if left:
                 model["default"] = left[-1]

@@ -35,6 +35,7 @@ def _remove(layout: Layout, registry: Registry, record: Installed) -> int:
         remove_tree(link_towards(layout.root, record.folder) or record.folder)
         with suppress(OSError):
             os.rmdir(os.path.dirname(record.folder))  # of the id, if this was its last version
+            remove_tree(link_towards(layout.root, layout.catalog(record.id)) or layout.catalog(record.id))
     return freed
 
 

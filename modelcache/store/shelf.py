@@ -8,8 +8,8 @@ import os
 from contextlib import suppress
 
 from modelcache.errors import ModelNotAvailableError, UsageError
-from modelcache.model import Ref
 from modelcache.names import checked_path
+from modelcache.refs import Ref
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.registry import Registry, installed_under, versions_under
@@ -24,14 +24,20 @@ class Shelf:
         self.registry = Registry(layout.registry, layout.models, layout.lock("registry"))
 
     def record(self, ref: Ref) -> Installed | None:
-        """The record of the version that is named, else of the default one."""
-        if ref.version:
-            return self.at(ref.id, ref.version)
+        """The record of the version that is named, by itself or by a tag or branch; else of the default one."""
+        if named := ref.version or ref.revision:
+            return self.at(ref.id, named) or self._aliased(ref.id, named)
+        if ref.alias and (found := self._aliased(ref.id, ref.alias)):
+            return found
         default = self.registry.default(ref.id)
         found = self.at(ref.id, default) if default else None
         if found is None:  # a kill came between record and registry, or the registry tells of what is gone
             found = next(reversed([*versions_under(self.layout.models, ref.id)]), None)
         return found
+
+    def _aliased(self, model_id: str, alias: str) -> Installed | None:
+        version = self.registry.aliases(model_id).get(alias)
+        return self.at(model_id, version) if version else None
 
     def at(self, model_id: str, version: str) -> Installed | None:
         try:
@@ -53,13 +59,17 @@ class Shelf:
         What is left of one whose record cannot be read is a record without files.
         """
         found = []
-        for version in [ref.version] if ref.version else sorted(self._folders(ref.id)):
+        for version in self._named(ref):
             with suppress(UsageError):  # a folder that cannot be a version is not ours
                 folder = self.layout.model(ref.id, version)
                 record = self.at(ref.id, version)
                 if record or os.path.isdir(folder):
                     found.append(record or Installed(ref.id, version, ref.id, (), folder))
         return found or [self.present(ref)]
+
+    def _named(self, ref: Ref) -> list[str]:
+        named = ref.version or ref.revision
+        return [self.registry.aliases(ref.id).get(named, named)] if named else sorted(self._folders(ref.id))
 
     def _folders(self, model_id: str) -> list[str]:
         with suppress(OSError):

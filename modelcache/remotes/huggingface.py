@@ -1,0 +1,177 @@
+"""Models, datasets and spaces of a Hugging Face hub: what a revision consists of, and its files.
+
+Responsible for: the hub's API, its refusals in plain words, and who may see the token (the endpoint's own origin).
+Leaves to others: HTTP (`http`, `document`), where endpoint and token come from (`wiring`), what is kept of it.
+
+Rules:
+- A revision becomes a commit once; everything after that is asked for by the commit.
+- A page of the list leads to the next one only on the endpoint's own origin.
+- Where the hub sends us for the bytes of a file is never kept: each request begins at the hub, so a signed URL that has
+  expired is renewed by asking once more.
+- Xet is left alone: plain URLs give the same bytes.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from modelcache.errors import NotFoundError, SourceError, UsageError
+from modelcache.model import GIT, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile
+from modelcache.names import check_conflicts, checked_path
+from modelcache.refs import Ref
+from modelcache.remotes.connection import Connector
+from modelcache.remotes.document import Document, get
+from modelcache.remotes.http import HttpSource
+from modelcache.remotes.reply import Head
+from modelcache.remotes.source import Abort, Body, Request, Traits
+from modelcache.urls import origin_of
+
+MOST_PAGES = 1000
+_COMMIT = re.compile("[0-9a-f]{40}")
+_NEXT = re.compile(r'<([^<>]{1,4000})>[^,]*;\s*rel="?next"?', re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where a hub is, and the headers that are for its origin alone: they may hold a token."""
+
+    endpoint: str
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.endpoint).netloc.rpartition("@")[2]
+
+    def api(self, ref: Ref, *rest: str) -> str:
+        kind = "" if ref.name.startswith(("datasets/", "spaces/")) else "models/"
+        return "/".join([f"{self.endpoint}/api/{kind}{ref.name}", *(quote(each, safe="") for each in rest)])
+
+    def file(self, ref: Ref) -> str:
+        return f"{self.endpoint}/{ref.name}/resolve/{ref.version}/{quote(ref.path)}"
+
+
+class HubResolver:
+    """What a revision consists of. One at a time; closing it frees its connections."""
+
+    kind = "huggingface"
+
+    def __init__(self, hub: Hub, connector: Connector) -> None:
+        self.name = hub.host
+        self._hub = hub
+        self._connector = connector.shared()
+
+    def resolve(self, ref: Ref, abort: Abort) -> Manifest:
+        commit = ref.version or self._commit(ref, abort)
+        entries = [entry for page in self._pages(ref, commit, abort) for entry in _entries(page)]
+        if len(entries) > MAX_MANIFEST_FILES:
+            raise SourceError(f"it lists more than {MAX_MANIFEST_FILES:,} files")
+        try:
+            files = tuple(_file(ref, commit, entry) for entry in entries)
+            check_conflicts(file.path for file in files)
+        except UsageError as error:
+            raise SourceError(f"it lists files that cannot be kept here: {error.message}") from error
+        if not files:
+            raise NotFoundError(f"{ref.base} has no files in this revision")
+        return Manifest(ref.id, commit, ref.base, files)
+
+    def close(self) -> None:
+        self._connector.close()
+
+    def _commit(self, ref: Ref, abort: Abort) -> str:
+        said = self._get(ref, self._hub.api(ref, "revision", ref.alias), abort).json()
+        commit = said.get("sha") if isinstance(said, dict) else None
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise SourceError("it does not say which commit the revision is")
+        return commit
+
+    def _pages(self, ref: Ref, commit: str, abort: Abort) -> Iterator[Document]:
+        url = self._hub.api(ref, "tree", commit) + "?recursive=true&expand=false"
+        seen: set[str] = set()
+        while url not in seen and len(seen) < MOST_PAGES:
+            seen.add(url)
+            page = self._get(ref, url, abort)
+            yield page
+            following = _NEXT.search(page.head.text("link"))
+            if not following:
+                return
+            url = urljoin(page.url, following[1])
+            if origin_of(url) != origin_of(self._hub.endpoint):
+                raise SourceError("its list of files goes on at another place, which is not followed")
+        raise SourceError("its list of files does not end")
+
+    def _get(self, ref: Ref, url: str, abort: Abort) -> Document:
+        def explain(head: Head) -> SourceError | None:
+            return refusal(self._hub, ref, head.status, head.text("x-error-code"))
+
+        return get(self._connector, url, abort, secrets=self._hub.secrets, explain=explain)
+
+
+class HubSource:
+    """One file of a commit: `hf:org/name@COMMIT/path`. UsageError for anything else."""
+
+    kind = "huggingface"
+
+    def __init__(self, url: str, hub: Hub, connector: Connector) -> None:
+        self._ref = Ref.parse(url)
+        if self._ref.scheme != "hf" or not (self._ref.version and self._ref.path):
+            raise UsageError(f"{self._ref.shown} names no file of a commit")
+        self._hub = hub
+        self._http = HttpSource(hub.file(self._ref), headers=hub.secrets, connector=connector)
+        self.name = self._http.name
+
+    def traits(self, file: ModelFile) -> Traits | None:
+        return self._http.traits(file)
+
+    def open(self, request: Request) -> Body:
+        """The commit says which version it is; validators differ between the hub and where it sends us."""
+        try:
+            return self._http.open(replace(request, validator=""))
+        except NotFoundError as error:
+            raise refusal(self._hub, self._ref, error.status, "") or error from error
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def refusal(hub: Hub, ref: Ref, status: int, code: str) -> SourceError | None:
+    """What the hub's refusal means; None where its status says it all."""
+    if status not in (401, 403, 404):
+        return None
+    token = "your token may not see it" if "Authorization" in hub.secrets else "set HF_TOKEN if it is private"
+    if code == "GatedRepo" or status == 403:
+        page = f"{hub.endpoint}/{ref.name}"
+        text = f"{ref.base} is gated: accept its terms at {page}, and set HF_TOKEN to a token that may read it"
+    elif code == "RevisionNotFound":
+        text = f"{ref.base} has no revision {ref.revision or ref.alias}"
+    elif code == "EntryNotFound" or (status == 404 and ref.path and not code):
+        text = f"{ref.base} has no file {ref.path}"
+    else:
+        text = f"{ref.base} is not at {hub.host}: check the name; {token}"
+    found = NotFoundError(text)
+    found.status = status
+    return found
+
+
+def _entries(page: Document) -> list[dict[str, Any]]:
+    said = page.json()
+    if not isinstance(said, list) or not all(isinstance(entry, dict) for entry in said):
+        raise SourceError("its list of files is malformed")
+    return [entry for entry in said if entry.get("type") == "file"]
+
+
+def _file(ref: Ref, commit: str, entry: dict[str, Any]) -> ModelFile:
+    """UsageError where the name can be no path here, SourceError for what is no entry."""
+    lfs = entry.get("lfs")
+    match entry, lfs:
+        case {"path": str(text), "size": int(size)}, {"oid": str(sha256)}:
+            digest = Digest.parse(sha256, "sha256")
+        case {"path": str(text), "size": int(size), "oid": str(sha1)}, None:
+            digest = Digest.parse(sha1, GIT)
+        case _:
+            raise SourceError("its list of files is malformed")
+    if isinstance(size, bool) or not 0 <= size < 2**63:
+        raise SourceError("its list of files is malformed: a size that none can be")
+    path = checked_path(text)
+    return ModelFile(path, size, (digest,), (f"hf:{ref.name}@{commit}/{quote(path)}",))

@@ -1,0 +1,126 @@
+"""From what users call a model to what it consists of, by asking its hub.
+
+Responsible for: one request at a time that a pause ends at once, its deadline, trying again as the rules of `retry`
+say, telling what happens, and keeping the answer for the next time.
+Leaves to others: speaking with the hub (`remotes`), what the answer is used for (`ordering`, `download`).
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from modelcache.errors import (
+    AbortedError,
+    AllSourcesFailedError,
+    ModelCacheError,
+    SourceError,
+    SourceFailure,
+    StoreError,
+    TransientError,
+)
+from modelcache.events import FactType
+from modelcache.history import Attempt
+from modelcache.model import Manifest
+from modelcache.order import Order, Workshop
+from modelcache.refs import Ref
+from modelcache.remotes.resolver import Resolver
+from modelcache.remotes.source import Abort
+from modelcache.retry import Backoff, Budget
+from modelcache.store.resolved import Resolved
+from modelcache.transfer.control import Control
+
+LOOK_S = 0.05
+
+Tell = Callable[[FactType, str, str], None]  # (type, message, source)
+
+
+def resolved(order: Order, shop: Workshop, control: Control, tell: Tell) -> Manifest:
+    """What `order.asks` means by now; for the holder of the lock of the model.
+
+    Raises NotFoundError, AllSourcesFailedError, UsageError, or PausedError when the control was stopped.
+    """
+    assert order.asks is not None
+    resolver = shop.resolver(order.asks, order.headers)
+    try:
+        manifest = _Asking(order.asks, resolver, shop, control, tell).answer()
+    finally:
+        resolver.close()
+    if order.cached:
+        with suppress(StoreError):  # whoever writes there next says so
+            Resolved(shop.layout).save(order.asks, manifest)
+    return manifest
+
+
+class _Asking:
+    def __init__(self, ref: Ref, resolver: Resolver, shop: Workshop, control: Control, tell: Tell) -> None:
+        self._ref = ref
+        self._resolver = resolver
+        self._shop = shop
+        self._control = control
+        self._tell = tell
+
+    def answer(self) -> Manifest:
+        settings = self._shop.settings
+        budget = Budget(settings.attempts_per_source, settings.requests_for_nothing)
+        backoff = Backoff(settings.backoff, settings.backoff_factor)
+        while True:
+            self._tell("resolving", f"Pulling manifest from {self._resolver.name}...", self._resolver.name)
+            try:
+                return self._once()
+            except SourceError as error:
+                self._failed(error, budget.failures + 1)
+                wish_s = error.retry_after_s if isinstance(error, TransientError) else None
+                may_again = isinstance(error, TransientError) and budget.failed(0)
+                if not may_again or (wish_s or 0) > settings.retry_after_most:
+                    raise self._explained(error) from error
+                self._control.wait(wish_s if wish_s is not None else backoff.delay_s(budget.failures, random.random()))  # noqa: S311
+
+    def _once(self) -> Manifest:
+        """In a thread of its own, so that a stop need not wait for it: a name that does not resolve holds it."""
+        abort, over = Abort(), threading.Event()
+        results: list[Manifest | BaseException] = []
+
+        def work() -> None:
+            try:
+                results.append(self._resolver.resolve(self._ref, abort))
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+                results.append(error)
+            over.set()
+
+        threading.Thread(target=work, name="modelcache-resolver", daemon=True).start()
+        try:
+            while not over.wait(LOOK_S):
+                self._control.check()
+                if time.monotonic() > abort.until:
+                    raise TransientError("no complete reply in time")
+        except BaseException:
+            abort.fire()
+            raise
+        result = results[0]
+        if isinstance(result, AbortedError):
+            self._control.check()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _failed(self, error: SourceError, number: int) -> None:
+        name, kind = self._resolver.name, self._resolver.kind
+        self._tell("source_failed", error.message, name)
+        self._shop.dispatcher.note(
+            Attempt(
+                kind, name, "error", model=self._ref.id, attempt=number, error_type=error.kind,
+                error_message=error.message, http_status=error.status,
+            )
+        )  # fmt: skip
+
+    def _explained(self, error: SourceError) -> ModelCacheError:
+        """A refusal speaks for itself; a fault is told with where it happened."""
+        if error.kind == "not_found":
+            return error
+        failed = AllSourcesFailedError(
+            self._ref.shown, (SourceFailure(self._resolver.name, error.message, error.kind),)
+        )
+        failed.next_step = error.next_step or "run the same command again"
+        return failed

@@ -1,0 +1,77 @@
+"""What refs of hubs meant when they were last asked about, so that nobody need be asked each time.
+
+    catalog/<id>/<version>.json    the whole manifest of an immutable version: it never grows old
+    catalog/<id>/aliases.json      which version a tag or branch meant, and when that was said
+
+Responsible for: reading both whatever state they are in: what is not right is not known. Leaves to others: asking, and
+how old an answer may be. Whoever writes holds the lock of the model.
+"""
+
+import json
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+from modelcache.errors import StoreError, UsageError
+from modelcache.model import Manifest
+from modelcache.names import checked_path
+from modelcache.refs import Ref
+from modelcache.store.disk import check_no_links, make_directories, read_small, write_atomic
+from modelcache.store.layout import Layout
+
+FORMAT = 1
+MOST_BYTES = 64 << 20
+MOST_ALIASES = 1000
+
+
+class Resolved:
+    """Of one store."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def manifest(self, ref: Ref, within_s: float) -> Manifest | None:
+        """What the ref means, if that is known; of a tag or branch only what was said within so many seconds."""
+        version = ref.version or self._meant(ref, within_s)
+        if not version:
+            return None
+        with suppress(StoreError, UsageError):
+            content = read_small(self._place(ref, version), MOST_BYTES)
+            if content is not None:
+                manifest = Manifest.parse(content, most_bytes=MOST_BYTES)
+                if (manifest.id, manifest.version, manifest.ref) == (ref.id, version, ref.base):
+                    return manifest
+        return None
+
+    def save(self, ref: Ref, manifest: Manifest) -> None:
+        """StoreError where the disk refuses."""
+        folder = self._layout.catalog(ref.id)
+        check_no_links(self._layout.root, folder)
+        make_directories(folder)
+        write_atomic(self._place(ref, manifest.version), json.dumps(manifest.to_json()).encode())
+        if ref.alias:
+            known = {name: said for name, said in self._aliases(ref.id).items() if name != ref.alias}
+            while len(known) >= MOST_ALIASES:
+                known.pop(next(iter(known)))
+            known[ref.alias] = {"version": manifest.version, "at": time.time_ns() // 1_000_000}
+            write_atomic(self._list(ref.id), json.dumps({"format": FORMAT, "aliases": known}).encode())
+
+    def _meant(self, ref: Ref, within_s: float) -> str:
+        match self._aliases(ref.id).get(ref.alias):
+            case {"version": str(version), "at": int(at)} if 0 <= time.time_ns() // 1_000_000 - at <= 1000 * within_s:
+                return version
+        return ""
+
+    def _aliases(self, model_id: str) -> dict[str, Any]:
+        with suppress(StoreError, ValueError, RecursionError):
+            match json.loads(read_small(self._list(model_id)) or b""):
+                case {"format": 1, "aliases": dict(aliases)}:
+                    return aliases
+        return {}
+
+    def _list(self, model_id: str) -> str:
+        return os.path.join(self._layout.catalog(model_id), "aliases.json")
+
+    def _place(self, ref: Ref, version: str) -> str:
+        return os.path.join(self._layout.catalog(ref.id), checked_path(version, parts=1) + ".json")

@@ -1,0 +1,238 @@
+"""What a ref of a hub goes through: asked about once, fetched, found again without a question."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import modelcache as mc
+from modelcache.cache import Cache
+from modelcache.errors import NotFoundError
+from modelcache.testing import Content, Hold, Origin, Status
+from tests.caches import Events, check_progress, run
+from tests.hubs import COMMIT, NEXT, asked, publish
+
+CONFIG = Content.of(b'{"a": 1}')
+WEIGHTS = Content.generated(300_000, seed=1)
+FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "onnx/model.onnx": Content.generated(50_000, seed=2)}
+REF = "hf:org/name"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
+    with Origin() as origin:
+        publish(origin, "org/name", FILES)
+        monkeypatch.setenv("HF_ENDPOINT", origin.url().rstrip("/"))
+        yield origin
+
+
+def test_a_model_is_pinned_to_the_commit_and_every_file_is_verified(hub: Origin, cache: Cache) -> None:
+    model = cache.fetch(REF)
+    assert isinstance(model, mc.Model)
+    assert (model.ref, model.id, model.version) == (REF, "hf--org--name", COMMIT)
+    assert {file.name: file.verified for file in model.files} == {
+        "config.json": "git-sha1", "model.safetensors": "sha256", "onnx/model.onnx": "sha256",
+    }  # fmt: skip
+    assert {file.source for file in model.files} == {"huggingface"}
+    for name, content in FILES.items():
+        assert Path(model.path, name).read_bytes() == content.read()
+    assert cache.path(REF) == cache.path("hf--org--name") == cache.path(f"{REF}@main") == model.path
+    assert cache.path(f"{REF}/config.json") == model["config.json"].path
+
+
+def test_what_was_asked_lately_is_a_hit_without_a_question(hub: Origin, cache: Cache) -> None:
+    first = cache.fetch(REF)
+    hub.stop()
+    again = Cache(cache.root).fetch(REF)
+    assert isinstance(again, mc.Model)
+    assert again.path == first.path
+    assert {file.status for file in again.files} == {"hit"}
+    assert {file.name: file.verified for file in again.files}["config.json"] == "git-sha1"
+
+
+def test_a_hit_loads_neither_the_network_nor_locks(hub: Origin, cache: Cache) -> None:
+    cache.fetch(REF)
+    slow = {"requests", "filelock", "sqlite3", "tomllib"}
+    code = f"import sys, modelcache as mc; mc.fetch({REF!r}); print(*({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_branch_is_asked_about_again_when_its_time_is_over(hub: Origin, cache_root: Path) -> None:
+    cache = Cache(cache_root, manifest_ttl=0)
+    cache.fetch(REF)
+    before = len(hub.requests)
+    same = cache.fetch(REF)
+    assert isinstance(same, mc.Model) and {file.status for file in same.files} == {"hit"}
+    assert len(hub.requests) - before == 2  # the revision and its list, no file
+    publish(hub, "org/name", FILES | {"config.json": Content.of(b'{"a": 2}')}, NEXT)
+    before = len(hub.requests)
+    newer = cache.fetch(REF)
+    assert isinstance(newer, mc.Model) and newer.version == NEXT
+    assert asked(hub)[before + 2 :] == [f"/org/name/resolve/{NEXT}/config.json"]
+    assert cache.path(REF) == newer.path
+    assert cache.path(f"{REF}@{COMMIT}") != newer.path
+    cache.close()
+
+
+def test_a_commit_is_never_asked_about_twice(hub: Origin, cache_root: Path) -> None:
+    cache = Cache(cache_root, manifest_ttl=0)
+    cache.fetch(f"{REF}@{COMMIT}")
+    assert asked(hub)[0] == f"/api/models/org/name/tree/{COMMIT}"
+    before = len(hub.requests)
+    cache.fetch(f"{REF}@{COMMIT}")
+    assert len(hub.requests) == before
+    cache.close()
+
+
+def test_one_file_of_a_model_is_a_file(hub: Origin, cache: Cache, tmp_path: Path) -> None:
+    file = cache.fetch(f"{REF}/config.json", output=tmp_path / "c.json")
+    assert isinstance(file, mc.File)
+    assert (tmp_path / "c.json").read_bytes() == CONFIG.read()
+    assert file.version == COMMIT
+    here = cache.fetch(f"{REF}/config.json")
+    assert here.path == str(Path(cache.root, "models", "hf--org--name", COMMIT, "config.json"))  # type: ignore[union-attr]
+    assert f"/org/name/resolve/{COMMIT}/model.safetensors" not in asked(hub)
+    with pytest.raises(NotFoundError, match="hf:org/name has no file gone"):
+        cache.fetch(f"{REF}/gone.bin")
+
+
+def test_a_selection_is_ready_by_itself_and_grows(hub: Origin, cache: Cache) -> None:
+    some = cache.fetch(REF, files=["*.onnx", "config*"])
+    assert isinstance(some, mc.Model)
+    assert [file.name for file in some.files] == ["config.json", "onnx/model.onnx"]
+    assert cache.path(REF) == some.path
+    everything = cache.fetch(REF)
+    assert isinstance(everything, mc.Model)
+    assert {file.name: file.status for file in everything.files} == {
+        "config.json": "hit", "model.safetensors": "fetched", "onnx/model.onnx": "hit",
+    }  # fmt: skip
+    with pytest.raises(NotFoundError, match=r"has no file \*\.gguf"):
+        cache.fetch(REF, files="*.gguf")
+
+
+def test_its_stages_are_told(hub: Origin, cache: Cache) -> None:
+    events = Events()
+    hold = Hold(0)
+    hub.faults(hold, path="api/models/org/name/revision/main")
+    download = cache.fetch(REF, wait=False, progress=events)
+    events.wait_for("resolving")
+    assert download.state == "resolving"
+    assert download.state_text == f"Pulling manifest from 127.0.0.1:{hub.port}..."
+    assert download.to_json()["manifest_pulled"] is False
+    hold.release.set()
+    download.result(30)
+    (pulled,) = events.of("manifest_pulled")
+    assert (pulled["layers"], pulled["total_size"]) == (3, sum(file.size for file in FILES.values()))
+    check_progress(events.progress, "hf--org--name")
+    assert [row["status"] for row in cache.downloads()] == ["success"]
+
+
+def test_a_pause_ends_the_question_at_once_and_resume_asks_again(hub: Origin, cache: Cache) -> None:
+    events, hold = Events(), Hold(0)
+    hub.faults(hold, path="api/models/org/name/revision/main")
+    download = cache.fetch(REF, wait=False, progress=events)
+    events.wait_for("resolving")
+    download.pause()
+    with pytest.raises(mc.PausedError):
+        download.result(5)
+    hold.release.set()
+    hub.heal()
+    download.resume()
+    assert isinstance(download.result(30), mc.Model)
+    (row,) = cache.downloads()
+    assert (row["status"], row["attempts"]) == ("success", 2)
+
+
+def test_a_hub_that_is_busy_is_asked_again(hub: Origin, cache: Cache) -> None:
+    hub.faults(Status(503, times=2), path="api/models/org/name/revision/main")
+    events = Events()
+    cache.fetch(REF, progress=events)
+    assert len(events.of("resolving")) == 3
+    assert [event["message"] for event in events.of("source_failed")] == ["503: it is overloaded or down"] * 2
+
+
+def test_a_hub_that_is_down_is_told_in_one_line(hub: Origin, cache: Cache) -> None:
+    hub.stop()
+    done = run("fetch", REF, "--quiet")
+    assert done.returncode == 5
+    assert f"hf:org/name could not be fetched (127.0.0.1:{hub.port}: connection refused)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_is_installed_is_used_offline_and_nothing_else(
+    hub: Origin, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cache.fetch(REF)
+    before = len(hub.requests)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MODELCACHE_MANIFEST_TTL", "0")
+    assert Cache(cache.root).fetch(REF).path == model.path
+    for path in Path(cache.root, "catalog").rglob("*.json"):
+        path.write_bytes(b"\0garbage")
+    assert Cache(cache.root).fetch(REF).path == model.path
+    with pytest.raises(mc.ModelNotAvailableError, match="Model hf--org--other@latest is not available: not_installed"):
+        cache.fetch("hf:org/other")
+    assert len(hub.requests) == before
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{}", b"[]", b'{"format": 1, "aliases": {"main": 7}}', b'{"format": 1, "aliases": []}', b"\xff"]
+)
+def test_garbage_about_what_refs_meant_is_as_if_nothing_was_known(hub: Origin, cache: Cache, garbage: bytes) -> None:
+    model = cache.fetch(REF)
+    for path in Path(cache.root, "catalog").rglob("*.json"):
+        path.write_bytes(garbage)
+    assert Cache(cache.root).fetch(REF).path == model.path
+
+
+def test_nothing_of_it_is_kept_beside_an_output_alone(hub: Origin, cache: Cache, tmp_path: Path) -> None:
+    model = cache.fetch(REF, cache=False, output=tmp_path / "out")
+    assert isinstance(model, mc.Model)
+    assert Path(tmp_path, "out", "config.json").read_bytes() == CONFIG.read()
+    assert not Path(cache.root, "catalog").exists()
+
+
+def test_a_download_that_is_gone_on_with_has_the_same_id(hub: Origin, cache: Cache) -> None:
+    hub.faults(Status(404, times=1), path=f"org/name/resolve/{COMMIT}/model.safetensors")
+    with pytest.raises(mc.ModelCacheError):
+        cache.fetch(REF)
+    (row,) = cache.downloads()
+    record = cache.resume(str(row["id"]))
+    assert (record.status, record.version) == ("success", COMMIT)
+    assert len(cache.downloads()) == 1
+
+
+def test_the_command_says_the_commit(hub: Origin, cache: Cache) -> None:
+    done = run("fetch", f"{REF}/config.json", "--json", "--quiet")
+    (told,) = json.loads(done.stdout)
+    assert (told["ref"], told["id"], told["version"]) == (f"{REF}/config.json", "hf--org--name", COMMIT)
+    done = run("fetch", REF, "--files", "*.onnx", "--files", "config*", "--json", "--quiet")
+    (told,) = json.loads(done.stdout)
+    assert [file["path"] for file in told["files"]] == ["config.json", "onnx/model.onnx"]
+
+
+def test_a_file_that_rots_is_repaired_from_the_hub(hub: Origin, cache: Cache) -> None:
+    from tests.caches import rot
+
+    model = cache.fetch(REF)
+    assert isinstance(model, mc.Model)
+    rot(model["config.json"].path, 3)
+    assert [row["finding"] for row in cache.verify(REF)] == ["corrupt", "whole", "whole"]
+    (row,) = cache.repair([REF])
+    assert (row["repaired"], row["source"]) == (True, "huggingface")
+
+
+def test_removing_it_takes_all_its_versions(hub: Origin, cache: Cache) -> None:
+    cache.fetch(REF)
+    publish(hub, "org/name", {"config.json": CONFIG}, NEXT, "v2")
+    cache.fetch(f"{REF}@v2")
+    assert cache.path("hf--org--name@v2") == cache.path(f"{REF}@v2") != cache.path(REF)
+    cache.remove(f"{REF}@v2")
+    assert cache.path(REF).endswith(COMMIT)
+    cache.remove(REF)
+    assert not os.listdir(Path(cache.root, "models"))
