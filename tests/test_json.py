@@ -159,7 +159,7 @@ WRONG = {
         "--connections x", "--connections 9999999999999999999", "--parallel-files 0", "--parallel-files x",
         "--limit-rate -1", "--limit-rate 5X", "--limit-rate fast", "--limit-rate 1e999", "--limit-rate nan",
         "--priority x --queue", "--prefer ftp",
-        "--prefer HTTP", "--priority 9999999999999999999999 --queue", "--mirror ftp://h/x", "--mirror x",
+        "--prefer HTTP", "--files *.bin", "--priority 9999999999999999999999 --queue", "--mirror ftp://h/x", "--mirror x",
         "--header x", "--header :",
     ],
     "check": ["--manifest no-such --output-dir x"],
