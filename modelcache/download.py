@@ -41,7 +41,7 @@ from modelcache.sampling import SAMPLE_S, every
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
 from modelcache.store.disk import store_error
 from modelcache.store.gate import await_sweep
-from modelcache.store.locks import Holder, Patience, Subject, locked
+from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
 from modelcache.store.watch import Far, Watch
 from modelcache.task import Task, overall
 from modelcache.transfer.control import Control
@@ -90,6 +90,8 @@ class Download:
         self._cancelled = False
         self._is_held = False
         self._thread: threading.Thread | None = None
+        self._pulse: Pulse | None = None
+        self._ticks = 0  # of copying to the output
 
     def __repr__(self) -> str:
         return f"<Download {self.order.ref} {self._state}>"
@@ -285,7 +287,9 @@ class Download:
             order.id,
         )  # fmt: skip
         patience = Patience(shop.settings.lock_timeout, lambda holder: self._look(watch, holder), self._control.wait)
-        with locked(shop.layout.model_lock(order.id), Subject(order.id, order.version, name=name), patience):
+        lock = shop.layout.model_lock(order.id)
+        with locked(lock, Subject(order.id, order.version, name=name), patience):
+            self._pulse = Pulse(lock)
             await_sweep(shop.layout, Patience(shop.settings.lock_timeout, wait=self._control.wait))
             yield
 
@@ -432,11 +436,16 @@ class Download:
             self._control.check()
             self._enter(State.INSTALLING)
             with every(SAMPLE_S, self._report_installing):
-                return install(self.order, self._shop, done, self._tell, self._control.check)
+                return install(self.order, self._shop, done, self._tell, self._tick)
         if done and self.order.cached and self.order.version:
             with suppress(StoreError):  # the error that is raised below came first
                 install(replace(self.order, output=""), self._shop, done, self._tell)
         raise self._worst(errors)
+
+    def _tick(self) -> None:
+        """One more buffer was copied."""
+        self._control.check()
+        self._ticks += 1
 
     def _worst(self, errors: list[BaseException]) -> BaseException:
         """What is raised when these files failed. One that only stopped because another failed is none of them."""
@@ -510,6 +519,8 @@ class Download:
         self._report_ends()
         for task in self._tasks:
             task.measure()
+        if self._pulse:
+            self._pulse.show(sum(task.hashed for task in self._tasks))
         running = [task for task in self._tasks if task.is_running]
         completed = self._completed()
         for index in range(min(MOST_SAMPLES, len(running))):
@@ -518,6 +529,8 @@ class Download:
 
     def _report_installing(self) -> None:
         """All bytes are here; what is copied to the output may take its time."""
+        if self._pulse:
+            self._pulse.show(-self._ticks)
         sample = self._tasks[-1].sample(self.order.id, self._completed(), len(self._tasks))
         self._shop.dispatcher.publish(replace(sample, status=EVENT_STATUS[State.INSTALLING]), self._subscriber)
 

@@ -38,7 +38,7 @@ from modelcache.store.disk import (
 )
 from modelcache.store.installed import InstalledFile
 from modelcache.store.layout import Layout, key_of
-from modelcache.store.locks import Holder, Patience, Subject, locked
+from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
 from modelcache.store.partial import Partial
 from modelcache.store.sharing import sharing
 from modelcache.store.watch import Far, Watch
@@ -59,6 +59,7 @@ class FileFetch:
         self.transfer: Transfer | None = None
         self.watch: Watch | None = None
         self.checked = 0
+        self._pulse: Pulse | None = None
         self._order = order
         self._file = file
         self._shop = shop
@@ -78,6 +79,14 @@ class FileFetch:
             with suppress(StoreError, LockedError):  # what others share stays unavailable then, until it is fetched
                 self._shop.sharing.write()
         return fetched
+
+    def pulse(self) -> int:
+        """How many bytes were read and hashed by now, which whoever waits for the file is shown."""
+        transfer = self.transfer
+        done = self.checked + (transfer.partial.hashed_bytes if transfer else 0)
+        if self._pulse:
+            self._pulse.show(done)
+        return done
 
     # -- what is here already -----------------------------------------------------------------------------------------
 
@@ -258,6 +267,7 @@ class FileFetch:
 
         subject = Subject(order.id, order.version, self._file.path)
         with locked(path, subject, Patience(self._shop.settings.lock_timeout, look, self._control.wait)):
+            self._pulse = Pulse(path)
             yield
 
     @contextmanager

@@ -21,9 +21,10 @@ from modelcache.outcome import Audit
 from modelcache.sampling import Sampler
 from modelcache.store import blobs
 from modelcache.store.claim import forget
+from modelcache.store.disk import BUFFER
 from modelcache.store.installed import Installed, Stamp
 from modelcache.store.layout import Layout, key_of
-from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.locks import Patience, Pulse, Subject, locked
 from modelcache.store.partial import Partial
 from modelcache.store.sharing import Sharing, is_same_file
 from modelcache.store.watch import Watch
@@ -55,12 +56,24 @@ def repair(shop: Workshop, record: Installed, wish: Wish) -> list[dict[str, obje
 class _Mending:
     """One wrong file: what is found of it, and what moves its bytes."""
 
-    def __init__(self, audit: Audit, file: ModelFile) -> None:
+    def __init__(self, audit: Audit, file: ModelFile, control: Control, pulse: Pulse) -> None:
         self.audit = audit
+        self._control = control
+        self._pulse = pulse
         self.task = Task(file)
         self.transfer: Transfer | None = None
         self.watch: Watch | None = None
         self.checked = 0
+
+    def tick(self) -> None:
+        """One more buffer was read."""
+        self._control.check()
+        self.checked += BUFFER
+
+    def pulse(self) -> int:
+        done = self.checked + (self.transfer.partial.hashed_bytes if self.transfer else 0)
+        self._pulse.show(done)
+        return done
 
 
 class Repairer:
@@ -90,7 +103,7 @@ class Repairer:
         if file is None:
             error = ModelCacheError(f"{audit.path} was never fetched", next_step="fetch the model again")
             return row | {"reason": error.line(), "kind": error.kind}
-        mending = _Mending(audit, file)
+        mending = _Mending(audit, file, self._control, Pulse(self._shop.layout.lock(key_of(file))))
         try:
             with self._told(mending.task):
                 return row | {"repaired": True} | self._repair(mending, file)
@@ -122,8 +135,9 @@ class Repairer:
         patience = Patience(shop.settings.lock_timeout, wait=self._control.wait)
         key = key_of(file)
         with locked(layout.lock(key), subject, patience):
+            mending.task.begin(mending)
             is_known_wrong = is_same_file(audit.place, layout.blob(sha256))
-            proven = None if is_known_wrong else blobs.proven(layout, sha256, self._control.check)
+            proven = None if is_known_wrong else blobs.proven(layout, sha256, mending.tick)
             transfer = None if proven else self._fetch(file, mending)
             aside = blobs.set_aside(layout, audit.place) if audit.finding == "corrupt" else ""
             if transfer:
@@ -173,7 +187,6 @@ class Repairer:
             tell = bound(self._tell, mending)
             transfer = Transfer(file, partial, sources, shop.settings, self._control, tell, shop.throttle, self._note)
             mending.transfer = transfer
-            mending.task.begin(mending)
             transfer.run()
         except BaseException:
             partial.close()

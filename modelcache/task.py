@@ -40,6 +40,10 @@ class Work(Protocol):
     watch: Watch | None  # once somebody else has it
     checked: int  # bytes that were read where the file is already
 
+    def pulse(self) -> int:
+        """How many bytes were read and hashed by now; whoever waits for the file is shown that it goes on."""
+        ...
+
 
 class Task:
     """Written by the thread that fetches the file, and by the one that samples it."""
@@ -52,6 +56,7 @@ class Task:
         self.stage = State.RESOLVING
         self.retries = 0
         self.speed = 0.0  # bytes/s over the last seconds
+        self.hashed = 0  # bytes that were read and hashed, whatever for
         self.watch: Watch | None = None  # while another process has the model
         self.shown = 0  # how far it was in its last progress event
         self.told = done is not None  # its last progress event went out
@@ -120,8 +125,10 @@ class Task:
         return self._own.here
 
     def measure(self) -> None:
-        """Brings `speed` up to date. Called by one thread, every now and then."""
-        gauge = self._speed
+        """Brings `speed` and `hashed` up to date. Called by one thread, every now and then."""
+        gauge, fetch = self._speed, self.fetch
+        if fetch:
+            self.hashed = fetch.pulse()
         self.speed = gauge.at(self._numbers.received) if gauge and self.is_running else 0.0
 
     def sample(self, model: str, completed: int, total: int) -> Progress:

@@ -6,8 +6,10 @@ Real processes and signals; the origin counts the requests.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +21,12 @@ from crash import MIB, check_store, eventually, lines, locks_held
 
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, PausedError
-from modelcache.model import Manifest, ModelFile
+from modelcache.model import Digest, Manifest, ModelFile, Span
 from modelcache.store.journal import Journal, read_facts
-from modelcache.store.layout import Layout
+from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Holder
 from modelcache.store.owner import Owner
+from modelcache.store.partial import Partial
 from modelcache.store.watch import Watch
 from modelcache.testing import Content, Hold, Origin
 
@@ -180,6 +183,58 @@ def test_a_process_that_fetches_something_else_of_the_model_makes_progress_too(
         assert hold.reached.wait(20)
         hold.release.set()
     assert download.result().files[0].sha256 == FILE.sha256
+
+
+@pytest.fixture(scope="module")
+def slow_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process whose disk gives a megabyte in 0.8 s."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
+    built = tmp_path_factory.mktemp("shim") / "slowshim.so"
+    flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
+    source = str(Path(__file__).parent / "slowshim.c")
+    subprocess.run([compiler, *flags, "-o", str(built), source, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(built), "SLOW_READ_MS": "800"}
+
+
+def test_reading_what_is_here_from_end_to_end_is_progress(
+    cache: Cache, cache_root: Path, origin: Origin, started, slow_disk: dict[str, str]
+) -> None:
+    """It takes longer than anybody would wait for one who makes no progress."""
+    cache.fetch(origin.url("m.bin"), sha256=FILE.sha256)
+    began = time.monotonic()
+    holder = start("fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--strict", "--quiet", **slow_disk)
+    started.append(holder)
+    assert eventually(lambda: len(list(cache_root.glob("locks/*.json"))) == 2)  # of the model, and of the content
+    other = Manifest.parse(manifest("1", entry_of(origin.url("m.bin"), "m.bin", FILE)).encode())
+    told = Events()
+    waiting = Cache(cache_root, lock_timeout=3.0)
+    for_the_content = waiting.fetch(other, wait=False, progress=told)
+    for_the_model = waiting.fetch(origin.url("m.bin"), sha256=FILE.sha256, strict=True, wait=False, progress=told)
+    assert for_the_content.result().files[0].status == "linked"
+    assert for_the_model.result().status == "hit"
+    assert holder.wait(20) == 0
+    assert time.monotonic() - began > 5
+    assert len(told.of("waiting")) >= 2
+
+
+def test_hashing_what_an_earlier_run_left_is_progress(
+    cache_root: Path, origin: Origin, started, slow_disk: dict[str, str]
+) -> None:
+    file = ModelFile("m.bin", FILE.size, (Digest("sha256", FILE.sha256),))
+    partial = Partial.open(str(cache_root / "partials"), key_of(file), file)
+    writer = partial.writer(Span(0, FILE.size), "an earlier run")
+    writer.write(FILE.read())
+    writer.close()
+    partial.close()
+    url = origin.url("m.bin")
+    slow_disk = slow_disk | {"SLOW_READ_MS": "1000"}
+    started.append(start("fetch", url, "--sha256", FILE.sha256, "--quiet", **slow_disk))
+    assert eventually(lambda: len(list(cache_root.glob("locks/*.json"))) == 2)
+    waiting = Cache(cache_root, lock_timeout=6.0)  # four megabytes are hashed at a time
+    assert waiting.fetch(url, sha256=FILE.sha256, wait=False, progress=False).result().status == "hit"
+    assert sum(seen.bytes_sent for seen in origin.requests) == 0
 
 
 # -- stopping, giving up, taking over ---------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ PEEK_S = 0.05  # `is_held` takes a lock for a moment: nobody is refused for that
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # a file system without flock
 LEASE = ".lease"
 MOST_BYTES = 64 << 10  # of a record
+SHOWN_EVERY_S = 1.0  # that bytes were read and hashed
 HALF_A_DAY_S = 12 * 60 * 60
 MODEL_LEASE_MS, FILE_LEASE_MS = 30 * 60_000, 5 * 60_000  # for readers that cannot ask the kernel (product C4)
 
@@ -100,7 +101,7 @@ def _unknown(_holder: Holder) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait: until `progress` of the holder has been the same for `timeout_s`.
+    """How long to wait: until `progress` of the holder, and its `Pulse`, have been the same for `timeout_s`.
 
     It is waited for 50 ms at least, looked at every `poll_s`, and says in words how far the holder is. `wait` sleeps
     between two looks, and may raise to end the waiting.
@@ -110,6 +111,29 @@ class Patience:
     progress: Callable[[Holder], object] = _unknown
     wait: Callable[[float], None] = time.sleep
     poll_s: float = POLL_S
+
+
+class Pulse:
+    """Shows whoever waits for a lock that its holder gets on where nothing is written: by the date of its record."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._done = 0
+        self._not_before = 0.0
+
+    def show(self, done: int) -> None:
+        """`done` is any number that changes while the work goes on. Called as often as one likes; never raises."""
+        if done != self._done and time.monotonic() >= self._not_before:
+            self._done, self._not_before = done, time.monotonic() + SHOWN_EVERY_S
+            with suppress(OSError, NotImplementedError):
+                os.utime(self._path + ".json", follow_symlinks=False)
+
+
+def _shown(path: str) -> int:
+    try:
+        return os.lstat(path + ".json").st_mtime_ns
+    except OSError:
+        return 0
 
 
 @contextmanager
@@ -154,11 +178,11 @@ def _acquired(path: str, subject: Subject, patience: Patience) -> "BaseFileLock 
         else:
             return lock
         holder = Holder.of(path)
-        now = patience.progress(holder)
-        if now != seen:
+        far = patience.progress(holder)
+        if (now := (far, _shown(path))) != seen:
             seen, since = now, time.monotonic()
         if time.monotonic() - since >= max(patience.timeout_s, PEEK_S):
-            raise _refusal(subject, patience, holder, str(now))
+            raise _refusal(subject, patience, holder, str(far))
         patience.wait(min(patience.poll_s, max(patience.timeout_s, PEEK_S) / 10))
 
 
