@@ -277,10 +277,13 @@ class Cache:
         title = f"{record.id}@{record.version} from {record.ref}, in {record.folder}"
         return Report(title, tuple(rows), hidden=("proof", "path"))
 
-    def verify(self, model: str | None = None, version: str | None = None, *, progress: Show = None) -> Report:
+    def verify(
+        self, model: str | None = None, version: str | None = None, *, strict: bool = False, progress: Show = None
+    ) -> Report:
         """Reads every byte of a model, or of all. Rows tell whole, corrupt (and which bytes), missing, unreadable.
 
-        `progress` as in `fetch`.
+        A file is right if each piece has the digest that was recorded when its SHA-256 was proven; where one has not,
+        or none is known, its SHA-256 decides. `strict`: its SHA-256 alone. `progress` as in `fetch`.
         """
         from modelcache.audit import verify
         from modelcache.transfer.control import Control
@@ -288,7 +291,7 @@ class Cache:
         audits = []
         for cache, record in self._chosen(model, version):
             with cache._shown(progress, record) as shop:
-                audits += verify(shop, record, Control())
+                audits += verify(shop, record, Control(), strict=strict)
         return Report("verified files", tuple(audit.to_row() for audit in audits))
 
     def check(self, manifest: Manifest, folder: Path) -> Report:

@@ -134,19 +134,19 @@ def _into_output(
     for one in fetched:
         tick()
         target = order.output_of(one.file)
-        stamp = _right(target, one, shop.settings.piece_size, tick) if order.cached else Stamp.of(target)
+        stamp = _right(target, one, tick) if order.cached else Stamp.of(target)
         stamp = stamp or links.copy(shop.layout.blob(one.sha256), target, one.sha256, tick=tick)
         entries.append(_entry(order, one, stamp))
     if not order.single:
         Installed(order.id, version, order.ref, (), order.output).with_files(entries).write()
 
 
-def _right(path: str, one: Fetched, piece_size: int, tick: Callable[[], None]) -> Stamp | None:
+def _right(path: str, one: Fetched, tick: Callable[[], None]) -> Stamp | None:
     """How the output looked if it is there already: read from end to end, for nobody recorded that."""
     if os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size != one.size:
         return None
     stamp = blobs.stamp_of(path)
-    return None if blobs.read_back(path, (one.sha256,), piece_size, tick).wrong else stamp
+    return None if blobs.read_back(path, (one.sha256,), 0, tick).wrong else stamp
 
 
 def _entry(order: Order, one: Fetched, stamp: Stamp) -> InstalledFile:

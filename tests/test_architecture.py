@@ -22,7 +22,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "names",
     "model events settings report states",
     "history refs",
-    "spans pieces retry dispatch outcome health throttle",
+    "spans pieces retry dispatch outcome health throttle abreast",
     "plan",
     "store.* remotes.*",
     "state.*",

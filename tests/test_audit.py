@@ -1,17 +1,23 @@
 """Rot is found, named by its piece, and mended by that piece alone; nothing is deleted (product A6, B1, I5, I29)."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from caches import Events, check_pace, check_progress, manifest_of, partials, rot
 
+from modelcache.abreast import processors
 from modelcache.audit import verify
 from modelcache.cache import Cache
-from modelcache.errors import ModelNotAvailableError
+from modelcache.errors import ModelNotAvailableError, PausedError
+from modelcache.model import Digest, PieceDigests
 from modelcache.outcome import File
-from modelcache.store.installed import Installed
+from modelcache.store.blobs import has_pieces, load_pieces, save_pieces
+from modelcache.store.installed import Installed, Stamp
+from modelcache.store.layout import Layout
 from modelcache.testing import Content, Corrupt, Cut, Origin, Slow, Status
 from modelcache.transfer.control import Control
 from modelcache.transfer.portion import HEDGED
@@ -272,6 +278,134 @@ def test_one_version_alone_can_be_verified(cache: Cache, origin: Origin, model: 
     assert len(cache.verify("m")) == len(cache.verify("m@2")) == 1
     with pytest.raises(ModelNotAvailableError, match="m@3 is not available: not_installed"):
         cache.verify("m", "3")
+
+
+# -- side by side, and by what --------------------------------------------------------------------------------------
+
+
+class Meeting(Control):
+    """No thread reads on before two of them read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._met = threading.Barrier(2)
+        self._seen = threading.local()
+
+    def check(self) -> None:
+        super().check()
+        if not getattr(self._seen, "already", False):
+            self._seen.already = True
+            self._met.wait(20)
+
+
+def verified(cache: Cache, folder: str, control: Control, *, strict: bool = False) -> list[tuple[str, str]]:
+    record = Installed.read(folder)
+    assert record is not None
+    return [(audit.path, audit.finding) for audit in verify(cache._runtime.shop, record, control, strict=strict)]
+
+
+@pytest.mark.skipif(processors() < 2, reason="one processor reads with one thread")
+@pytest.mark.parametrize("strict", [False, True])
+def test_two_files_are_read_at_once(cache: Cache, model: str, strict: bool) -> None:
+    found = verified(cache, model, Meeting(), strict=strict)
+    assert found == [("big.bin", "whole"), ("small.json", "whole")]
+
+
+@pytest.mark.skipif(processors() < 2, reason="one processor reads with one thread")
+def test_one_file_is_read_by_all_threads_where_its_pieces_are_known(cache: Cache, tmp_path: Path) -> None:
+    source = tmp_path / "large.bin"
+    source.write_bytes(bytes(40 << 20))
+    folder = cache.add(source, "large").path
+    assert verified(cache, folder, Meeting()) == [("large.bin", "whole")]
+    rot(Path(folder, "large.bin"), 39 << 20)
+    assert verified(cache, folder, Control()) == [("large.bin", "corrupt")]
+
+
+def test_what_is_wrong_with_one_file_loses_nothing_of_the_others(cache: Cache, origin: Origin) -> None:
+    names = ["corrupt", "gone", "link", "no folder/file", "right"]
+    with Origin(dict.fromkeys(names, SMALL)) as served:
+        folder = Path(cache.fetch(manifest_of(served, dict.fromkeys(names, SMALL))).path)
+    for name in names[:-1]:
+        (folder / name).unlink()
+    (folder / "corrupt").write_bytes(b"other")
+    (folder / "link").symlink_to("/etc/hostname")
+    (folder / "no folder").rmdir()
+    (folder / "no folder").write_bytes(b"a file")
+    found = [row["finding"] for row in cache.verify()]
+    assert found == ["corrupt", "missing", "unreadable", "missing", "whole"]
+
+
+class Stopping(Control):
+    """Asked to stop as soon as the file at `place` was found rotten, which its date tells."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self._place = place
+        self._before = place.stat().st_mtime_ns
+        self._checks = 0
+
+    def check(self) -> None:
+        super().check()
+        self._checks += 1
+        pause = threading.Event()
+        for _ in range(2000 if self._checks == 5 else 0):
+            if self._place.stat().st_mtime_ns != self._before:
+                self.stop(PausedError("enough"))
+                break
+            pause.wait(0.01)
+
+
+@pytest.mark.skipif(processors() < 2, reason="one processor reads with one thread")
+def test_a_verify_that_is_stopped_keeps_what_it_found(cache: Cache, model: str) -> None:
+    rot(Path(model, "small.json"), 5)
+    with pytest.raises(PausedError, match="enough"):
+        verified(cache, model, Stopping(Path(model, "small.json")))
+    assert not [thread for thread in threading.enumerate() if thread.name == "modelcache-reader"]
+    with pytest.raises(ModelNotAvailableError, match="error"):
+        cache.path("m")
+
+
+def forge(cache: Cache, model: str) -> None:
+    """Somebody who may write to the store changes a file, and what is recorded of its pieces."""
+    place = Path(model, "big.bin")
+    rot(place, 5)
+    content = place.read_bytes()
+    flat = b"".join(blake3(content[at : at + PIECE]).digest() for at in range(0, len(content), PIECE))
+    save_pieces(Layout(cache.root), Digest("sha256", BIG.sha256), PieceDigests(PIECE, flat))
+
+
+def test_strict_believes_no_piece(cache: Cache, model: str) -> None:
+    forge(cache, model)
+    assert findings(cache)["big.bin"] == "whole"
+    assert {row["file"]: row["finding"] for row in cache.verify(strict=True)}["big.bin"] == "corrupt"
+
+
+def test_what_was_found_rotten_is_right_again_only_by_its_sha256(cache: Cache, model: str) -> None:
+    forge(cache, model)
+    cache.verify(strict=True)
+    assert findings(cache)["big.bin"] == "corrupt"
+    assert [row["repaired"] for row in cache.repair()] == [True]
+    assert Path(model, "big.bin").read_bytes() == BIG.read()
+    assert findings(cache)["big.bin"] == "whole"
+
+
+def test_pieces_of_another_content_are_not_believed(cache: Cache) -> None:
+    layout, one, other = Layout(cache.root), Digest("sha256", "1" * 64), Digest("sha256", "2" * 64)
+    save_pieces(layout, one, PieceDigests(PIECE, b"x" * 32))
+    os.makedirs(os.path.dirname(layout.pieces(other)))
+    os.link(layout.pieces(one), layout.pieces(other))
+    assert load_pieces(layout, one, 5) == PieceDigests(PIECE, b"x" * 32)
+    assert load_pieces(layout, other, 5) is None
+
+
+def test_pieces_prove_nothing_of_a_file_that_was_replaced_meanwhile(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(b"right")
+    stamp, pieces = Stamp.of(str(place)), PieceDigests(PIECE, blake3(b"right").digest())
+    assert has_pieces(str(place), stamp, pieces, range(1), lambda: None)
+    (tmp_path / "other").write_bytes(b"right")
+    os.rename(tmp_path / "other", place)
+    assert not has_pieces(str(place), stamp, pieces, range(1), lambda: None)
 
 
 # -- how far it is --------------------------------------------------------------------------------------------------

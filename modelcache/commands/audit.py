@@ -13,6 +13,7 @@ MOST_SPANS = 4  # of a file, in a line for people
 def add_to(commands: Commands) -> None:
     verify = commands.add("verify", "read every byte and say what is wrong", _verify)
     verify.add_argument("models", nargs="*", metavar="REF")
+    verify.add_argument("--strict", action="store_true", help="by the SHA-256 of whole files, not by their pieces")
     verify.add_argument("--quiet", action="store_true", help="no progress")
     add_json(verify)
     repair = commands.add("repair", "fetch again only the pieces that are wrong", _repair)
@@ -22,7 +23,9 @@ def add_to(commands: Commands) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     cache = cache_of(options)
-    rows = [row for model in options.models or [None] for row in cache.verify(model, progress=not options.quiet)]
+    shown = not options.quiet
+    reports = [cache.verify(model, strict=options.strict, progress=shown) for model in options.models or [None]]
+    rows = [row for report in reports for row in report]
     return findings(rows, options, ", ".join(options.models) or cache.root)
 
 
