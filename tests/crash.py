@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -52,6 +53,19 @@ def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
             return False
         pause.wait(0.002)
     return True
+
+
+def catches_signals(child: "subprocess.Popen[str]") -> bool:
+    """Waits until the command handles signals itself, or has ended; what Python does before is not ours."""
+
+    def handles() -> bool:
+        if child.poll() is not None:
+            return True
+        told = Path(f"/proc/{child.pid}/status").read_text()
+        caught = next((line for line in told.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+        return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    return eventually(handles)
 
 
 # -- what is visible --------------------------------------------------------------------------------------------------

@@ -123,6 +123,25 @@ def test_the_page_of_history_has_every_field_of_a_record() -> None:
     assert set(listed(tables("history.md", "field", "type"))) == {*row, "canResume"}
 
 
+def cases() -> list[tuple[str, str]]:
+    """What docs/cases.md names: files of tests, and what is in them."""
+    named, file = [], ""
+    for words in re.findall(r"`(test_[^`]+|…[^`]+)`", (ROOT / "docs/cases.md").read_text()):
+        name = words
+        if ".py" in words:
+            file, _, name = words.partition("::")
+        named.append((file, name))
+    return named
+
+
+def test_every_test_that_the_page_of_cases_names_exists() -> None:
+    assert len(cases()) > 40
+    for file, name in cases():
+        end = rf"\w+{name[1:]}" if name.startswith("…") else name or r"[tT]est\w+"
+        found = re.search(rf"^(def|class) {end}\b", (ROOT / "tests" / file).read_text(), re.M)
+        assert found, f"{file} has no {name}"
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python run")], ids=lambda page: page.name)
 def test_the_examples_run(page: Path, tmp_path: Path) -> None:
     """Blocks marked `python run`, as one program; the URL and the digest become those of a file that there is."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from caches import rot
-from crash import MIB, begin, check_store, files_below, leftovers, lines, locks_held, run
+from crash import MIB, begin, catches_signals, check_store, files_below, leftovers, lines, locks_held, run
 
 from modelcache.cache import Cache
 from modelcache.testing import (
@@ -69,6 +69,7 @@ class Soak:
         if number:
             with suppress(subprocess.TimeoutExpired):
                 children[0].wait(self.dice.uniform(0.1, 0.8))
+            assert catches_signals(children[0])
             children[0].send_signal(number)
         for child in children:
             self.check_ended(child, number)
@@ -77,7 +78,7 @@ class Soak:
     def check_ended(self, child: "subprocess.Popen[str]", number: signal.Signals | None) -> None:
         _, said = child.communicate(timeout=60)
         assert "Traceback" not in said, said
-        killed = {-signal.SIGKILL, -signal.SIGINT} if number else set()  # SIGINT may come before we are there
+        killed = {-signal.SIGKILL, -signal.SIGINT} if number else set()  # Python's own, if imports were interrupted
         assert child.returncode in EXPECTED | killed, (child.returncode, said)
         assert number or len(lines(said)) == (child.returncode != 0), said
         self.counts[f"fetch ended with {child.returncode}"] += 1
