@@ -251,14 +251,14 @@ class Cache:
         return record.place(file)
 
     def models(self) -> Report:
-        """What is installed: one row a version."""
+        """What is installed: one row a version. StoreError where that cannot be read."""
         rows = [
             {
                 "model": record.id, "version": record.version, "files": len(record.files),
                 "size": sum(max(0, file.size) for file in record.files), "status": cache._shelf.status(record),
                 "ref": record.ref,
             }
-            for cache in self._caches() for record in cache._shelf.all()
+            for cache, record in self._all()
         ]  # fmt: skip
         return Report("installed models", tuple(rows))
 
@@ -573,6 +573,13 @@ class Cache:
         other = self._elsewhere()
         return [self, other] if other else [self]
 
+    def _all(self) -> "list[tuple[Cache, Installed]]":
+        """Every model. StoreError where they cannot be listed and there is no fallback."""
+        caches = self._caches()
+        if len(caches) == 1:
+            self._shelf.check_readable()
+        return [(cache, record) for cache in caches for record in cache._shelf.all()]
+
     def _holder(self, ref: Ref) -> "Cache":
         """The cache that has a model: this one, unless only the fallback has it."""
         if self._shelf.record(ref) is None and (other := self._elsewhere()):
@@ -582,7 +589,7 @@ class Cache:
     def _chosen(self, model: str | None, version: str | None) -> "list[tuple[Cache, Installed]]":
         """One model, or all."""
         if model is None:
-            return [(cache, record) for cache in self._caches() for record in cache._shelf.all()]
+            return self._all()
         ref = _with_version(Ref.parse(model), version)
         cache = self._holder(ref)
         return [(cache, cache._shelf.present(ref))]

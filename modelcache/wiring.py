@@ -193,4 +193,8 @@ def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in table if name not in known]
     if unknown:
         raise UsageError(f"{path}: unknown setting {unknown[0]!r}")
+    try:
+        Settings(**table)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}") from error
     return table

@@ -57,6 +57,33 @@ def visible(cache: Cache) -> list[bytes]:
     return [path.read_bytes() for path in files if not path.name.startswith(".")]
 
 
+# -- a store that cannot be read --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["", "models"])
+@pytest.mark.parametrize("command", ["ls", "verify", "repair"])
+def test_a_store_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, place: str, command: str) -> None:
+    path = tmp_path / "home" / place
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    ended = run(command, MODELCACHE_HOME=str(tmp_path / "home"))
+    assert (ended.returncode, ended.stdout) == (6, "")
+    assert f"{tmp_path / 'home' / 'models'}: a file is where a folder should be" in ended.stderr
+
+
+def test_a_store_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
+    assert run("ls", MODELCACHE_HOME=str(tmp_path / "none")).returncode == 0
+
+
+@pytest.mark.parametrize("line", ['connections = "many"', "limit_rate = true", "prefer = 3", "resume_threshold = 2"])
+def test_a_wrong_value_in_the_settings_file_names_the_file(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "modelcache.toml"
+    file.write_text(line + "\n")
+    ended = run("fetch", "http://127.0.0.1:1/m.bin", MODELCACHE_HOME=str(tmp_path))
+    assert ended.returncode == 2
+    assert f"{file}: {line.split()[0]}" in ended.stderr
+
+
 # -- what servers send ----------------------------------------------------------------------------------------------
 
 

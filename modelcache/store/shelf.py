@@ -10,6 +10,7 @@ from contextlib import suppress
 from modelcache.errors import ModelNotAvailableError, UsageError
 from modelcache.names import checked_path
 from modelcache.refs import Ref
+from modelcache.store.disk import disk_errors
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.registry import Registry, installed_under, versions_under
@@ -79,6 +80,11 @@ class Shelf:
     def all(self) -> list[Installed]:
         """Oldest first."""
         return list(installed_under(self.layout.models))
+
+    def check_readable(self) -> None:
+        """StoreError where the models are there and cannot be listed: that is not the same as none."""
+        with disk_errors(self.layout.models), suppress(FileNotFoundError):
+            os.scandir(self.layout.models).close()
 
     def status(self, record: Installed) -> str:
         """ready or error, from what is known without reading a file."""
