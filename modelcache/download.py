@@ -406,7 +406,8 @@ class Download:
             if done.source == "cache":
                 self._account.found(self.order, done)
             verified = self.order.vouched(task.file)[1]
-            tell("file_ready", in_place_text(done.status, verified), done.source)
+            came_from = fetch.transfer.source if fetch.transfer and done.source != "cache" else "cache"
+            tell("file_ready", in_place_text(done.status, verified), came_from)
             if verified == UNVERIFIED:
                 tell("unverified", f"nothing was known to verify it against; sha256 {done.sha256.hex}", "")
             task.end(done)

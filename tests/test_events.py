@@ -263,6 +263,7 @@ def test_a_slow_subscriber_gets_every_fact_in_order(cache: Cache, origin: Origin
     assert [kind for kind in kinds if kind in ("started", "file_ready", "installed", "completed")] == [
         "started", "file_ready", "installed", "completed",
     ]  # fmt: skip
+    assert told.of("file_ready")[0]["gateway"] == origin.url("m.gguf")  # the source, not its kind
 
 
 EXITS = """if True:
