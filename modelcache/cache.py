@@ -24,7 +24,6 @@ from modelcache.refs import Ref
 from modelcache.report import Report
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 from modelcache.settings import Settings
-from modelcache.store.disk import make_directories
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
@@ -191,7 +190,7 @@ class Cache:
         if here is None:
             if order.cached:
                 with suppress(StoreError):  # whoever writes there first says so
-                    make_directories(self.root)
+                    self._runtime.make_root()
             download.begin()
         else:
             download.be_ready(here)
@@ -354,6 +353,7 @@ class Cache:
         checked_path(model, parts=1), checked_path(version, parts=1)
         cache = self._elsewhere() or self
         cache._shelf.check_ref(model, model)
+        cache._runtime.make_root()
         return adopt(cache._runtime.shop, os.path.abspath(os.fspath(path)), model, version, replace=replace)
 
     # -- care ---------------------------------------------------------------------------------------------------------
@@ -374,6 +374,8 @@ class Cache:
         order = self._order(ref, wish)
         if order.cached:
             self._shelf.check_ref(order.id, order.ref)
+        if self.settings.shared:
+            self._runtime.make_root()
 
     def check_at_start(self) -> Report:
         """What earlier runs left unfinished, one row each; what is of no use is removed. Once a process: then nothing.

@@ -21,9 +21,10 @@ from modelcache.report import Report
 from modelcache.settings import Settings
 from modelcache.state.place import Place, is_on_network
 from modelcache.store import leftovers
-from modelcache.store.disk import CREATE, disk_errors, read_small, store_error
+from modelcache.store.disk import CREATE, SHARE, disk_errors, read_small, store_error
 from modelcache.store.installed import RECORD, Installed
 from modelcache.store.locks import Holder, is_held
+from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
 from modelcache.store.shelf import Shelf
 from modelcache.urls import without_secrets
@@ -60,7 +61,7 @@ class Examination:
     def report(self) -> Report:
         checks = (
             self._settings_are_right, self._variables_are_known, self._proxies, self._root_can_be_written,
-            self._there_is_room, self._is_local, self._folders_are_ours, self._nobody_else_may_write,
+            self._there_is_room, self._is_local, self._folders_are_ours, self._nobody_else_may_write, self._is_shared,
             self._clock_is_right, self._registry_is_sound, self._records_are_sound, self._models_are_whole,
             self._partials, self._locks, self._leftovers,
         )  # fmt: skip
@@ -176,6 +177,15 @@ class Examination:
             yield Finding(
                 "wrong", "modes", f"{_some(blobs)}: files of models can be written to", f"chmod a-w {_all(blobs)}"
             )
+
+    def _is_shared(self) -> Iterator[Finding]:
+        if self._settings.shared and os.path.isdir(self._root) and not is_shared(self._root):
+            text = f"shared = true, but {self._root} is not a group's: other accounts cannot use it"
+            yield Finding("wrong", "modes", text, SHARE.format(_quoted(self._root)))
+        for path in self._layout.folders if is_shared(self._root) else ():
+            if os.path.isdir(path) and not is_shared(path):
+                text = f"{path} is not the group's that shares the rest"
+                yield Finding("wrong", "modes", text, SHARE.format(_quoted(path)))
 
     def _everything(self, *tops: str) -> Iterator[tuple[str, int]]:
         """Path and mode of everything below folders of the root, links not followed."""

@@ -18,7 +18,8 @@ from typing import Any
 from modelcache.errors import UsageError
 from modelcache.events import Fact
 from modelcache.names import checked_path
-from modelcache.store.disk import READ, write_atomic
+from modelcache.store.disk import READ, make_folder, write_atomic
+from modelcache.store.modes import mode_in
 from modelcache.urls import without_secrets
 
 MOST_BYTES = 1 << 20  # of a file; with the one before it, a model's log takes twice that
@@ -53,7 +54,7 @@ class Logbook:
         for model, text in lines.items():
             with suppress(OSError, UsageError):
                 with suppress(FileExistsError):
-                    os.mkdir(self._folder, 0o700)  # not the root: where there is none, nothing is to be kept
+                    make_folder(self._folder)  # not the root: where there is none, nothing is to be kept
                 self._append(checked_path(model, parts=1), text)
 
     def models(self) -> list[str]:
@@ -77,6 +78,9 @@ class Logbook:
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fd = _opened(folder, model)
+            if (mode := mode_in(self._folder, 0o600)) != 0o600:
+                with suppress(PermissionError):
+                    os.fchmod(fd, mode)
             try:
                 _write(fd, lines)
             finally:

@@ -51,9 +51,13 @@ class Queue:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._list = Waitlist(*cache.queue_paths)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def _list(self) -> Waitlist:
+        """Looked for each time: a root that a group shares holds one for each account, and may not be there yet."""
+        return Waitlist(*self._cache.queue_paths)
 
     def __len__(self) -> int:
         return len(self._list.read().entries)

@@ -17,7 +17,7 @@ from modelcache.order import Order, Workshop
 from modelcache.outcome import File, Model
 from modelcache.settings import MOST_S
 from modelcache.state.uses import Uses
-from modelcache.store.disk import check_no_links
+from modelcache.store.disk import check_no_links, make_directories, make_root
 from modelcache.store.shelf import Shelf
 from modelcache.wiring import Sources, settings_for
 
@@ -66,7 +66,7 @@ class Runtime:
             check_no_links(self._root, folder)
         settings = settings_for(self._root, self._overrides)
         sources = Sources(settings)
-        self._state = State(self._root, self._uses, settings.metrics_age)
+        self._state = State(self._root, self._uses, settings.metrics_age, shared=settings.shared)
         dispatcher.attach(Logbook(shelf.layout.logs))
         dispatcher.attach(self._state)
         atexit.register(self.close)
@@ -80,6 +80,13 @@ class Runtime:
             Throttle(settings.limit_rate),
             scores=self._state.scores,
         )
+
+    def make_root(self) -> None:
+        """Raises UsageError where the root is to be a group's and is not, StoreError."""
+        if self.shop.settings.shared:
+            make_root(self._root)
+        else:
+            make_directories(self._root)
 
     @property
     def has_subscribers(self) -> bool:

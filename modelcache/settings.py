@@ -16,6 +16,7 @@ MAY_BE_ZERO = (
     "resume_threshold", "clean_restarts", "slow_rate", "backoff", "stale_partial_age", "quarantine_age", "log_age",
     "temporary_age", "limit_rate", "manifest_ttl",
 )  # fmt: skip
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Settings:
     limit_rate: int = 0  # bytes/s of all downloads together; 0: as fast as it goes
     piece_size: int = 4 * MIB
     window: int = 256 * MIB  # how far ahead of the hash bytes are fetched
+    shared: bool = False  # whether the root is a group's: folders 2775, files 664, whatever the umask
     lock_timeout: float = 600.0  # waiting for another process that makes no progress
     stale_partial_age: float = 7 * DAY_S  # `clean` removes what is older and nobody's: what was begun,
     quarantine_age: float = 7 * DAY_S  # what had rotted,
@@ -57,6 +59,10 @@ class Settings:
             value = getattr(self, setting.name)
             if setting.type is str:
                 continue
+            if setting.type is bool:
+                if not isinstance(value, bool):
+                    raise UsageError(f"{setting.name} = {value!r}: true or false is expected")
+                continue
             is_whole = setting.type is int
             if not isinstance(value, int if is_whole else (int, float)) or isinstance(value, bool):
                 raise UsageError(f"{setting.name} = {value!r}: a {'whole ' if is_whole else ''}number is expected")
@@ -69,13 +75,17 @@ class Settings:
             raise UsageError(f"resume_threshold = {self.resume_threshold!r}: a share from 0 to 1 is expected")
 
     @classmethod
-    def parsed(cls, name: str, text: str) -> int | float | str:
+    def parsed(cls, name: str, text: str) -> bool | int | float | str:
         """One setting from text, by the type of its default. UsageError names the setting."""
         setting = next((field for field in fields(cls) if field.name == name), None)
         if setting is None:
             raise UsageError(f"unknown setting {name!r}")
         if setting.type is str:
             return text
+        if setting.type is bool:
+            if text not in _TRUTHS:
+                raise UsageError(f"{name} = {text!r}: true or false is expected")
+            return _TRUTHS[text]
         try:
             return int(text) if setting.type is int else float(text)
         except ValueError:

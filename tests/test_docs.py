@@ -89,7 +89,8 @@ def test_the_page_of_settings_has_each_with_its_default() -> None:
     told = {name: default for name, default, *_ in tables("settings.md", "setting", "default")}
     assert set(told) == {each.name for each in fields(Settings)}
     for each in fields(Settings):
-        assert (float(told[each.name]) if told[each.name] else "") == each.default
+        default = {"": "", "false": False}.get(told[each.name])
+        assert (float(told[each.name]) if default is None else default) == each.default
 
 
 def every_error(base: type[errors.ModelCacheError] = errors.ModelCacheError) -> list[type[errors.ModelCacheError]]:

@@ -11,6 +11,8 @@ import socket
 from dataclasses import dataclass
 from typing import Self
 
+from modelcache.store.modes import name_in
+
 NETWORK = re.compile(
     r"nfs\d?|cifs|smb\d?|smbfs|9p|afs|ceph|lustre|gpfs|beegfs|gfs2|ocfs2|fuse\.(sshfs|glusterfs|ceph.*)"
 )
@@ -26,10 +28,12 @@ class Place:
     host: str
 
     @classmethod
-    def of(cls, root: str) -> Self:
+    def of(cls, root: str, *, shared: bool = False) -> Self:
+        """`shared` where a root that is not there yet is to be a group's."""
         host = re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname()).strip(".")[:100] or "host"
+        name = name_in(root, host, shared=shared)
         folder = _platform_folder(root) if is_on_network(root) else os.path.join(root, "state")
-        return cls(os.path.join(folder, f"{host}.db"), os.path.join(folder, f"{host}.requests"), host)
+        return cls(os.path.join(folder, f"{name}.db"), os.path.join(folder, f"{name}.requests"), host)
 
     def request(self, download_id: str) -> str:
         return os.path.join(self.requests, f"{download_id}.json")

@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class State:
     """`uses` may be counted by any thread; a child after a fork makes a State of its own."""
 
-    def __init__(self, root: str, uses: Uses, metrics_age_s: float) -> None:
-        self.place = Place.of(root)
+    def __init__(self, root: str, uses: Uses, metrics_age_s: float, *, shared: bool = False) -> None:
+        self.place = Place.of(root, shared=shared)
         self.uses = uses
         self._layout = Layout(root)
         self._database = Database(self.place.database)

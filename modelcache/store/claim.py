@@ -5,6 +5,7 @@ of it can be believed. Leaves to `partial`: everything after that.
 
 The data is read-only once its owner has ended all its writers. Where it is not, and the owner is not proven dead,
 its bytes are copied to a new inode: that owner may still write, into the old one, which nobody sees any more.
+So are the bytes of another account that shares the root: nobody but the owner of a file may change its mode.
 """
 
 import errno
@@ -20,8 +21,19 @@ from typing import TypeVar
 from modelcache.errors import StoreError
 from modelcache.model import ModelFile, Span
 from modelcache.spans import END, SpanSet
-from modelcache.store.disk import CREATE, READ, WRITE, chunks_of, disk_errors, make_directories, remove_tree, write_all
+from modelcache.store.disk import (
+    READ,
+    WRITE,
+    chunks_of,
+    create,
+    disk_errors,
+    make_directories,
+    make_folder,
+    remove_tree,
+    write_all,
+)
 from modelcache.store.journal import Journal, read_facts
+from modelcache.store.modes import mode_in
 from modelcache.store.owner import Owner
 
 T = TypeVar("T")
@@ -113,9 +125,9 @@ def _token_of(key: str) -> str:
 
 def _begun(folder: str, key: str, file: ModelFile, model: str) -> Claim:
     with ExitStack() as undo:
-        os.mkdir(folder, 0o700)
+        make_folder(folder)
         undo.callback(remove_tree, folder)
-        fd = os.open(os.path.join(folder, "data"), CREATE, 0o600)
+        fd = create(os.path.join(folder, "data"))
         undo.callback(os.close, fd)
         header = {"key": key, "size": file.size, "path": file.path, "model": model}
         journal = Journal.create(os.path.join(folder, "journal"), header)
@@ -174,7 +186,10 @@ def _data(path: str, journal: Journal) -> int | None:
         owner = journal.facts.owner
         if status.st_mode & 0o222 and not (owner and owner.is_proven_dead()):
             return _copied(old, path, journal.facts.written)
-        os.fchmod(old, 0o600)
+        try:
+            os.fchmod(old, mode_in(os.path.dirname(path), 0o600))
+        except PermissionError:  # it is another account's, who shares the root
+            return _copied(old, path, journal.facts.written)
         return os.open(path, WRITE)
     finally:
         os.close(old)
@@ -182,7 +197,7 @@ def _data(path: str, journal: Journal) -> int | None:
 
 def _copied(old: int, path: str, written: SpanSet) -> int:
     beside = path + ".new"
-    new = os.open(beside, CREATE, 0o600)
+    new = create(beside)
     try:
         for span in written:
             position = span.start

@@ -9,18 +9,21 @@ import errno
 import fcntl
 import os
 import secrets
+import shlex
 import stat
 import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from modelcache.errors import ShortageError, StoreError
+from modelcache.errors import ShortageError, StoreError, UsageError
+from modelcache.store.modes import FOLDER, is_shared, mode_in
 
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 BUFFER = 1 << 20
+SHARE = "find {0} -type d -exec chmod 2775 {{}} +; find {0} -type f -exec chmod g+r {{}} +"
 SWEEPS = 3  # that may come just then
 # linux/falloc.h; unlike posix_fallocate it never writes zeros where there is no support
 _FS_IOC_RESVSP, _FS_IOC_UNRESVSP = 0x40305828, 0x4030582B
@@ -68,7 +71,10 @@ def sync_directory(path: str) -> None:
 
 
 def make_directories(path: str) -> None:
-    """Creates a folder of ours and what it lacks above it. A symlink where it should be is refused (I17)."""
+    """Creates a folder of ours and what it lacks above it. A symlink where it should be is refused (I17).
+
+    In a root that a group shares it is the group's (`modes`).
+    """
     with disk_errors(path):
         _make(path, 0o700)
         if not stat.S_ISDIR(os.lstat(path).st_mode):
@@ -86,16 +92,44 @@ def make_output_directories(path: str) -> None:
 def _make(path: str, mode: int) -> None:
     parent = os.path.dirname(path)
     try:
-        os.mkdir(path, mode)
+        make_folder(path, mode)
     except FileNotFoundError:
         if parent in ("", path):
             raise
         _make(parent, mode)
         with suppress(FileExistsError):
-            os.mkdir(path, mode)
+            make_folder(path, mode)
         sync_directory(parent)
     except FileExistsError:
         pass
+
+
+def make_root(path: str) -> None:
+    """The root that a group is to share. UsageError where one is there that is not like that."""
+    if not os.path.lexists(path):
+        parent = os.path.dirname(path)
+        with disk_errors(path):
+            _make(parent, 0o777)
+            with suppress(FileExistsError):
+                os.mkdir(path)
+                os.chmod(path, FOLDER)
+    elif not is_shared(path):
+        raise UsageError(f"shared = true, but {path} is not a group's", next_step=f"{SHARE.format(shlex.quote(path))}")
+
+
+def make_folder(path: str, mode: int = 0o700) -> None:
+    """One folder, with the mode that it has to have where it lies."""
+    os.mkdir(path, mode)
+    if (wanted := mode_in(os.path.dirname(path), mode)) != mode:
+        os.chmod(path, wanted)
+
+
+def create(path: str, private: int = 0o600) -> int:
+    """A new file, open to be written, with the mode that it has to have where it lies."""
+    fd = os.open(path, CREATE, private)
+    if (wanted := mode_in(os.path.dirname(path), private)) != private:
+        os.fchmod(fd, wanted)
+    return fd
 
 
 def check_no_links(root: str, path: str) -> None:
@@ -114,18 +148,21 @@ def link_towards(root: str, path: str) -> str:
     return link
 
 
-def write_atomic(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Replaces a small file: a reader sees the old or the new whole, whatever is killed when (I3)."""
+def write_atomic(path: str, content: bytes, mode: int | None = None) -> None:
+    """Replaces a small file: a reader sees the old or the new whole, whatever is killed when (I3).
+
+    Without a `mode` it is its owner's alone, or the group's that shares the root.
+    """
     with disk_errors(path):
         again_where_swept(lambda: _replace(path, content, mode))
         sync_directory(os.path.dirname(path))
 
 
-def _replace(path: str, content: bytes, mode: int) -> None:
+def _replace(path: str, content: bytes, mode: int | None) -> None:
     """The lock tells whoever cleans that the temporary file is in use; it goes with the descriptor."""
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-    fd = os.open(beside, CREATE, mode)
+    fd = create(beside) if mode is None else os.open(beside, CREATE, mode)
     try:
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

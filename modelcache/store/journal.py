@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelcache.spans import SpanSet
-from modelcache.store.disk import CREATE, READ, write_all
+from modelcache.store.disk import READ, create, write_all
 from modelcache.store.owner import Owner
 
 FORMAT = 1
@@ -91,7 +91,7 @@ class Journal:
 
     @classmethod
     def _holding(cls, path: str, facts: Facts, content: bytes) -> "Journal":
-        journal = cls(os.open(path, CREATE, 0o600), facts, 0)
+        journal = cls(create(path), facts, 0)
         try:
             journal._append(content or _header_line(facts.header))
         except BaseException:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from modelcache.model import Digest, ModelFile
 from modelcache.names import checked_path, joined
+from modelcache.store.modes import name_in
 from modelcache.urls import identity_of
 
 
@@ -70,7 +71,7 @@ class Layout:
 
     @property
     def queue(self) -> str:
-        return os.path.join(self.root, "queue.json")
+        return os.path.join(self.root, name_in(self.root, "queue") + ".json")
 
     @property
     def registry(self) -> str:

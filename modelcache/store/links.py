@@ -27,6 +27,7 @@ from modelcache.store.disk import (
     write_all,
 )
 from modelcache.store.installed import Stamp
+from modelcache.store.modes import mode_in
 
 PEEK_S = 0.05
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
@@ -128,6 +129,8 @@ def _own(beside: str, target: str) -> int:
     end = time.monotonic() + PEEK_S
     while True:
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with suppress(PermissionError):  # another account's, who shares the root
+            os.fchmod(fd, mode_in(os.path.dirname(beside), 0o600))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same_inode_as(fd, beside):

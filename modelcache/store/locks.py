@@ -8,6 +8,7 @@ being right even if the lock lies (I12).
 import errno
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcache.errors import LockedError, StoreError
-from modelcache.store.disk import CREATE, READ, disk_errors, make_directories, read_small
+from modelcache.store.disk import READ, create, disk_errors, make_directories, read_small
 from modelcache.store.lease import BEAT_S, Lease
+from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
 
 if TYPE_CHECKING:
@@ -145,6 +147,7 @@ def locked(path: str, subject: Subject, patience: Patience) -> Iterator[None]:
     """
     make_directories(os.path.dirname(path))
     with disk_errors(path):
+        _make_for_group(path)
         lock = _acquired(path, subject, patience)
     process = os.getpid()
     try:
@@ -157,6 +160,17 @@ def locked(path: str, subject: Subject, patience: Patience) -> Iterator[None]:
                 os.unlink(path + ".json")
             with suppress(OSError):  # what cannot be unlocked is free when this process ends
                 lock.release()
+
+
+def _make_for_group(path: str) -> None:
+    """Where a group shares the root, a lock is every member's from its first moment: none is kept from waiting."""
+    if not is_shared(os.path.dirname(path)) or os.path.lexists(path):
+        return
+    beside = f"{os.path.dirname(path)}/{secrets.token_hex(8)}.lock"  # a kill leaves what is a free lock
+    os.close(create(beside))
+    with suppress(FileExistsError):
+        os.link(beside, path)
+    os.unlink(beside)
 
 
 def _acquired(path: str, subject: Subject, patience: Patience) -> "BaseFileLock | Lease":
@@ -241,7 +255,7 @@ def _record(path: str, subject: Subject) -> None:
     }  # fmt: skip
     with suppress(FileNotFoundError):
         os.unlink(path + ".json")
-    fd = os.open(path + ".json", CREATE, 0o600)
+    fd = create(path + ".json")
     try:
         os.write(fd, json.dumps(record).encode())
     finally:

@@ -31,6 +31,7 @@ from modelcache.store.disk import BUFFER, chunks_of, disk_errors, remove_tree, s
 from modelcache.store.follower import Follower
 from modelcache.store.installed import Stamp
 from modelcache.store.journal import Facts
+from modelcache.store.modes import mode_in
 from modelcache.store.writeback import WriteBack
 from modelcache.store.writer import SpanWriter
 
@@ -327,7 +328,7 @@ class Partial:
                 with suppress(OSError):
                     os.ftruncate(self._fd, os.fstat(self._fd).st_size)  # room beyond the end, which no hole reaches
                 with suppress(OSError):
-                    os.fchmod(self._fd, RELEASED)
+                    os.fchmod(self._fd, mode_in(self.folder, RELEASED))
             self._close_files()
 
     def discard(self) -> None:

@@ -253,12 +253,12 @@ class Waitlist:
                 self._set_aside(text)
             entries = [entry.to_json() for entry in after.entries]
             data |= {"format": FORMAT, "paused": after.paused, "entries": entries}
-            write_atomic(self._path, json.dumps(data, indent=1).encode())
+            write_atomic(self._path, json.dumps(data, indent=1).encode(), 0o600)
 
     def _set_aside(self, garbled: bytes) -> None:
         """Once: the first may hold what somebody wants back, and they do not pile up."""
         if not os.path.lexists(self._path + GARBLED):
-            write_atomic(self._path + GARBLED, garbled)
+            write_atomic(self._path + GARBLED, garbled, 0o600)
 
     def _waiting(self, data: dict[str, Any]) -> Waiting:
         """Every entry that is one; of a running one its lock is asked."""

@@ -1,0 +1,219 @@
+"""A root that a group shares: two accounts, whatever their umask, use what the other one made."""
+
+import json
+import os
+import pkgutil
+import shutil
+import stat
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caches import manifest_of, rot, run
+from crash import eventually, partial_bytes
+
+import modelcache
+from modelcache.cache import Cache
+from modelcache.errors import UsageError
+from modelcache.queueing import Queue
+from modelcache.testing import Content, Hold, Origin
+
+MIB = 1 << 20
+FILE = Content.generated(9 * MIB + 5, seed=31)
+GROUP, ANNA, BERT = 61_000, 61_001, 61_002
+UMASKS = {ANNA: 0o077, BERT: 0o022}
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Where the group may make its root: not below what pytest keeps for one account."""
+    place = Path(tempfile.mkdtemp())
+    os.chmod(place, 0o777)
+    yield place / "home"
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin({"m.bin": FILE, "n.bin": FILE}) as origin:
+        yield origin
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything_is_imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An account without rights to this interpreter's folder imports nothing after the fork."""
+    for module in pkgutil.walk_packages(modelcache.__path__, "modelcache."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    with Origin({"w.bin": Content.generated(1000)}) as origin:
+        cache = Cache(tmp_path_factory.mktemp("warm"))
+        cache.fetch(origin.url("w.bin"), progress=False)
+        cache.verify()
+        cache.clean()
+        cache.downloads()
+        cache.doctor()
+        cache.close()
+
+
+def begun(account: int, work: Callable[[], Any]) -> tuple[int, int]:
+    """A process of an account that does this: its id, and where its answer can be read."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        return pid, reading
+    try:
+        os.setgroups([])
+        os.setgid(GROUP)
+        os.setuid(account)
+        os.umask(UMASKS[account])
+        answer = {"is": work()}
+    except BaseException:  # noqa: BLE001 - told to the test
+        answer = {"error": traceback.format_exc()}
+    os.write(writing, json.dumps(answer).encode())
+    os._exit(0)
+
+
+def done_by(account: int, work: Callable[[], Any]) -> Any:
+    pid, reading = begun(account, work)
+    with open(reading, "rb") as stream:
+        answer = json.loads(stream.read())
+    os.waitpid(pid, 0)
+    assert "error" not in answer, answer["error"]
+    return answer["is"]
+
+
+def with_cache(home: Path, work: Callable[[Cache], Any]) -> Callable[[], Any]:
+    def worked() -> Any:
+        cache = Cache(home, shared=True, connections=1)
+        try:
+            return work(cache)
+        finally:
+            cache.close()
+
+    return worked
+
+
+def fetching(home: Path, origin: Origin, name: str = "m.bin", digest: bool = True) -> Callable[[], Any]:
+    def fetch(cache: Cache) -> Any:
+        file = cache.fetch(origin.url(name), sha256=FILE.sha256 if digest else None, progress=False)
+        return [file.status, Path(file.path).read_bytes() == FILE.read(0, FILE.size)]
+
+    return with_cache(home, fetch)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act for two accounts")
+
+
+def modes(home: Path) -> set[tuple[str, int]]:
+    """Kinds and modes of all that is not one account's own."""
+    found = set()
+    for path in [home, *home.rglob("*")]:
+        mode = path.lstat().st_mode
+        if not any(part.startswith(("queue", f"{os.uname().nodename}-")) for part in path.relative_to(home).parts):
+            found.add(("folder" if stat.S_ISDIR(mode) else "file", stat.S_IMODE(mode)))
+    return found
+
+
+@needs_root
+def test_what_one_account_fetched_is_a_hit_for_the_other(home: Path, origin: Origin) -> None:
+    assert done_by(ANNA, fetching(home, origin)) == ["fetched", True]
+    assert modes(home) == {("folder", 0o2775), ("file", 0o664), ("file", 0o444)}
+    asked = len(origin.requests)
+    assert done_by(BERT, fetching(home, origin)) == ["hit", True]
+    assert len(origin.requests) == asked
+    assert done_by(BERT, fetching(home, origin, "n.bin")) == ["linked", True]  # another model with that content
+    assert len(origin.requests) == asked
+    assert modes(home) == {("folder", 0o2775), ("file", 0o664), ("file", 0o444)}
+    assert {path.lstat().st_gid for path in home.rglob("*")} == {GROUP}
+    assert done_by(BERT, with_cache(home, lambda cache: [row["finding"] for row in cache.verify()])) == ["whole"] * 2
+    assert done_by(BERT, with_cache(home, lambda cache: list(cache.doctor()))) == []
+
+
+@needs_root
+def test_one_account_resumes_what_was_killed_of_the_other(home: Path, origin: Origin) -> None:
+    hold = Hold(6 * MIB, times=1)
+    origin.faults(hold, path="m.bin")
+    pid, reading = begun(ANNA, fetching(home, origin))
+    assert hold.reached.wait(20)
+    assert eventually(lambda: partial_bytes(home / "partials") > 4 * MIB)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    os.close(reading)
+    hold.release.set()
+    before = len(origin.requests)
+    assert done_by(BERT, fetching(home, origin)) == ["resumed", True]
+    assert sum(seen.bytes_sent for seen in origin.requests[before:]) < FILE.size - 3 * MIB
+    assert list((home / "partials").iterdir()) == []
+
+
+@needs_root
+def test_one_account_repairs_removes_and_cleans_what_the_other_installed(home: Path, origin: Origin) -> None:
+    manifest = manifest_of(origin, {"m.bin": FILE}, piece=MIB)
+
+    def fetch(cache: Cache) -> str:
+        return str(cache.fetch(manifest, progress=False).files[0].path)
+
+    def mend(cache: Cache) -> Any:
+        findings = [row["finding"] for row in cache.verify()]
+        return [findings, [row["repaired"] for row in cache.repair()], [row["finding"] for row in cache.verify()]]
+
+    place = Path(done_by(ANNA, with_cache(home, fetch)))
+    rot(place, 5 * MIB)
+    before = len(origin.requests)
+    assert done_by(BERT, with_cache(home, mend)) == [["corrupt"], [True], ["whole"]]
+    assert sum(seen.bytes_sent for seen in origin.requests[before:]) <= 2 * MIB
+    assert place.read_bytes() == FILE.read(0, FILE.size)
+    rot(place, 7 * MIB)
+    assert done_by(ANNA, with_cache(home, mend)) == [["corrupt"], [True], ["whole"]]
+
+    def clean(cache: Cache) -> Any:
+        return [row for row in cache.clean() if not row["removed"]]
+
+    os.chown(home / "quarantine", ANNA, GROUP)
+    assert done_by(BERT, lambda: clean(Cache(home, quarantine_age=0, temporary_age=0, log_age=0))) == []
+    assert list((home / "quarantine").iterdir()) == []
+    assert done_by(BERT, with_cache(home, lambda cache: cache.remove("m"))) > 0
+    assert done_by(ANNA, with_cache(home, lambda cache: len(cache.models()))) == 0
+
+
+@needs_root
+def test_history_and_queue_stay_the_account_s_own(home: Path, origin: Origin) -> None:
+    def asked(cache: Cache) -> Any:
+        Queue(cache).add(origin.url("n.bin") + "?token=s3cret")
+        cache.fetch(origin.url("m.bin"), progress=False)
+        return [len(cache.downloads()), len(Queue(cache))]
+
+    assert done_by(ANNA, with_cache(home, asked)) == [1, 1]
+    assert done_by(BERT, with_cache(home, lambda cache: [len(cache.downloads()), len(Queue(cache))])) == [0, 0]
+    assert done_by(BERT, with_cache(home, asked)) == [0, 1]  # a hit is no download
+    holding = [path for path in home.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+    assert sorted(path.name for path in holding) == [f"queue-{ANNA}.json", f"queue-{BERT}.json"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+
+
+def test_a_root_that_is_one_account_s_is_not_shared_by_saying_so(tmp_path: Path, origin: Origin) -> None:
+    root = tmp_path / "home"
+    Cache(root).fetch(origin.url("m.bin"), progress=False)
+    with pytest.raises(UsageError, match="shared = true, but"):
+        Cache(root, shared=True).fetch(origin.url("n.bin"), progress=False)
+    done = run("doctor", MODELCACHE_HOME=str(root), MODELCACHE_SHARED="true")
+    assert (done.returncode, "is not a group's" in done.stdout) == (3, True)
+    fix = next(row["fix"] for row in Cache(root, shared=True).doctor() if row["check"] == "modes")
+    assert os.system(fix) == 0
+    assert not [row for row in Cache(root, shared=True).doctor() if row["check"] == "modes"]
+
+
+def test_without_the_setting_everything_is_its_owner_s(tmp_path: Path, origin: Origin) -> None:
+    root = tmp_path / "home"
+    Cache(root).fetch(origin.url("m.bin"), progress=False)
+    assert modes(root) <= {("folder", 0o700), ("file", 0o600), ("file", 0o444), ("file", 0o644)}
+
+
+@pytest.mark.parametrize("value", ["yes", "2", "TRUE"])
+def test_a_truth_is_true_or_false(value: str) -> None:
+    assert run("doctor", MODELCACHE_SHARED=value).stdout.count("true or false is expected") == 1
