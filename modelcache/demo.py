@@ -72,11 +72,11 @@ def _cut(stage: Stage) -> None:
     _check(tries > 1, "the server cutter was not tried again")
     _check(kept == CUT, f"{kept:,} bytes were kept, not {CUT:,}")
     _say(f"-> It failed, after {tries} tries. But {in_units(kept)} of the weights are kept.")
-    stage.row([WEIGHTS], f"cut {tries} times, kept", kept, 0)
+    stage.row([WEIGHTS], f"cut {tries} times", kept, 0)
     for ready in [event for event in stage.events if event["type"] == "file_ready"]:
         file = ready["file"]
         _check(ready["message"] == in_place_text("fetched", "sha256"), f"{file} is {ready['message']}, not verified")
-        stage.row([file], "fetched, verified", stage.told("model_download_progress", file)[-1]["bytesDownloaded"], 0)
+        stage.row([file], "verified", stage.told("model_download_progress", file)[-1]["bytesDownloaded"], 0)
 
 
 def _resume(stage: Stage) -> None:
@@ -98,7 +98,7 @@ def _resume(stage: Stage) -> None:
         f" came, {in_units(dropped)} were",
         f"   dropped: the liar was caught at its first wrong piece. All is verified, sha256 {weights.sha256[:12]}...",
     )
-    stage.row([WEIGHTS], f"{weights.status}, verified", weights.bytes_fetched, weights.bytes_resumed)
+    stage.row([WEIGHTS], weights.status, weights.bytes_fetched, weights.bytes_resumed)
     _row_of_hits(stage, model)
 
 
@@ -128,7 +128,7 @@ def _rot(stage: Stage) -> None:
     start, last = (int(number) for number in wrong[0]["wrong_bytes"].split("-"))
     _check(start <= ROT <= last < start + PIECE, f"verify found bytes {start}-{last}, not byte {ROT}")
     _say(f"-> {WEIGHTS} is {wrong[0]['finding']}: bytes {start}-{last}. The other files are right.")
-    stage.row([WEIGHTS], f"{wrong[0]['finding']}: {in_units(last + 1 - start)}", 0, before.st_size, seconds)
+    stage.row([WEIGHTS], wrong[0]["finding"], 0, before.st_size, seconds)
 
 
 def _repair(stage: Stage) -> None:

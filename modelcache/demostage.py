@@ -82,17 +82,17 @@ class Stage:
             seconds = (max(times) - min(times)) / 1000
         liars = {self.named(event["gateway"]) for file in files for event in self.told("piece_failed", file)}
         asked = [self.named(event["gateway"]) for file in files for event in self.told("source_tried", file)]
-        shown = ", ".join(f"{name} (lied)" if name in liars else name for name in dict.fromkeys(asked))
+        shown = ", ".join(f"{name}!" if name in liars else name for name in dict.fromkeys(asked))
         name = files[0] if len(files) == 1 else f"{len(files)} files"
-        row = {"scene": self.scene, "file": name, "what happened": result, "servers asked": shown or "none"}
+        row = {"#": self.scene, "file": name, "what happened": result, "servers (! lied)": shown or "none"}
         self.rows.append({**row, "fetched": fetched, "was here": here, "time": seconds})
 
     def table(self) -> str:
-        """A DataFrame of all rows, as text."""
+        """A DataFrame of all rows, as text, in 80 columns."""
         import pandas as pd
 
         table = pd.DataFrame(self.rows)
-        for name in ("file", "what happened", "servers asked"):  # text to the left, its heading too
+        for name in ("file", "what happened", "servers (! lied)"):  # text to the left, its heading too
             width = max(len(name), *map(len, table[name]))
             table = table.assign(**{name: table[name].str.ljust(width)}).rename(columns={name: name.ljust(width)})
         shown = {"fetched": _size, "was here": _size, "time": _time}
@@ -155,4 +155,4 @@ def _size(size: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"

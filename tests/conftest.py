@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from crash import compiled
 
 from modelcache.cache import Cache
 
@@ -18,6 +19,17 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("MODELCACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MODELCACHE_BACKOFF", "0.01")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What makes a file system lie about locks, or have none."""
+    return compiled("flockshim.c", tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture

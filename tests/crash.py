@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+
+import pytest
 
 MIB = 1 << 20
 RECORD = ".manifest.json"
@@ -26,6 +29,17 @@ def sha256_of(path: Path) -> str:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "modelcache", *arguments]
+
+
+def compiled(source: str, folder: Path, *flags: str) -> Path:
+    """A library of these tests, to be preloaded. Skips where there is no compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
+    built, place = (folder / source).with_suffix(".so"), Path(__file__).resolve().parent / source
+    every = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", *flags]
+    subprocess.run([compiler, *every, "-o", str(built), str(place), "-ldl"], check=True)
+    return built
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -143,6 +143,13 @@ def test_every_test_that_the_page_of_cases_names_exists() -> None:
         assert found, f"{file} has no {name}"
 
 
+@pytest.mark.parametrize("program", blocks(ROOT / "docs/testing.md", "python"), ids=["resume", "hold", "wire"])
+def test_the_examples_of_testing_run(program: str, tmp_path: Path) -> None:
+    """Each as a program of its own: they need no server but those they start."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python run")], ids=lambda page: page.name)
 def test_the_examples_run(page: Path, tmp_path: Path) -> None:
     """Blocks marked `python run`, as one program; the URL and the digest become those of a file that there is."""

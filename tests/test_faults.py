@@ -22,7 +22,18 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from crash import MIB, check_store, files_below, leftovers, lines, locks_held, partial_bytes, read_record, sha256_of
+from crash import (
+    MIB,
+    check_store,
+    compiled,
+    files_below,
+    leftovers,
+    lines,
+    locks_held,
+    partial_bytes,
+    read_record,
+    sha256_of,
+)
 
 from modelcache.testing import Content, Origin
 
@@ -130,13 +141,7 @@ class Servers:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
-        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
-    built = tmp_path_factory.mktemp("shim") / "faultshim.so"
-    flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-D_LARGEFILE64_SOURCE"]
-    subprocess.run([compiler, *flags, "-o", str(built), str(HERE / "faultshim.c"), "-ldl"], check=True)
-    return built
+    return compiled("faultshim.c", tmp_path_factory.mktemp("shim"), "-D_LARGEFILE64_SOURCE")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 Each has a name, a network, process ids and a server of its own; what they share is the disk.
 """
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,22 +16,6 @@ from modelcache.store.journal import read_facts
 QUIET = ("--quiet", "--connections", "1")
 HERE = Path(__file__).resolve().parent
 Begin = Callable[..., Host]
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
-        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
-    built = tmp_path_factory.mktemp("shim") / "flockshim.so"
-    flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", str(built), str(HERE / "flockshim.c"), "-ldl"], check=True)
-    return str(built)
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -87,9 +69,9 @@ def test_where_locks_work_a_host_that_dies_is_followed_at_its_last_byte(home: Pa
     assert end["served"] <= 5 * MIB
 
 
-def disturbed(home: Path, host: Begin, shim: str, base: Path, *more: str) -> tuple[Host, Host]:
+def disturbed(home: Path, host: Begin, shim: Path, base: Path, *more: str) -> tuple[Host, Host]:
     """The second host has taken over what the first was fetching; both are held before the end."""
-    lies = {"SHIM": shim, "FLOCK_SHIM": "lies", "MODELCACHE_LOCK_TIMEOUT": "2"}
+    lies = {"SHIM": str(shim), "FLOCK_SHIM": "lies", "MODELCACHE_LOCK_TIMEOUT": "2"}
     first, second = host("first", **lies), host("second", **lies)
     for one, offset in ((first, 4 * MIB), (second, 6 * MIB)):
         one.ask("hold", offset)
@@ -101,7 +83,7 @@ def disturbed(home: Path, host: Begin, shim: str, base: Path, *more: str) -> tup
 
 @pytest.mark.parametrize("digest", ["given", "first use"])
 def test_where_locks_lie_the_host_that_lost_its_download_uses_the_result(
-    home: Path, host: Begin, shim: str, digest: str
+    home: Path, host: Begin, shim: Path, digest: str
 ) -> None:
     more = ["--sha256", FILE.sha256] if digest == "given" else []
     first, second = disturbed(home, host, shim, home / "partials", *more)
@@ -112,7 +94,7 @@ def test_where_locks_lie_the_host_that_lost_its_download_uses_the_result(
 
 
 def test_where_locks_lie_an_output_on_the_shared_folder_is_right_for_both(
-    home: Path, host: Begin, shim: str, tmp_path: Path
+    home: Path, host: Begin, shim: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out/m.bin"
     base = output.parent / ".m.bin.modelcache"
@@ -127,7 +109,7 @@ def test_where_locks_lie_an_output_on_the_shared_folder_is_right_for_both(
 
 
 def test_where_locks_lie_and_the_winner_dies_the_other_says_so_and_its_next_run_ends_well(
-    home: Path, host: Begin, shim: str
+    home: Path, host: Begin, shim: Path
 ) -> None:
     first, second = disturbed(home, host, shim, home / "partials", "--sha256", FILE.sha256)
     second.kill()
@@ -142,9 +124,9 @@ def test_where_locks_lie_and_the_winner_dies_the_other_says_so_and_its_next_run_
 
 @pytest.mark.parametrize("round_", range(3))
 def test_two_hosts_that_begin_at_once_both_have_the_right_file_though_locks_lie(
-    home: Path, host: Begin, shim: str, round_: int
+    home: Path, host: Begin, shim: Path, round_: int
 ) -> None:
-    lies = {"SHIM": shim, "FLOCK_SHIM": "lies"}
+    lies = {"SHIM": str(shim), "FLOCK_SHIM": "lies"}
     hosts = [host("first", **lies), host("second", **lies)]
     for one in hosts:
         one.begin("fetch", *QUIET)

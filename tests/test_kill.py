@@ -44,11 +44,6 @@ def origin() -> Iterator[Origin]:
         yield serving
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
 def fetch(origin: Origin, *more: str) -> list[str]:
     return ["fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet", *more]
 

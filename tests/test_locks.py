@@ -40,24 +40,8 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def lock(tmp_path: Path) -> str:
     return str(tmp_path / "locks" / "m.lock")
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
-        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
-    built = tmp_path_factory.mktemp("shim") / "flockshim.so"
-    flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", str(built), str(HERE / "flockshim.c"), "-ldl"], check=True)
-    return built
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import secrets
-import shlex
 import stat
 import struct
 import sys
@@ -114,7 +113,9 @@ def make_root(path: str) -> None:
                 os.mkdir(path)
                 os.chmod(path, FOLDER)
     elif not is_shared(path):
-        raise UsageError(f"shared = true, but {path} is not a group's", next_step=f"{SHARE.format(shlex.quote(path))}")
+        from shlex import quote
+
+        raise UsageError(f"shared = true, but {path} is not a group's", next_step=f"{SHARE.format(quote(path))}")
 
 
 def make_folder(path: str, mode: int = 0o700) -> None:
