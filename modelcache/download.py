@@ -6,6 +6,7 @@ is left. Leaves to others: each file (`filefetch`), names and records (`install`
 """
 
 import errno
+import math
 import os
 import threading
 import time
@@ -42,6 +43,7 @@ from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_tex
 from modelcache.store.disk import store_error
 from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
+from modelcache.store.resolved import Resolved
 from modelcache.store.watch import Far, Watch
 from modelcache.task import Task, overall
 from modelcache.transfer.control import Control
@@ -312,10 +314,23 @@ class Download:
     def _obtain(self) -> None:
         self._enter(State.RESOLVING)
         self._account.begins(self.order, self._tasks)
-        if self.order.asks and self._is_renewed(self._meaning()):
-            return  # under the name of its version it was here all the time
+        if self.order.asks and self._is_known_and_here():
+            return
         self._check_order()
         self._result = self._fetched_and_installed()
+
+    def _is_known_and_here(self) -> bool:
+        """Asks what is wanted; whether all of it is here. Where nobody can be asked, what was here last will do."""
+        asks = self.order.asks
+        assert asks is not None
+        try:
+            return self._is_renewed(self._meaning())
+        except AllSourcesFailedError:
+            known = Resolved(self._shop.layout).manifest(asks, math.inf) if self.order.cached else None
+            if known is None or not self._is_renewed(known):
+                raise
+        self._tell("resolving", f"{self._where} cannot be asked: {asks.shown} is here as it was last")
+        return True
 
     def _meaning(self) -> Manifest:
         """Asks the hub what is wanted."""

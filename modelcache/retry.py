@@ -4,11 +4,13 @@ Responsible for: how long to wait (`Backoff`, `retry_after_s`), how often (`Budg
 Leaves to `transfer`: clocks, sleeping, random numbers and which source comes next.
 """
 
+import re
 from dataclasses import dataclass, field
 
 MOST_WAIT_S = 1e9
 _OVERFLOWN = 1e300
 _LONGEST_DATE = 64
+_PARAMETER = re.compile(r";[ \t]*([rt])=([0-9]{1,9})(?![0-9])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,19 @@ def retry_after_s(value: str | None, date: str | None, now_s: float) -> float | 
         return None
     since_s = _http_date_s((date or "").strip())
     return min(max(until_s - (now_s if since_s is None else since_s), 0.0), MOST_WAIT_S)
+
+
+def rate_limit_s(value: str) -> float | None:
+    """Seconds until a RateLimit header (draft-ietf-httpapi-ratelimit-headers) gives quota again: `"api";r=0;t=42`.
+
+    The longest of those that are used up; None if it says nothing that can be read.
+    """
+    waits = [
+        float(parameters["t"])
+        for policy in value.split(",")
+        if (parameters := dict(_PARAMETER.findall(policy))).get("r") == "0" and "t" in parameters
+    ]
+    return min(max(waits), MOST_WAIT_S) if waits else None
 
 
 def _http_date_s(text: str) -> float | None:

@@ -16,7 +16,7 @@ from modelcache.model import ModelFile
 from modelcache.refs import Ref
 from modelcache.settings import Settings
 from modelcache.store.disk import store_error
-from modelcache.urls import checked_url, is_same_place
+from modelcache.urls import checked_url, is_same_place, without_secrets
 
 if TYPE_CHECKING:
     from modelcache.remotes.connection import Connector
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PREFIX = "MODELCACHE_"
 HUGGING_FACE = "https://huggingface.co"
+MOST_TOKEN_BYTES = 4096
 
 
 def root_of(root: str | os.PathLike[str] | None = None) -> str:
@@ -122,6 +123,8 @@ def _http(url: str, headers: Mapping[str, str], connector: "Connector") -> "Sour
 def _hub_source(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":
     from modelcache.remotes.huggingface import HubSource
 
+    if is_offline("hf"):
+        raise UsageError("Hugging Face is not asked, for HF_HUB_OFFLINE is set", next_step="unset it to fetch")
     return HubSource(url, _hub(headers), connector)
 
 
@@ -132,7 +135,8 @@ def _hub_resolver(_ref: Ref, headers: Mapping[str, str], connector: "Connector")
 
 
 def _hub(headers: Mapping[str, str]) -> "Hub":
-    """The hub of HF_ENDPOINT. A caller's own Authorization comes before HF_TOKEN."""
+    """The hub of HF_ENDPOINT. A caller's own Authorization comes before the token of the environment."""
+    from modelcache.remotes.http import checked_headers
     from modelcache.remotes.huggingface import Hub
 
     endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
@@ -140,14 +144,42 @@ def _hub(headers: Mapping[str, str]) -> "Hub":
         checked_url(endpoint)
     except UsageError as error:
         raise UsageError(f"HF_ENDPOINT: {error.message}") from error
-    given = {name.title(): value for name, value in headers.items()}
-    token = os.environ.get("HF_TOKEN", "").strip()
-    return Hub(endpoint.rstrip("/"), ({"Authorization": f"Bearer {token}"} if token else {}) | given)
+    if without_secrets(endpoint) != endpoint:
+        raise UsageError("HF_ENDPOINT is the address of a hub, without user name, ? and #")
+    secrets = checked_headers(headers)
+    if "Authorization" not in secrets and (token := _hub_token()):
+        secrets["Authorization"] = f"Bearer {token}"
+    try:
+        return Hub(endpoint.rstrip("/"), checked_headers(secrets))
+    except UsageError as error:
+        raise UsageError("the Hugging Face token holds characters that no token has") from error
+
+
+def _hub_token() -> str:
+    """HF_TOKEN, else what `hf auth login` has left: the file HF_TOKEN_PATH, else `token` in HF_HOME."""
+    environ = os.environ
+    if token := environ.get("HF_TOKEN", "").strip():
+        return token
+    if _is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        return ""
+    caches = environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    home = environ.get("HF_HOME") or os.path.join(caches, "huggingface")
+    path = environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")
+    try:
+        with open(os.path.expanduser(path), "rb", opener=_at_once) as stream:
+            return stream.read(MOST_TOKEN_BYTES).decode().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _is_on(variable: str) -> bool:
+    """As Hugging Face's own tools read a switch of the environment."""
+    return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")
 
 
 def is_offline(scheme: str) -> bool:
     """Whether the user said that this kind of hub must not be asked."""
-    return scheme == "hf" and os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
+    return scheme == "hf" and _is_on("HF_HUB_OFFLINE")
 
 
 # Who serves the urls of a scheme, and who resolves its refs: a new kind of source adds its lines here.

@@ -15,10 +15,11 @@ from modelcache.cache import Cache
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home of its own for each test, also for the processes it starts; nothing of this machine's settings."""
     for name in list(os.environ):
-        if name.startswith("MODELCACHE_") or name.lower().endswith("_proxy"):
+        if name.startswith(("MODELCACHE_", "HF_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("MODELCACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MODELCACHE_BACKOFF", "0.01")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ import pytest
 import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.errors import NotFoundError
-from modelcache.testing import Content, Hold, Origin, Status
+from modelcache.testing import Content, Hold, Hub, Status
 from tests.caches import Events, check_progress, run
-from tests.hubs import COMMIT, NEXT, asked, publish
 
 CONFIG = Content.of(b'{"a": 1}')
 WEIGHTS = Content.generated(300_000, seed=1)
@@ -22,15 +21,23 @@ FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "onnx/model.onnx":
 REF = "hf:org/name"
 
 
+COMMIT, NEXT = "1" * 40, "2" * 40
+
+
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
-    with Origin() as origin:
-        publish(origin, "org/name", FILES)
-        monkeypatch.setenv("HF_ENDPOINT", origin.url().rstrip("/"))
-        yield origin
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.publish("org/name", FILES, commit=COMMIT)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
 
 
-def test_a_model_is_pinned_to_the_commit_and_every_file_is_verified(hub: Origin, cache: Cache) -> None:
+def asked(hub: Hub) -> list[str]:
+    """What it was asked, in order, without queries."""
+    return [seen.path.partition("?")[0] for seen in hub.requests]
+
+
+def test_a_model_is_pinned_to_the_commit_and_every_file_is_verified(hub: Hub, cache: Cache) -> None:
     model = cache.fetch(REF)
     assert isinstance(model, mc.Model)
     assert (model.ref, model.id, model.version) == (REF, "hf--org--name", COMMIT)
@@ -44,7 +51,7 @@ def test_a_model_is_pinned_to_the_commit_and_every_file_is_verified(hub: Origin,
     assert cache.path(f"{REF}/config.json") == model["config.json"].path
 
 
-def test_what_was_asked_lately_is_a_hit_without_a_question(hub: Origin, cache: Cache) -> None:
+def test_what_was_asked_lately_is_a_hit_without_a_question(hub: Hub, cache: Cache) -> None:
     first = cache.fetch(REF)
     hub.stop()
     again = Cache(cache.root).fetch(REF)
@@ -54,7 +61,7 @@ def test_what_was_asked_lately_is_a_hit_without_a_question(hub: Origin, cache: C
     assert {file.name: file.verified for file in again.files}["config.json"] == "git-sha1"
 
 
-def test_a_hit_loads_neither_the_network_nor_locks(hub: Origin, cache: Cache) -> None:
+def test_a_hit_loads_neither_the_network_nor_locks(hub: Hub, cache: Cache) -> None:
     cache.fetch(REF)
     slow = {"requests", "filelock", "sqlite3", "tomllib"}
     code = f"import sys, modelcache as mc; mc.fetch({REF!r}); print(*({slow} & set(sys.modules)))"
@@ -62,14 +69,14 @@ def test_a_hit_loads_neither_the_network_nor_locks(hub: Origin, cache: Cache) ->
     assert done.stdout.strip() == ""
 
 
-def test_a_branch_is_asked_about_again_when_its_time_is_over(hub: Origin, cache_root: Path) -> None:
+def test_a_branch_is_asked_about_again_when_its_time_is_over(hub: Hub, cache_root: Path) -> None:
     cache = Cache(cache_root, manifest_ttl=0)
     cache.fetch(REF)
     before = len(hub.requests)
     same = cache.fetch(REF)
     assert isinstance(same, mc.Model) and {file.status for file in same.files} == {"hit"}
     assert len(hub.requests) - before == 2  # the revision and its list, no file
-    publish(hub, "org/name", FILES | {"config.json": Content.of(b'{"a": 2}')}, NEXT)
+    hub.publish("org/name", FILES | {"config.json": Content.of(b'{"a": 2}')}, commit=NEXT)
     before = len(hub.requests)
     newer = cache.fetch(REF)
     assert isinstance(newer, mc.Model) and newer.version == NEXT
@@ -79,17 +86,16 @@ def test_a_branch_is_asked_about_again_when_its_time_is_over(hub: Origin, cache_
     cache.close()
 
 
-def test_a_commit_is_never_asked_about_twice(hub: Origin, cache_root: Path) -> None:
+def test_a_commit_is_never_asked_about_twice(hub: Hub, cache_root: Path) -> None:
     cache = Cache(cache_root, manifest_ttl=0)
     cache.fetch(f"{REF}@{COMMIT}")
-    assert asked(hub)[0] == f"/api/models/org/name/tree/{COMMIT}"
     before = len(hub.requests)
     cache.fetch(f"{REF}@{COMMIT}")
     assert len(hub.requests) == before
     cache.close()
 
 
-def test_one_file_of_a_model_is_a_file(hub: Origin, cache: Cache, tmp_path: Path) -> None:
+def test_one_file_of_a_model_is_a_file(hub: Hub, cache: Cache, tmp_path: Path) -> None:
     file = cache.fetch(f"{REF}/config.json", output=tmp_path / "c.json")
     assert isinstance(file, mc.File)
     assert (tmp_path / "c.json").read_bytes() == CONFIG.read()
@@ -101,7 +107,7 @@ def test_one_file_of_a_model_is_a_file(hub: Origin, cache: Cache, tmp_path: Path
         cache.fetch(f"{REF}/gone.bin")
 
 
-def test_a_selection_is_ready_by_itself_and_grows(hub: Origin, cache: Cache) -> None:
+def test_a_selection_is_ready_by_itself_and_grows(hub: Hub, cache: Cache) -> None:
     some = cache.fetch(REF, files=["*.onnx", "config*"])
     assert isinstance(some, mc.Model)
     assert [file.name for file in some.files] == ["config.json", "onnx/model.onnx"]
@@ -115,7 +121,7 @@ def test_a_selection_is_ready_by_itself_and_grows(hub: Origin, cache: Cache) -> 
         cache.fetch(REF, files="*.gguf")
 
 
-def test_its_stages_are_told(hub: Origin, cache: Cache) -> None:
+def test_its_stages_are_told(hub: Hub, cache: Cache) -> None:
     events = Events()
     hold = Hold(0)
     hub.faults(hold, path="api/models/org/name/revision/main")
@@ -132,7 +138,7 @@ def test_its_stages_are_told(hub: Origin, cache: Cache) -> None:
     assert [row["status"] for row in cache.downloads()] == ["success"]
 
 
-def test_a_pause_ends_the_question_at_once_and_resume_asks_again(hub: Origin, cache: Cache) -> None:
+def test_a_pause_ends_the_question_at_once_and_resume_asks_again(hub: Hub, cache: Cache) -> None:
     events, hold = Events(), Hold(0)
     hub.faults(hold, path="api/models/org/name/revision/main")
     download = cache.fetch(REF, wait=False, progress=events)
@@ -148,7 +154,7 @@ def test_a_pause_ends_the_question_at_once_and_resume_asks_again(hub: Origin, ca
     assert (row["status"], row["attempts"]) == ("success", 2)
 
 
-def test_a_hub_that_is_busy_is_asked_again(hub: Origin, cache: Cache) -> None:
+def test_a_hub_that_is_busy_is_asked_again(hub: Hub, cache: Cache) -> None:
     hub.faults(Status(503, times=2), path="api/models/org/name/revision/main")
     events = Events()
     cache.fetch(REF, progress=events)
@@ -156,7 +162,7 @@ def test_a_hub_that_is_busy_is_asked_again(hub: Origin, cache: Cache) -> None:
     assert [event["message"] for event in events.of("source_failed")] == ["503: it is overloaded or down"] * 2
 
 
-def test_a_hub_that_is_down_is_told_in_one_line(hub: Origin, cache: Cache) -> None:
+def test_a_hub_that_is_down_is_told_in_one_line(hub: Hub, cache: Cache) -> None:
     hub.stop()
     done = run("fetch", REF, "--quiet")
     assert done.returncode == 5
@@ -164,8 +170,20 @@ def test_a_hub_that_is_down_is_told_in_one_line(hub: Origin, cache: Cache) -> No
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_what_is_here_will_do_while_the_hub_is_down(hub: Hub, cache_root: Path) -> None:
+    cache, events = Cache(cache_root, manifest_ttl=0), Events()
+    model = cache.fetch(REF)
+    hub.stop()
+    again = cache.fetch(REF, progress=events)
+    assert again.path == model.path
+    assert events.of("resolving")[-1]["message"].endswith("hf:org/name is here as it was last")
+    with pytest.raises(mc.AllSourcesFailedError):
+        cache.fetch(f"{REF}@v2")
+    cache.close()
+
+
 def test_what_is_installed_is_used_offline_and_nothing_else(
-    hub: Origin, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = cache.fetch(REF)
     before = len(hub.requests)
@@ -183,21 +201,21 @@ def test_what_is_installed_is_used_offline_and_nothing_else(
 @pytest.mark.parametrize(
     "garbage", [b"", b"{}", b"[]", b'{"format": 1, "aliases": {"main": 7}}', b'{"format": 1, "aliases": []}', b"\xff"]
 )
-def test_garbage_about_what_refs_meant_is_as_if_nothing_was_known(hub: Origin, cache: Cache, garbage: bytes) -> None:
+def test_garbage_about_what_refs_meant_is_as_if_nothing_was_known(hub: Hub, cache: Cache, garbage: bytes) -> None:
     model = cache.fetch(REF)
     for path in Path(cache.root, "catalog").rglob("*.json"):
         path.write_bytes(garbage)
     assert Cache(cache.root).fetch(REF).path == model.path
 
 
-def test_nothing_of_it_is_kept_beside_an_output_alone(hub: Origin, cache: Cache, tmp_path: Path) -> None:
+def test_nothing_of_it_is_kept_beside_an_output_alone(hub: Hub, cache: Cache, tmp_path: Path) -> None:
     model = cache.fetch(REF, cache=False, output=tmp_path / "out")
     assert isinstance(model, mc.Model)
     assert Path(tmp_path, "out", "config.json").read_bytes() == CONFIG.read()
     assert not Path(cache.root, "catalog").exists()
 
 
-def test_a_download_that_is_gone_on_with_has_the_same_id(hub: Origin, cache: Cache) -> None:
+def test_a_download_that_is_gone_on_with_has_the_same_id(hub: Hub, cache: Cache) -> None:
     hub.faults(Status(404, times=1), path=f"org/name/resolve/{COMMIT}/model.safetensors")
     with pytest.raises(mc.ModelCacheError):
         cache.fetch(REF)
@@ -207,7 +225,7 @@ def test_a_download_that_is_gone_on_with_has_the_same_id(hub: Origin, cache: Cac
     assert len(cache.downloads()) == 1
 
 
-def test_the_command_says_the_commit(hub: Origin, cache: Cache) -> None:
+def test_the_command_says_the_commit(hub: Hub, cache: Cache) -> None:
     done = run("fetch", f"{REF}/config.json", "--json", "--quiet")
     (told,) = json.loads(done.stdout)
     assert (told["ref"], told["id"], told["version"]) == (f"{REF}/config.json", "hf--org--name", COMMIT)
@@ -216,7 +234,7 @@ def test_the_command_says_the_commit(hub: Origin, cache: Cache) -> None:
     assert [file["path"] for file in told["files"]] == ["config.json", "onnx/model.onnx"]
 
 
-def test_a_file_that_rots_is_repaired_from_the_hub(hub: Origin, cache: Cache) -> None:
+def test_a_file_that_rots_is_repaired_from_the_hub(hub: Hub, cache: Cache) -> None:
     from tests.caches import rot
 
     model = cache.fetch(REF)
@@ -227,9 +245,9 @@ def test_a_file_that_rots_is_repaired_from_the_hub(hub: Origin, cache: Cache) ->
     assert (row["repaired"], row["source"]) == (True, "huggingface")
 
 
-def test_removing_it_takes_all_its_versions(hub: Origin, cache: Cache) -> None:
+def test_removing_it_takes_all_its_versions(hub: Hub, cache: Cache) -> None:
     cache.fetch(REF)
-    publish(hub, "org/name", {"config.json": CONFIG}, NEXT, "v2")
+    hub.publish("org/name", {"config.json": CONFIG}, "v2", commit=NEXT)
     cache.fetch(f"{REF}@v2")
     assert cache.path("hf--org--name@v2") == cache.path(f"{REF}@v2") != cache.path(REF)
     cache.remove(f"{REF}@v2")

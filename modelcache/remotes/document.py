@@ -6,7 +6,7 @@ Leaves to others: what a refusal means in its protocol, and what the content is.
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,13 @@ from modelcache.errors import ModelCacheError, SourceError
 from modelcache.model import ModelFile
 from modelcache.remotes.body import HttpBody
 from modelcache.remotes.connection import Connector
-from modelcache.remotes.http import ask, plain_length
+from modelcache.remotes.http import Explain, ask, nothing_more, plain_length
 from modelcache.remotes.reply import Head, promise_of, refusal_of
 from modelcache.remotes.source import Abort, Request
 
 MOST_BYTES = 32 << 20
 MOST_S = 60.0
 _PLAIN = {"Accept-Encoding": "identity"}
-
-Explain = Callable[[Head], SourceError | None]  # a refusal in the words of a protocol; None for the usual ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ def get(
     *,
     secrets: Mapping[str, str],
     accept: str = "application/json",
-    explain: Explain = lambda _head: None,
+    explain: Explain = nothing_more,
     most_bytes: int = MOST_BYTES,
 ) -> Document:
     """The document at a URL; `secrets` are headers for its origin alone.

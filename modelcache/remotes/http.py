@@ -16,7 +16,7 @@ Rules:
 import base64
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -44,6 +44,13 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
+Explain = Callable[[Head], SourceError | None]  # a refusal in the words of a service; None for the usual ones
+
+
+def nothing_more(_head: Head) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The reply that is no redirect, and where it came from."""
@@ -59,6 +66,7 @@ class HttpSource:
 
     headers: sent with each request to the URL's own origin, nowhere else. UsageError for a malformed URL or header.
     connector: whose connections it shares, instead of `timeouts` and connections of its own.
+    explain: what a refusal means where the URL is that of a service that says more than its status.
     """
 
     kind = "http"
@@ -70,11 +78,13 @@ class HttpSource:
         headers: Mapping[str, str] | None = None,
         timeouts: Timeouts = _DEFAULT_TIMEOUTS,
         connector: Connector | None = None,
+        explain: Explain = nothing_more,
     ) -> None:
         self.name = without_secrets(checked_url(url))
         self._url, userinfo = _without_userinfo(url)
-        self._secrets = userinfo | _checked_headers(headers or {})
+        self._secrets = userinfo | checked_headers(headers or {})
         self._connector = (connector or Connector(timeouts)).shared()
+        self._explain = explain
         self._conditional = True
         self._ranges = True
         self._says_ranges = False
@@ -89,9 +99,9 @@ class HttpSource:
         answer = self._settled_answer(request)
         try:
             promise = promise_of(answer.head, request, time.time())
-        except ModelCacheError:
+        except ModelCacheError as error:
             answer.exchange.dismiss(plain_length(answer.head))
-            raise
+            raise self._explain(answer.head) or error from error
         return HttpBody(
             answer.exchange,
             promise,
@@ -186,7 +196,7 @@ def _without_userinfo(url: str) -> tuple[str, dict[str, str]]:
     return split._replace(netloc=host).geturl(), {"Authorization": f"Basic {token}"}
 
 
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """In title case, so that one header has one key. UsageError never shows a value: it may be a secret."""
     for name, value in headers.items():
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):

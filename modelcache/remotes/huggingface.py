@@ -14,6 +14,7 @@ Rules:
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -26,7 +27,7 @@ from modelcache.remotes.document import Document, get
 from modelcache.remotes.http import HttpSource
 from modelcache.remotes.reply import Head
 from modelcache.remotes.source import Abort, Body, Request, Traits
-from modelcache.urls import origin_of
+from modelcache.urls import origin_of, without_secrets
 
 MOST_PAGES = 1000
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -63,7 +64,7 @@ class HubResolver:
         self._connector = connector.shared()
 
     def resolve(self, ref: Ref, abort: Abort) -> Manifest:
-        commit = ref.version or self._commit(ref, abort)
+        commit = self._commit(ref, abort)
         entries = [entry for page in self._pages(ref, commit, abort) for entry in _entries(page)]
         if len(entries) > MAX_MANIFEST_FILES:
             raise SourceError(f"it lists more than {MAX_MANIFEST_FILES:,} files")
@@ -80,11 +81,23 @@ class HubResolver:
         self._connector.close()
 
     def _commit(self, ref: Ref, abort: Abort) -> str:
-        said = self._get(ref, self._hub.api(ref, "revision", ref.alias), abort).json()
+        said = self._get(ref, self._hub.api(ref, "revision", ref.revision or ref.alias), abort).json()
         commit = said.get("sha") if isinstance(said, dict) else None
-        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or ref.version not in ("", commit):
             raise SourceError("it does not say which commit the revision is")
+        if said.get("gated"):
+            self._check_access(ref, abort)
         return commit
+
+    def _check_access(self, ref: Ref, abort: Abort) -> None:
+        """The list of a gated repository is for everybody: better told now than by each of its files."""
+        if "Authorization" not in self._hub.secrets:
+            raise _refused(self._hub, ref, "GatedRepo", 401)
+        try:
+            self._get(ref, self._hub.api(ref, "auth-check"), abort)
+        except NotFoundError as error:
+            if error.status != 404:  # a mirror may not know this question: then its files will tell
+                raise
 
     def _pages(self, ref: Ref, commit: str, abort: Abort) -> Iterator[Document]:
         url = self._hub.api(ref, "tree", commit) + "?recursive=true&expand=false"
@@ -102,10 +115,7 @@ class HubResolver:
         raise SourceError("its list of files does not end")
 
     def _get(self, ref: Ref, url: str, abort: Abort) -> Document:
-        def explain(head: Head) -> SourceError | None:
-            return refusal(self._hub, ref, head.status, head.text("x-error-code"))
-
-        return get(self._connector, url, abort, secrets=self._hub.secrets, explain=explain)
+        return get(self._connector, url, abort, secrets=self._hub.secrets, explain=partial(refusal, self._hub, ref))
 
 
 class HubSource:
@@ -114,41 +124,48 @@ class HubSource:
     kind = "huggingface"
 
     def __init__(self, url: str, hub: Hub, connector: Connector) -> None:
-        self._ref = Ref.parse(url)
-        if self._ref.scheme != "hf" or not (self._ref.version and self._ref.path):
-            raise UsageError(f"{self._ref.shown} names no file of a commit")
-        self._hub = hub
-        self._http = HttpSource(hub.file(self._ref), headers=hub.secrets, connector=connector)
+        ref = Ref.parse(url)
+        if ref.scheme != "hf" or not (ref.version and ref.path):
+            raise UsageError(f"{ref.shown} names no file of a commit")
+        self._validator = f'"{ref.version}"'
+        explain = partial(refusal, hub, ref)
+        self._http = HttpSource(hub.file(ref), headers=hub.secrets, connector=connector, explain=explain)
         self.name = self._http.name
 
     def traits(self, file: ModelFile) -> Traits | None:
         return self._http.traits(file)
 
     def open(self, request: Request) -> Body:
-        """The commit says which version it is; validators differ between the hub and where it sends us."""
-        try:
-            return self._http.open(replace(request, validator=""))
-        except NotFoundError as error:
-            raise refusal(self._hub, self._ref, error.status, "") or error from error
+        """The commit says which content it is: validators differ between the hub and the places it sends us to."""
+        body = self._http.open(replace(request, validator=""))
+        body.validator = self._validator
+        return body
 
     def close(self) -> None:
         self._http.close()
 
 
-def refusal(hub: Hub, ref: Ref, status: int, code: str) -> SourceError | None:
-    """What the hub's refusal means; None where its status says it all."""
-    if status not in (401, 403, 404):
-        return None
-    token = "your token may not see it" if "Authorization" in hub.secrets else "set HF_TOKEN if it is private"
-    if code == "GatedRepo" or status == 403:
-        page = f"{hub.endpoint}/{ref.name}"
-        text = f"{ref.base} is gated: accept its terms at {page}, and set HF_TOKEN to a token that may read it"
-    elif code == "RevisionNotFound":
-        text = f"{ref.base} has no revision {ref.revision or ref.alias}"
-    elif code == "EntryNotFound" or (status == 404 and ref.path and not code):
-        text = f"{ref.base} has no file {ref.path}"
-    else:
-        text = f"{ref.base} is not at {hub.host}: check the name; {token}"
+def refusal(hub: Hub, ref: Ref, head: Head) -> SourceError | None:
+    """What the hub's refusal means; None where it gives no reason: its status says what there is to say."""
+    code = head.text("x-error-code")
+    return _refused(hub, ref, code, head.status) if code and head.status in (401, 403, 404) else None
+
+
+def _refused(hub: Hub, ref: Ref, code: str, status: int) -> NotFoundError:
+    has_token = "Authorization" in hub.secrets
+    match code:
+        case "GatedRepo":
+            page = f"{without_secrets(hub.endpoint)}/{ref.name}"
+            what = "your token has no access: " if has_token else ""
+            then = "fetch again" if has_token else "set HF_TOKEN"
+            text = f"{ref.base} is gated: {what}accept its terms at {page}, then {then}"
+        case "RevisionNotFound":
+            text = f"{ref.base} has no revision {ref.revision or ref.alias}"
+        case "EntryNotFound":
+            text = f"{ref.base} has no file {ref.path}"
+        case _:
+            hint = "or your token may not see it" if has_token else "or it is private: then set HF_TOKEN"
+            text = f"{ref.base} is not at {hub.host}: check the name, {hint}"
     found = NotFoundError(text)
     found.status = status
     return found

@@ -11,7 +11,7 @@ from typing import Self
 
 from modelcache.errors import NotFoundError, RangeRefusedError, SourceError, TransientError, VerificationError
 from modelcache.remotes.source import Request
-from modelcache.retry import is_transient, retry_after_s
+from modelcache.retry import is_transient, rate_limit_s, retry_after_s
 
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
 LONGEST_VALIDATOR = 512
@@ -181,6 +181,7 @@ def _refusal(head: Head, request: Request, now_s: float) -> SourceError:
         return RangeRefusedError(f"{status}: it refuses ranges")
     if is_transient(status):
         wait_s = retry_after_s(head.text("retry-after"), head.text("date"), now_s)
+        wait_s = rate_limit_s(head.text("ratelimit")) if wait_s is None else wait_s
         return TransientError(f"{status}: {_BUSY.get(status, 'it fails at the moment')}", retry_after_s=wait_s)
     if 400 <= status <= 499:
         return NotFoundError(f"{status}: {_WHAT_TO_DO.get(status, 'it refuses the request')}")

@@ -6,8 +6,8 @@
         assert [seen.range for seen in origin.requests] == [None, "bytes=5000000-"]
 
 Responsible for: the names you import; docs/testing.md is the guide.
-Leaves to: `origin` (files and faults), `faults` (what can go wrong), `reply` (what is right), `content` (what is
-served), `wire` (exact bytes), `listener` (sockets, threads, TLS).
+Leaves to: `origin` (files and faults), `hub` (a Hugging Face hub that is one), `faults` (what can go wrong), `reply`
+(what is right), `content` (what is served), `wire` (exact bytes), `listener` (sockets, threads, TLS).
 Standard library only; imports nothing else of modelcache, so that any downloader can be tested with it.
 """
 
@@ -44,6 +44,7 @@ from modelcache.testing.faults import (
     Status,
     WrongLength,
 )
+from modelcache.testing.hub import Hub
 from modelcache.testing.listener import Certificate, certificate
 from modelcache.testing.origin import Origin, Seen
 from modelcache.testing.reply import Offer, Question, Reply
@@ -68,6 +69,7 @@ __all__ = [
     "Fault",
     "Header",
     "Hold",
+    "Hub",
     "HugeHeader",
     "IgnoreRange",
     "LastModified",

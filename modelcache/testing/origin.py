@@ -168,18 +168,27 @@ class Origin(Server):
     def _reply(self, question: Question) -> Reply:
         """The honest answer, spoiled by the faults that are due."""
         with self._lock:
-            content = self._files.get(question.target.lstrip("/")) or self._files.get(question.path)
             concerned = [it for it in self._installed if _concerns(it, question)]
             due = [it.fault for it in concerned if not isinstance(it.fault, Placed) and it.strikes()]
-        offer = Offer.honest(question, content)
+        offer = self.offer(question)
         for fault in due:
             fault.prepare(offer)
-        reply = answer(offer)
+        reply = self.reply(offer)
         for fault in due:
             fault.shape(reply)
         for fault in self._placed(concerned, reply):
             fault.shape(reply)
         return reply
+
+    def offer(self, question: Question) -> Offer:
+        """What would be served without faults."""
+        with self._lock:
+            content = self._files.get(question.target.lstrip("/")) or self._files.get(question.path)
+        return Offer.honest(question, content)
+
+    def reply(self, offer: Offer) -> Reply:
+        """How that is served without faults."""
+        return answer(offer)
 
     def _placed(self, concerned: list[_Installed], reply: Reply) -> list[Fault]:
         """Faults at an offset count only the replies that send it, so they come when the span is known."""
