@@ -21,8 +21,10 @@ from modelcache.errors import (
     TransientError,
 )
 from modelcache.model import ModelFile
-from modelcache.remotes.connection import Timeouts
+from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.http import HttpSource
+from modelcache.remotes.huggingface import Hub as Account
+from modelcache.remotes.huggingface import HubSource
 from modelcache.remotes.source import Abort, Chunk, Request, Source
 from modelcache.testing import (
     ChangedContent,
@@ -30,6 +32,7 @@ from modelcache.testing import (
     Content,
     Cut,
     DribbleHeaders,
+    Hub,
     IgnoreRange,
     Origin,
     SilentAccept,
@@ -117,7 +120,33 @@ class Http:
         self.origin.stop()
 
 
-@pytest.fixture(params=[Http])
+class Huggingface(Http):
+    """A large file of a hub, which sends us to another origin for it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.hub = stack.enter_context(Hub(cdn=True))
+        commit = self.hub.publish("org/name", {"m.bin": MODEL})
+        assert self.hub.cdn is not None
+        self.origin = self.hub.cdn
+        connector = Connector(Timeouts(connect_s=10, stall_s=10))
+        account = Account(self.hub.endpoint, {"Authorization": "Bearer s3cret"})
+        self.source: Source = HubSource(f"hf:org/name@{commit}/m.bin", account, connector)
+        stack.callback(self.source.close)
+        self._stack = stack
+
+    def lose_the_file(self) -> None:
+        self.origin.remove(MODEL.sha256)
+
+    def change(self) -> None:
+        pytest.skip("a commit does not change")
+
+    def hang(self, phase: str) -> None:
+        if phase == "connect":
+            pytest.skip("connecting is the business of plain HTTP")
+        super().hang(phase)
+
+
+@pytest.fixture(params=[Http, Huggingface])
 def backend(request) -> Iterator[Backend]:
     with ExitStack() as stack:
         yield request.param(stack)

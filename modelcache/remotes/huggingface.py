@@ -13,10 +13,11 @@ Rules:
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from modelcache.errors import NotFoundError, SourceError, UsageError
 from modelcache.model import GIT, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile
@@ -27,7 +28,7 @@ from modelcache.remotes.document import Document, get
 from modelcache.remotes.http import HttpSource
 from modelcache.remotes.reply import Head
 from modelcache.remotes.source import Abort, Body, Request, Traits
-from modelcache.urls import origin_of, without_secrets
+from modelcache.urls import origin_of, redirect_target, without_secrets
 
 MOST_PAGES = 1000
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -65,17 +66,18 @@ class HubResolver:
 
     def resolve(self, ref: Ref, abort: Abort) -> Manifest:
         commit = self._commit(ref, abort)
-        entries = [entry for page in self._pages(ref, commit, abort) for entry in _entries(page)]
-        if len(entries) > MAX_MANIFEST_FILES:
-            raise SourceError(f"it lists more than {MAX_MANIFEST_FILES:,} files")
+        files: list[ModelFile] = []
         try:
-            files = tuple(_file(ref, commit, entry) for entry in entries)
+            for page in self._pages(ref, commit, abort):
+                files += [_file(ref, commit, entry) for entry in _entries(page)]
+                if len(files) > MAX_MANIFEST_FILES:
+                    raise SourceError(f"it lists more than {MAX_MANIFEST_FILES:,} files")
             check_conflicts(file.path for file in files)
         except UsageError as error:
             raise SourceError(f"it lists files that cannot be kept here: {error.message}") from error
         if not files:
             raise NotFoundError(f"{ref.base} has no files in this revision")
-        return Manifest(ref.id, commit, ref.base, files)
+        return Manifest(ref.id, commit, ref.base, tuple(files))
 
     def close(self) -> None:
         self._connector.close()
@@ -109,10 +111,15 @@ class HubResolver:
             following = _NEXT.search(page.head.text("link"))
             if not following:
                 return
-            url = urljoin(page.url, following[1])
-            if origin_of(url) != origin_of(self._hub.endpoint):
-                raise SourceError("its list of files goes on at another place, which is not followed")
+            url = self._followed(page.url, following[1])
         raise SourceError("its list of files does not end")
+
+    def _followed(self, url: str, link: str) -> str:
+        with suppress(SourceError):
+            target = redirect_target(url, link)
+            if origin_of(target) == origin_of(self._hub.endpoint):
+                return target
+        raise SourceError("its list of files goes on at another place, which is not followed")
 
     def _get(self, ref: Ref, url: str, abort: Abort) -> Document:
         return get(self._connector, url, abort, secrets=self._hub.secrets, explain=partial(refusal, self._hub, ref))
