@@ -842,6 +842,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.model: list[tuple[int, str]] = []  # (priority, id), in order
         self.claimed: list[str] = []
         self.held: set[str] = set()
+        self.failed: set[str] = set()
         self.paused = False
         self.restart()
 
@@ -864,9 +865,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.waitlist.prioritize(entry, priority)
         old = next(pair for pair in self.model if pair[1] == entry)
         if old[0] != priority:
-            self.model.remove(old)
-            self.model.append((priority, entry))
-            self._sort()
+            self._put(entry, priority)
 
     @rule(entry=ids, before=ids)
     def move(self, entry: str, before: str) -> None:
@@ -879,13 +878,33 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(entry=consumes(ids))
     def remove(self, entry: str) -> None:
         self.waitlist.remove(entry)
-        self.model = [pair for pair in self.model if pair[1] != entry]
+        self._forget(entry)
+
+    @rule(entry=ids, priority=st.integers(-2, 2))
+    def add_again(self, entry: str, priority: int) -> None:
+        """It may become more urgent, and waits again if it had failed or was paused."""
+        same = self.waitlist.read().find(entry)
+        assert self.waitlist.add(same.ref, same.request, priority).id == entry
+        self.failed.discard(entry)
+        self.held.discard(entry)
+        if priority > same.priority:
+            self._put(entry, priority)
+
+    @rule(entry=ids)
+    def fail(self, entry: str) -> None:
+        self.waitlist.fail(entry, "why")
+        self.failed.add(entry)
         self.claimed = [each for each in self.claimed if each != entry]
+
+    @rule(entry=ids)
+    def retry(self, entry: str) -> None:
+        self.waitlist.retry(entry)
+        self.failed.discard(entry)
 
     @rule(most=st.integers(1, 3))
     def claim(self, most: int) -> None:
         entry = self.waitlist.claim(most)
-        waiting = [each for _, each in self.model if each not in self.claimed and each not in self.held]
+        waiting = [each for _, each in self.model if each not in {*self.claimed, *self.held, *self.failed}]
         if entry is None:
             assert not waiting or len(self.claimed) >= most or self.paused
         else:
@@ -909,6 +928,15 @@ class QueueMachine(RuleBasedStateMachine):
         self.waitlist.give_back(entry)
         self.claimed = [each for each in self.claimed if each != entry]
 
+    def _put(self, entry: str, priority: int) -> None:
+        """Behind all of this priority."""
+        self.model = [*(pair for pair in self.model if pair[1] != entry), (priority, entry)]
+        self._sort()
+
+    def _forget(self, entry: str) -> None:
+        self.model = [pair for pair in self.model if pair[1] != entry]
+        self.claimed = [each for each in self.claimed if each != entry]
+
     def _sort(self) -> None:
         self.model.sort(key=lambda pair: -pair[0])
 
@@ -917,10 +945,13 @@ class QueueMachine(RuleBasedStateMachine):
         entries = self.waitlist.read().entries
         assert [(entry.priority, entry.id) for entry in entries] == self.model
         assert {entry.id for entry in entries if entry.is_running} == set(self.claimed)
+        here = {entry.id for entry in entries}
+        assert {entry.id for entry in entries if entry.error} == self.failed & here
+        assert {entry.id for entry in entries if entry.paused} == self.held & here
 
     def teardown(self) -> None:
         subprocess.run(["rm", "-rf", self.folder], check=True)
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestQueueMachine.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
