@@ -143,7 +143,7 @@ def test_every_test_that_the_page_of_cases_names_exists() -> None:
         assert found, f"{file} has no {name}"
 
 
-@pytest.mark.parametrize("program", blocks(ROOT / "docs/testing.md", "python"), ids=["resume", "hold", "wire"])
+@pytest.mark.parametrize("program", blocks(ROOT / "docs/testing.md", "python"), ids=["resume", "hub", "hold", "wire"])
 def test_the_examples_of_testing_run(program: str, tmp_path: Path) -> None:
     """Each as a program of its own: they need no server but those they start."""
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
