@@ -12,7 +12,7 @@ import pytest
 
 import modelcache as mc
 from modelcache.manifests import make
-from modelcache.testing import CutAt, Origin
+from modelcache.testing import CutAt, Hub, Origin
 
 pytestmark = pytest.mark.slow
 
@@ -65,3 +65,24 @@ def test_a_second_model_with_the_same_files_fetches_nothing(original: Path, tmp_
         again = cache.fetch(make(str(original), "minilm-too", origin.url()))
         assert origin.requests == []
     assert {file.status for file in again.files} == {"linked"}
+
+
+def test_a_real_model_of_a_hub_is_the_original_to_the_byte(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import safe_open
+
+    name, files = "sentence-transformers/all-MiniLM-L6-v2", _files(original)
+    half = (original / "model.safetensors").stat().st_size // 2
+    with Hub(cdn=True, link_uses=1, page=5) as hub:
+        assert hub.cdn is not None
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        commit = hub.publish(name, files)
+        hub.cdn.faults(CutAt(half, times=1))
+        model = mc.Cache(tmp_path / "cache").fetch(f"hf:{name}")
+    assert isinstance(model, mc.Model)
+    assert (model.version, {file.name for file in model.files}) == (commit, set(files))
+    assert {file.verified for file in model.files} == {"sha256", "git-sha1"}
+    assert all(Path(model[name].path).read_bytes() == path.read_bytes() for name, path in files.items())
+    with safe_open(model["model.safetensors"].path, "np") as weights:
+        assert len(weights.keys()) > 100
