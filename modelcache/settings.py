@@ -38,7 +38,7 @@ class Settings:
     parallel_files: int = 3
     parallel_models: int = 2  # of the queue, in all processes together
     connections: int = 8  # per file, at most: more only while it gets faster; with piece digests one per source
-    grow_every: float = 0.25  # how long, at least, a number of connections is watched before it is doubled
+    grow_every: float = 0.25  # how long, at least, a number of connections is watched before it changes
     limit_rate: int = 0  # bytes/s of all downloads together; 0: as fast as it goes
     piece_size: int = 4 * MIB
     window: int = 256 * MIB  # how far ahead of the hash bytes are fetched

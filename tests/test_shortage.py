@@ -94,7 +94,7 @@ def test_too_few_threads_for_all_connections_are_tried_once_and_no_more(tmp_path
     refused = with_workers(monkeypatch, most)
     done = fetched(tmp_path)
     assert (done.error, done.content == BIG.read(), done.facts("source_failed")) == (None, True, [])
-    assert 1 <= len(refused) <= 2  # for good: not asked for again and again
+    assert 1 <= len(refused) < 8  # each connection once: not asked for again and again
 
 
 def test_without_a_thread_for_any_connection_it_fails_at_once(tmp_path, monkeypatch) -> None:

@@ -51,7 +51,7 @@ from modelcache.transfer.portion import Portions, worth_sharing
 from modelcache.transfer.staff import GRACE_S, Staff
 from modelcache.transfer.worker import OtherSizeError, Worker
 
-TICK_S = 0.1
+TICK_S = 0.05
 MANY = 1 << 30
 log = logging.getLogger(__name__)
 
