@@ -824,6 +824,14 @@ def test_a_connection_that_goes_to_sleep_is_overtaken_by_the_others(tmp_path) ->
     assert done.received < BIG.size + 16 * MIB
 
 
+def test_connections_that_are_all_as_slow_are_not_asked_for_the_same_bytes(tmp_path) -> None:
+    content = Content.generated(6 * MIB, seed=3)
+    with Origin({"slow": content}, faults=[Slow(MIB)]) as origin:
+        done = run(tmp_path, wanted(content), [origin.url("slow")], connections=8, grow_every=0.1)
+    assert done.content == content.read()
+    assert done.received < content.size + MIB // 4
+
+
 def test_a_sleeper_is_overtaken_by_another_source_where_pieces_are_known(tmp_path) -> None:
     with Origin({"a": BIG, "b": BIG}, faults=[Slow(40 * MIB)]) as origin:
         origin.faults(Stall(2 * MIB), path="a")

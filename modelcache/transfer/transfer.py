@@ -206,9 +206,9 @@ class Transfer:
         now, size = time.monotonic(), self.partial.size
         working = [worker for worker in self._staff if worker.pace is not None]
         delivering = [worker for worker in working if worker.received]
-        for worker in delivering:
-            several = sum(other.standing is worker.standing for other in delivering) > 1
-            worker.standing.delivers(worker.rate(now) or 0.0, several)
+        for standing in self._board.all:
+            if rates := [worker.rate(now) or 0.0 for worker in delivering if worker.standing is standing]:
+                standing.delivers(sum(rates) / len(rates), several=len(rates) > 1)
         if size is None or any(worker.is_held for worker in working):
             self._crew.wait()
             return
@@ -231,11 +231,12 @@ class Transfer:
         found = self._staff.slowest(now)
         if found is None or not worth_sharing(found[0].left, found[1], found[0].reply_s, standing.rate):
             return False
-        slow, left = found[0], found[0].left
+        (slow, rate), left = found, found[0].left
         stop = self._portions.halved(left) or (self._portions.overtaken(left) if slow.sleeps(now) else None)
         if stop is not None:
             return slow.shorten(stop)
-        if 0 < left.size <= self._portions.hedged and not self._staff.has_hedge:
+        is_behind = slow.sleeps(now) or not standing.rate or 2 * rate < standing.rate  # else both would need as long
+        if 0 < left.size <= self._portions.hedged and is_behind and not self._staff.has_hedge:
             shadow = Shadow(left)
             if hedge := self._start(standing, left, shadow):
                 self._staff.hedge(slow, hedge, shadow)
