@@ -7,7 +7,6 @@ Leaves to others: mending it (`maintenance`, `audit`), the caches of other tools
 
 import json
 import os
-import secrets
 import shlex
 import stat
 import time
@@ -21,7 +20,7 @@ from modelcache.report import Report
 from modelcache.settings import Settings
 from modelcache.state.place import Place, is_on_network
 from modelcache.store import leftovers
-from modelcache.store.disk import CREATE, SHARE, disk_errors, read_small, store_error
+from modelcache.store.disk import CREATE, SHARE, disk_errors, random_name, read_small, store_error
 from modelcache.store.installed import RECORD, Installed
 from modelcache.store.locks import Holder, is_held
 from modelcache.store.modes import is_shared
@@ -116,7 +115,7 @@ class Examination:
 
     def _probe(self) -> Iterator[Finding]:
         """Writes a few bytes, which tells more than asking for permission; and what time the disk has."""
-        path = os.path.join(self._root, f".probe.{secrets.token_hex(4)}.tmp")
+        path = os.path.join(self._root, f".probe.{random_name(4)}.tmp")
         with disk_errors(self._root):
             fd = os.open(path, CREATE, 0o600)
             try:

@@ -8,10 +8,8 @@ import os
 from collections.abc import Iterator
 
 from modelcache.errors import UsageError
-from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile, version_of
+from modelcache.model import MAX_MANIFEST_BYTES, PIECE_SIZE, Manifest, ModelFile, version_of
 from modelcache.names import check_conflicts, checked_path, file_name_of
-from modelcache.pieces import PIECE_SIZE
-from modelcache.store.blobs import read_back
 from modelcache.store.disk import disk_errors
 from modelcache.store.installed import RECORD
 from modelcache.urls import checked_url
@@ -65,6 +63,8 @@ def paths_below(folder: str) -> Iterator[str]:
 
 def _described(folder: str, path: str, base_url: str, piece_size: int) -> ModelFile:
     from urllib.parse import quote
+
+    from modelcache.store.blobs import read_back
 
     reading = read_back(os.path.join(folder, path), (), piece_size)
     urls = (f"{base_url.rstrip('/')}/{quote(path)}",) if base_url else ()

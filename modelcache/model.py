@@ -18,6 +18,7 @@ from modelcache.urls import without_secrets
 GIT = "git-sha1"  # of a git blob: SHA-1 over `blob <size>`, a zero byte and the bytes
 HEX_LENGTHS = {"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32, "blake3": 64, GIT: 40}
 STRENGTH = ("sha256", "sha512", "blake3", "sha1", GIT, "md5")  # sha256 first: it is also the name of the blob
+PIECE_SIZE = 4 << 20  # of the digests we record ourselves: small enough to repair by, large enough to list
 MAX_MANIFEST_BYTES = 5_000_000
 MAX_MANIFEST_FILES = 100_000
 LEAST_SIZE_SHARE = 0.8  # of a listed size, where nothing better is known (product B10)

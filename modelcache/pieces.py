@@ -11,8 +11,6 @@ from typing import Protocol
 
 from modelcache.model import GIT, Digest, PieceDigests, Span
 
-PIECE_SIZE = 4 << 20  # of the digests we record ourselves: small enough to repair by, large enough to list
-
 
 class Hash(Protocol):
     """What hashlib's and blake3's objects share."""

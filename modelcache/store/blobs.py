@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modelcache.errors import StoreError, UsageError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
@@ -27,7 +28,9 @@ from modelcache.store.disk import (
 )
 from modelcache.store.installed import Stamp
 from modelcache.store.layout import Layout
-from modelcache.store.partial import Partial
+
+if TYPE_CHECKING:
+    from modelcache.store.partial import Partial
 
 MODE = 0o444
 PORTION = 32 << 20
@@ -149,7 +152,7 @@ def stamp_of(path: str) -> Stamp:
         return Stamp.of(path)
 
 
-def commit(layout: Layout, partial: Partial, tick: Callable[[], None] = _nothing) -> Stamp:
+def commit(layout: Layout, partial: "Partial", tick: Callable[[], None] = _nothing) -> Stamp:
     """Makes a proven partial a blob, unless that blob is here, and right: then its links stay what they are.
 
     Returns how the blob looked when it was proven. Raises as `Partial.commit` does, and what

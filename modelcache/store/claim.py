@@ -10,7 +10,6 @@ So are the bytes of another account that shares the root: nobody but the owner o
 
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from modelcache.store.disk import (
     disk_errors,
     make_directories,
     make_folder,
+    random_name,
     remove_tree,
     write_all,
 )
@@ -120,7 +120,7 @@ def _on_their_way(base: str, key: str) -> list[tuple[str, int]]:
 
 
 def _token_of(key: str) -> str:
-    return f"{key}.{secrets.token_hex(8)}"
+    return f"{key}.{random_name(8)}"
 
 
 def _begun(folder: str, key: str, file: ModelFile, model: str) -> Claim:

@@ -12,7 +12,6 @@ Leaves to `maintenance`: how old is too old, and telling people.
 import errno
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 
 from modelcache.errors import LockedError
 from modelcache.store.claim import holes
-from modelcache.store.disk import CREATE, READ, disk_errors, remove_tree
+from modelcache.store.disk import CREATE, READ, disk_errors, random_name, remove_tree
 from modelcache.store.installed import RECORD, Installed
 from modelcache.store.journal import Facts, read_head
 from modelcache.store.layout import Layout
@@ -252,7 +251,7 @@ def _since_beat(path: str) -> float | None:
 
 def _now_in(folder: str) -> float:
     """The time of the clock that dates files there (I13): another machine's may differ from ours by hours."""
-    touched = os.path.join(folder, f"{secrets.token_hex(8)}.lock")  # a kill leaves what is a free lock
+    touched = os.path.join(folder, f"{random_name(8)}.lock")  # a kill leaves what is a free lock
     os.close(os.open(touched, CREATE, 0o600))
     try:
         return os.lstat(touched).st_mtime

@@ -7,7 +7,6 @@ cache (I5). Leaves to `blobs`: whether the bytes are right to begin with; a copy
 import fcntl
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +22,7 @@ from modelcache.store.disk import (
     make_directories,
     make_output_directories,
     output_mode,
+    random_name,
     sync_directory,
     write_all,
 )
@@ -60,7 +60,7 @@ def link(blob: str, target: str, sha256: Digest, proven: Stamp) -> Stamp:
 
 
 def _link(blob: str, target: str) -> None:
-    beside = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}.tmp"
+    beside = f"{os.path.dirname(target)}/.{random_name(8)}.tmp"
     try:
         os.link(blob, beside, follow_symlinks=False)
         os.rename(beside, target)

@@ -8,7 +8,6 @@ being right even if the lock lies (I12).
 import errno
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcache.errors import LockedError, StoreError
-from modelcache.store.disk import READ, create, disk_errors, make_directories, read_small
+from modelcache.store.disk import READ, create, disk_errors, make_directories, random_name, read_small
 from modelcache.store.lease import BEAT_S, Lease
 from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
@@ -166,7 +165,7 @@ def _make_for_group(path: str) -> None:
     """Where a group shares the root, a lock is every member's from its first moment: none is kept from waiting."""
     if not is_shared(os.path.dirname(path)) or os.path.lexists(path):
         return
-    beside = f"{os.path.dirname(path)}/{secrets.token_hex(8)}.lock"  # a kill leaves what is a free lock
+    beside = f"{os.path.dirname(path)}/{random_name(8)}.lock"  # a kill leaves what is a free lock
     os.close(create(beside))
     with suppress(FileExistsError):
         os.link(beside, path)

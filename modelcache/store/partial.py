@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from modelcache.errors import FencedError, StoreError, TakenOverError, VerificationError
-from modelcache.model import Digest, ModelFile, PieceDigests, Span
-from modelcache.pieces import PIECE_SIZE, Checks, Measure, Pieces
+from modelcache.model import PIECE_SIZE, Digest, ModelFile, PieceDigests, Span
+from modelcache.pieces import Checks, Measure, Pieces
 from modelcache.spans import END, SpanSet
 from modelcache.store.claim import RELEASED, Claim, claim, found
 from modelcache.store.disk import BUFFER, chunks_of, disk_errors, remove_tree, store_error, sync_directory

@@ -8,7 +8,6 @@ Leaves to `queueing`: fetching. What was asked may hold a URL with its query: th
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -16,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from modelcache.errors import LockedError, StoreError, UsageError
-from modelcache.store.disk import make_directories, read_small, write_atomic
+from modelcache.store.disk import make_directories, random_name, read_small, write_atomic
 from modelcache.store.locks import Lookout, Patience, Subject, locked
 from modelcache.store.owner import Owner
 
@@ -127,7 +126,7 @@ class Waitlist:
     def add(self, ref: str, request: str, priority: int) -> Entry:
         """What is wanted already is not added twice; it gets the higher priority, and waits (again)."""
         _check_priority(priority)
-        entry = Entry(secrets.token_hex(4), ref, request, priority, time.time_ns() // 1_000_000)
+        entry = Entry(random_name(4), ref, request, priority, time.time_ns() // 1_000_000)
 
         def change(now: Waiting) -> Waiting:
             nonlocal entry
