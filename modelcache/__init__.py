@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LockedError,
         ModelCacheError,
         ModelNotAvailableError,
+        NotFoundError,
         PausedError,
         StoreError,
         UsageError,
@@ -33,8 +34,8 @@ _HOMES = {
     "cache": ("Cache",),
     "download": ("Download",),
     "errors": (
-        "AllSourcesFailedError", "LockedError", "ModelCacheError", "ModelNotAvailableError", "PausedError",
-        "StoreError", "UsageError", "VerificationError",
+        "AllSourcesFailedError", "LockedError", "ModelCacheError", "ModelNotAvailableError", "NotFoundError",
+        "PausedError", "StoreError", "UsageError", "VerificationError",
     ),
     "model": ("Manifest",),
     "outcome": ("File", "Model"),
@@ -43,8 +44,8 @@ _HOMES = {
 
 __all__ = [
     "AllSourcesFailedError", "Cache", "Download", "File", "LockedError", "Manifest", "Model", "ModelCacheError",
-    "ModelNotAvailableError", "PausedError", "Queue", "StoreError", "UsageError", "VerificationError", "__version__",
-    "fetch", "on_event", "path", "queue", "repair", "verify",
+    "ModelNotAvailableError", "NotFoundError", "PausedError", "Queue", "StoreError", "UsageError", "VerificationError",
+    "__version__", "fetch", "on_event", "path", "queue", "repair", "verify",
 ]  # fmt: skip
 
 

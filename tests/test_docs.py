@@ -1,5 +1,6 @@
 """What the user guide shows is so: commands parse, tables agree with the code, links lead somewhere, examples run."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ from modelcache.cli import parser
 from modelcache.events import DownloadComplete, Fact, FactType, Progress
 from modelcache.history import DownloadRecord
 from modelcache.settings import Settings
-from modelcache.testing import Content, Origin
+from modelcache.testing import Content, Hub, Origin
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
@@ -152,10 +153,13 @@ def test_the_examples_of_testing_run(program: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python run")], ids=lambda page: page.name)
 def test_the_examples_run(page: Path, tmp_path: Path) -> None:
-    """Blocks marked `python run`, as one program; the URL and the digest become those of a file that there is."""
+    """Blocks marked `python run`, as one program; URL, digest and hub become those of files that there are."""
     content = Content.generated(100_000, seed=1)
-    with Origin({"model.gguf": content}) as origin:
+    with Origin({"model.gguf": content}) as origin, Hub() as hub:
+        hub.publish("sentence-transformers/all-MiniLM-L6-v2", {"config.json": b"{}", "model.safetensors": content})
+        environment = os.environ | {"HF_ENDPOINT": hub.endpoint}
         program = "".join(blocks(page, "python run"))
         program = program.replace("https://host/model.gguf", origin.url("model.gguf")).replace("HEX", content.sha256)
-        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
