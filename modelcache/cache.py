@@ -233,7 +233,7 @@ class Cache:
         Raises ModelNotAvailableError with the reason: not_installed, downloading, verifying (it changed since it
         was verified: fetch or verify it), error (it is corrupt or incomplete, or fetching it was paused or failed).
         """
-        ref = _with_version(Ref.parse(model), version)
+        ref = _ref_of(model, version)
         cache = self._holder(ref)
         record = cache._shelf.record(ref)
         if record is None:
@@ -263,7 +263,7 @@ class Cache:
 
     def info(self, model: str, version: str | None = None) -> Report:
         """One row a file. Raises ModelNotAvailableError."""
-        ref = _with_version(Ref.parse(model), version)
+        ref = _model_of(model, version)
         record = self._holder(ref)._shelf.present(ref)
         rows = [
             {
@@ -333,7 +333,7 @@ class Cache:
         from modelcache.events import Fact
         from modelcache.store.removal import remove
 
-        ref = _with_version(Ref.parse(model), version)
+        ref = _model_of(model, version)
         cache = self._holder(ref)
         records, shop, freed = cache._shelf.remains(ref), cache._runtime.shop, 0
         for record in records:
@@ -407,7 +407,7 @@ class Cache:
         """
         from modelcache.maintenance import reset
 
-        ref = replace(Ref.parse(model), version="")
+        ref = replace(_model_of(model), version="", revision="")
         rows: list[dict[str, Any]] = []
         for cache in self._caches():
             shop = cache._runtime.shop
@@ -563,7 +563,9 @@ class Cache:
 
     def _fresh_s(self, ref: Ref) -> float:
         """How long what a hub has said of a ref counts."""
-        return math.inf if is_offline(ref.scheme) else settings_for(self.root, self._overrides).manifest_ttl
+        if is_offline(ref.scheme):
+            return math.inf
+        return settings_for(self.root, self._overrides).manifest_ttl if ref.alias else 0.0  # a version is for ever
 
     def _elsewhere(self) -> "Cache | None":
         """The cache to use where nothing can be written here (product A8)."""
@@ -592,7 +594,7 @@ class Cache:
         """One model, or all."""
         if model is None:
             return self._all()
-        ref = _with_version(Ref.parse(model), version)
+        ref = _model_of(model, version)
         cache = self._holder(ref)
         return [(cache, cache._shelf.present(ref))]
 
@@ -621,8 +623,17 @@ class Cache:
         return "error" if mine and mine[-1].state in ("paused", "failed") else "not_installed"
 
 
-def _with_version(ref: Ref, version: str | None) -> Ref:
+def _ref_of(model: str, version: str | None) -> Ref:
+    ref = Ref.parse(model)
     return replace(ref, version=checked_path(version, parts=1)) if version else ref
+
+
+def _model_of(model: str, version: str | None = None) -> Ref:
+    """UsageError where one file is named: what is done to it is done to the whole model."""
+    ref = _ref_of(model, version)
+    if ref.path:
+        raise UsageError(f"{ref.shown} is one file of a model", next_step=f"name the model: {ref.base}")
+    return ref
 
 
 def _holds_anything(folder: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from modelcache.errors import UsageError
+from modelcache.errors import NotFoundError, UsageError
 from modelcache.model import ModelFile
 from modelcache.refs import Ref
 from modelcache.settings import Settings
@@ -82,16 +82,16 @@ class Sources:
         """The sources of a file, in the order of its urls.
 
         `headers` may hold secrets: only sources of the first url's origin get them (I20). A url that nothing here
-        serves is passed over; UsageError where there is no other.
+        serves, or that must not be asked, is passed over; UsageError or NotFoundError where there is no other.
         """
         made: list[Source] = []
-        refusal = None
+        refusal: UsageError | NotFoundError | None = None
         connector = self._shared()
         for url in dict.fromkeys(file.urls):
             make = SOURCES.get(url.partition(":")[0].lower(), _http)
             try:
                 made.append(make(url, headers if is_same_place(url, file.urls[0]) else {}, connector))
-            except UsageError as error:
+            except (UsageError, NotFoundError) as error:
                 refusal = error
         if refusal and not made:
             raise refusal
@@ -124,7 +124,7 @@ def _hub_source(url: str, headers: Mapping[str, str], connector: "Connector") ->
     from modelcache.remotes.huggingface import HubSource
 
     if is_offline("hf"):
-        raise UsageError("Hugging Face is not asked, for HF_HUB_OFFLINE is set", next_step="unset it to fetch")
+        raise NotFoundError("Hugging Face is not asked, for HF_HUB_OFFLINE is set", next_step="unset it to fetch")
     return HubSource(url, _hub(headers), connector)
 
 

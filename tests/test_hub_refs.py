@@ -13,7 +13,7 @@ import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.errors import NotFoundError
 from modelcache.testing import Content, Hold, Hub, Status
-from tests.caches import Events, check_progress, run
+from tests.caches import Events, check_progress, run, start
 
 CONFIG = Content.of(b'{"a": 1}')
 WEIGHTS = Content.generated(300_000, seed=1)
@@ -243,6 +243,49 @@ def test_a_file_that_rots_is_repaired_from_the_hub(hub: Hub, cache: Cache) -> No
     assert [row["finding"] for row in cache.verify(REF)] == ["corrupt", "whole", "whole"]
     (row,) = cache.repair([REF])
     assert (row["repaired"], row["source"]) == (True, "huggingface")
+
+
+@pytest.mark.parametrize("command", ["rm", "verify", "info", "reset", "repair"])
+def test_what_is_done_to_models_is_not_done_to_one_for_one_of_its_files(hub: Hub, cache: Cache, command: str) -> None:
+    cache.fetch(REF)
+    done = run(command, f"{REF}/config.json")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "is one file of a model; name the model: hf:org/name" in done.stderr
+    assert cache.path(REF)
+
+
+def test_a_reset_forgets_what_the_hub_has_said(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    hub.publish("org/name", FILES, "v2", commit=NEXT)
+    cache.fetch(f"{REF}@v2")
+    cache.reset(f"{REF}@v2")
+    assert not os.listdir(Path(cache.root, "models"))
+    assert not os.listdir(Path(cache.root, "catalog"))
+
+
+def test_a_setting_that_is_wrong_does_not_matter_to_a_commit_that_is_here(
+    hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.fetch(REF)
+    monkeypatch.setenv("MODELCACHE_MANIFEST_TTL", "soon")
+    fresh = Cache(cache.root)
+    assert isinstance(fresh.fetch(f"{REF}@{COMMIT}"), mc.Model)
+    with pytest.raises(mc.UsageError, match="MODELCACHE_MANIFEST_TTL"):
+        fresh.fetch(REF)
+
+
+def test_a_model_of_a_hub_may_wait_in_the_queue(hub: Hub, cache: Cache) -> None:
+    queue = mc.Queue(cache)
+    queue.add(REF, files=["config*"])
+    queue.run()
+    assert sorted(os.listdir(cache.path(REF))) == [".manifest.json", "config.json"]
+
+
+def test_processes_that_want_the_same_ask_once(hub: Hub, cache: Cache) -> None:
+    runs = [start("fetch", REF, "--quiet", "--json") for _ in range(3)]
+    told = [json.loads(process.communicate(timeout=60)[0]) for process in runs]
+    assert [each[0]["version"] for each in told] == [COMMIT] * 3
+    assert sorted(asked(hub)) == sorted(set(asked(hub)))
 
 
 def test_removing_it_takes_all_its_versions(hub: Hub, cache: Cache) -> None:
