@@ -237,7 +237,8 @@ class Cache:
         cache = self._holder(ref)
         record = cache._shelf.record(ref)
         if record is None:
-            raise ModelNotAvailableError(ref.id, ref.version or None, cache._why_not(ref.id))
+            version = ref.version or ref.alias or None
+            raise ModelNotAvailableError(ref.id, version, cache._why_not(ref.id))
         if cache._shelf.status(record) != "ready":
             distrusted = record.missing or any(file.is_distrusted for file in record.files)
             changed = record.condition() == "changed" and not distrusted
@@ -556,7 +557,7 @@ class Cache:
     def _order(self, ref: str | Manifest, wish: Wish, meaning: Manifest | None = None) -> Order:
         order = order_of(self._shelf, ref, wish, meaning, self._fresh_s)
         if order.asks and is_offline(order.asks.scheme):
-            error = ModelNotAvailableError(order.id, order.asks.revision or None, "not_installed")
+            error = ModelNotAvailableError(order.id, order.asks.version or order.asks.alias, "not_installed")
             error.next_step = "its hub is not asked, for HF_HUB_OFFLINE is set: unset it to fetch"
             raise error
         return order

@@ -158,7 +158,7 @@ def _order_of_hub(shelf: Shelf, ref: Ref, wish: Wish, meaning: Manifest | None) 
 def _known_meaning(shelf: Shelf, ref: Ref, within_s: float) -> Manifest | None:
     """What the hub said lately. Where it may be ever so old, what is installed will do."""
     known = Resolved(shelf.layout).manifest(ref, within_s)
-    if known is None and math.isinf(within_s) and (record := shelf.record(ref)) and not record.missing:
+    if known is None and math.isinf(within_s) and (record := shelf.named(ref)) and not record.missing:
         return Manifest(ref.id, record.version, ref.base, _files_of(record)) if is_same_ref(record, ref.base) else None
     return known
 

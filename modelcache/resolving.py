@@ -89,7 +89,10 @@ class _Asking:
                 results.append(error)
             over.set()
 
-        threading.Thread(target=work, name="modelcache-resolver", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="modelcache-resolver", daemon=True).start()
+        except RuntimeError as error:
+            raise StoreError(f"no thread: {error}", next_step="end some programs, then run again") from error
         try:
             while not over.wait(LOOK_S):
                 self._control.check()
@@ -116,8 +119,8 @@ class _Asking:
         )  # fmt: skip
 
     def _explained(self, error: SourceError) -> ModelCacheError:
-        """A refusal speaks for itself; a fault is told with where it happened."""
-        if error.kind == "not_found":
+        """A refusal that names the model speaks for itself; anything else is told with where it happened."""
+        if error.kind == "not_found" and error.message.startswith(self._ref.base):
             return error
         failed = AllSourcesFailedError(
             self._ref.shown, (SourceFailure(self._resolver.name, error.message, error.kind),)

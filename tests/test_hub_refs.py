@@ -12,7 +12,7 @@ import pytest
 import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.errors import NotFoundError
-from modelcache.testing import Content, Hold, Hub, Status
+from modelcache.testing import Content, Hold, Hub, Origin, Status
 from tests.caches import Events, check_progress, run, start
 
 CONFIG = Content.of(b'{"a": 1}')
@@ -193,7 +193,7 @@ def test_what_is_installed_is_used_offline_and_nothing_else(
     for path in Path(cache.root, "catalog").rglob("*.json"):
         path.write_bytes(b"\0garbage")
     assert Cache(cache.root).fetch(REF).path == model.path
-    with pytest.raises(mc.ModelNotAvailableError, match="Model hf--org--other@latest is not available: not_installed"):
+    with pytest.raises(mc.ModelNotAvailableError, match="Model hf--org--other@main is not available: not_installed"):
         cache.fetch("hf:org/other")
     assert len(hub.requests) == before
 
@@ -272,6 +272,39 @@ def test_a_setting_that_is_wrong_does_not_matter_to_a_commit_that_is_here(
     assert isinstance(fresh.fetch(f"{REF}@{COMMIT}"), mc.Model)
     with pytest.raises(mc.UsageError, match="MODELCACHE_MANIFEST_TTL"):
         fresh.fetch(REF)
+
+
+def test_another_revision_is_never_taken_for_the_one_that_is_named(
+    hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.publish("org/name", {"config.json": CONFIG}, "v2", commit=NEXT)
+    model = cache.fetch(f"{REF}@v2")
+    with pytest.raises(mc.ModelNotAvailableError):
+        cache.path(REF)
+    with pytest.raises(mc.ModelNotAvailableError, match="hf--org--name@v3 is not available"):
+        cache.path(f"{REF}@v3")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for path in Path(cache.root, "catalog").rglob("*.json"):
+        path.unlink()
+    with pytest.raises(mc.ModelNotAvailableError):
+        cache.fetch(REF, progress=print)
+    assert cache.fetch(f"{REF}@v2").path == cache.path("hf--org--name@v2") == cache.path("hf--org--name") == model.path
+
+
+def test_a_registry_that_is_lost_forgets_no_model(hub: Hub, cache: Cache) -> None:
+    model = cache.fetch(REF)
+    Path(cache.root, "registry.json").write_text("garbage")
+    assert cache.path(REF) == cache.path(f"{REF}@{COMMIT}") == model.path
+    assert Cache(cache.root).fetch(REF).path == model.path
+
+
+def test_what_is_no_hub_is_told_with_its_name(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Origin({}) as origin:
+        monkeypatch.setenv("HF_ENDPOINT", origin.url())
+        with pytest.raises(mc.AllSourcesFailedError, match="404: not found") as missing:
+            cache.fetch(REF)
+    assert missing.value.exit_code == 4
+    assert f"hf:org/name could not be fetched (127.0.0.1:{origin.port}: 404" in missing.value.line()
 
 
 def test_a_model_of_a_hub_may_wait_in_the_queue(hub: Hub, cache: Cache) -> None:

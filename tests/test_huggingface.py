@@ -163,7 +163,7 @@ def test_a_revision_may_hold_a_slash_and_a_path_what_urls_may_not(hub: Hub, cach
     assert isinstance(model, mc.Model)
     assert (model.version, {file.name for file in model.files}) == (commit, set(odd))
     assert cache.path(f"{REF}@refs%2Fpr%2F1/a b/c%23d 100%25.bin") == model["a b/c#d 100%.bin"].path
-    assert [row["finding"] for row in cache.verify(REF)] == ["whole", "whole"]
+    assert [row["finding"] for row in cache.verify(f"{REF}@refs%2Fpr%2F1")] == ["whole", "whole"]
 
 
 def test_an_id_that_stands_for_something_else_is_refused(hub: Hub, cache: Cache) -> None:

@@ -25,20 +25,26 @@ class Shelf:
         self.registry = Registry(layout.registry, layout.models, layout.lock("registry"))
 
     def record(self, ref: Ref) -> Installed | None:
-        """The record of the version that is named, by itself or by a tag or branch; else of the default one."""
-        if named := ref.version or ref.revision:
-            return self.at(ref.id, named) or self._aliased(ref.id, named)
-        if ref.alias and (found := self._aliased(ref.id, ref.alias)):
-            return found
+        """The record of the version that is named, by itself or by a tag or branch; else of the default one.
+
+        Of a hub, that is what its default branch or tag meant; another version only where nobody knows of any branch.
+        """
+        named = self.named(ref)
+        if named or ref.version or ref.revision or (ref.alias and self.registry.aliases(ref.id)):
+            return named
         default = self.registry.default(ref.id)
         found = self.at(ref.id, default) if default else None
         if found is None:  # a kill came between record and registry, or the registry tells of what is gone
             found = next(reversed([*versions_under(self.layout.models, ref.id)]), None)
         return found
 
-    def _aliased(self, model_id: str, alias: str) -> Installed | None:
-        version = self.registry.aliases(model_id).get(alias)
-        return self.at(model_id, version) if version else None
+    def named(self, ref: Ref) -> Installed | None:
+        """The record of just that version, tag or branch (of a hub, where none is named, the default one)."""
+        name = ref.version or ref.alias
+        if not name:
+            return None
+        version = self.registry.aliases(ref.id).get(name)
+        return self.at(ref.id, name) or (self.at(ref.id, version) if version else None)
 
     def at(self, model_id: str, version: str) -> Installed | None:
         try:
@@ -51,7 +57,7 @@ class Shelf:
         """Raises ModelNotAvailableError."""
         record = self.record(ref)
         if record is None:
-            raise ModelNotAvailableError(ref.id, ref.version or None, "not_installed")
+            raise ModelNotAvailableError(ref.id, ref.version or ref.alias or None, "not_installed")
         return record
 
     def remains(self, ref: Ref) -> list[Installed]:
