@@ -31,7 +31,9 @@ from modelcache.store.shelf import Shelf
 from modelcache.wiring import checked, fallback_for, is_offline, root_of, settings_for
 
 if TYPE_CHECKING:
+    from modelcache.archives.bundle import Readable
     from modelcache.download import Download
+    from modelcache.exporting import Sink
     from modelcache.history import DownloadRecord
 
 Path = str | os.PathLike[str]
@@ -357,6 +359,34 @@ class Cache:
         cache._runtime.make_root()
         return adopt(cache._runtime.shop, os.path.abspath(os.fspath(path)), model, version, replace=replace)
 
+    def export_bundle(self, models: Sequence[str], output: "Path | Sink", *, progress: Show = None) -> Report:
+        """Writes models (`id`, `id@version`, or the URL of one) to one file for machines without network: `output`,
+        replaced if it is there, or a binary stream. One row a model.
+
+        Each byte is proven as it is written. VerificationError where one has rotted, ModelNotAvailableError,
+        LockedError, StoreError; then there is no file. `progress` as in `fetch`.
+        """
+        from modelcache.exporting import export
+
+        if not models:
+            raise UsageError("name the models to export")
+        chosen = [(cache._runtime.shop, record) for model in models for cache, record in self._chosen(model, None)]
+        place = os.path.abspath(os.path.expanduser(output)) if isinstance(output, (str, os.PathLike)) else output
+        return export(chosen, place, progress)
+
+    def import_bundle(self, source: "Path | Readable", *, progress: Show = None) -> tuple[Model, ...]:
+        """Takes in the models of a bundle, a file or a binary stream, which is read once.
+
+        Each model is here as soon as all its files are proven; those that are in the store already are not read again
+        from the bundle. VerificationError for a bundle that is damaged, cut short or hostile, UsageError where a
+        version is here with other files, LockedError, StoreError; what was proven by then stays.
+        """
+        from modelcache.importing import opened, take_in
+
+        cache = self._elsewhere() or self
+        with opened(source) as bundle:
+            return take_in(cache._runtime.shop, cache._shelf, bundle, progress)
+
     # -- care ---------------------------------------------------------------------------------------------------------
 
     @property
@@ -605,16 +635,11 @@ class Cache:
     @contextmanager
     def _shown(self, progress: Show, record: Installed) -> Iterator[Workshop]:
         """The workshop, while the events of a model are shown."""
-        from modelcache.progress import subscriber_for
+        from modelcache.progress import shown
 
-        shop = self._runtime.shop
-        subscriber = subscriber_for(progress, record.id, {file.path: max(0, file.size) for file in record.files})
-        unsubscribe = shop.dispatcher.subscribe(subscriber) if subscriber else lambda: None
-        try:
+        shop, sizes = self._runtime.shop, {file.path: max(0, file.size) for file in record.files}
+        with shown(progress, shop.dispatcher, record.id, sizes):
             yield shop
-        finally:
-            shop.dispatcher.drain(STOP_WITHIN_S)
-            unsubscribe()
 
     def _why_not(self, model_id: str) -> Reason:
         """Why a model without a record is not available."""

@@ -30,6 +30,7 @@ from modelcache.store.claim import forget, found, result_of_others
 from modelcache.store.disk import (
     BUFFER,
     check_no_links,
+    check_room,
     disk_errors,
     make_directories,
     make_output_directories,
@@ -394,15 +395,6 @@ def _check_expected(file: ModelFile, reading: blobs.Reading) -> None:
 
 
 def _check_room(partial: Partial) -> None:
-    """Says that the disk is too small before an hour is spent on filling it; writing may fail all the same (I25)."""
-    if partial.size is None:
-        return
-    missing = sum(Span(*span).size for span in partial.missing()) - partial.reserved_bytes
-    with disk_errors(partial.path):
-        disk = os.statvfs(os.path.dirname(partial.folder))  # not the folder: somebody may be taking it over
-    free = disk.f_bavail * disk.f_frsize
-    if missing > free:
-        raise StoreError(
-            f"{partial.folder}: the disk has room for {free:,} bytes, {missing:,} more are needed",
-            next_step="free space, then run again to go on",
-        )
+    if partial.size is not None:
+        missing = sum(Span(*span).size for span in partial.missing()) - partial.reserved_bytes
+        check_room(os.path.dirname(partial.folder), missing)  # not the folder: somebody may be taking it over

@@ -27,7 +27,7 @@ class File:
     """One file in place. `path` is absolute, `name` its path inside the model.
 
     `verified` is the kind of digest that vouched for it, or "unverified": then only framing and size were checked,
-    and the digest is recorded for next time. `bytes_fetched` came over the network in this call;
+    and the digest is recorded for next time. `bytes_fetched` came from the source in this call;
     `bytes_resumed` were here from an earlier one. `unpacked` is the folder with what was in it, if that was asked
     for. `version` is that of the model it belongs to. `os.fspath(file)` is what was asked for: that folder, else the
     path.

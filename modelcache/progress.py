@@ -8,12 +8,13 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TextIO
 from urllib.parse import urlsplit
 
-from modelcache.dispatch import Subscriber
+from modelcache.dispatch import Dispatcher, Subscriber
 from modelcache.errors import UsageError
 from modelcache.units import as_clock, in_units, part_of, short
 
@@ -24,13 +25,13 @@ TOLD = (
 )  # the end is for whoever asked  # fmt: skip
 ENDS = {"success": "done", "completed": "done", "paused": "paused", "error": "failed"}
 LINE_EVERY_S = 10.0
+DRAIN_S = 1.5
 SPEED_OVER_MS = 5000
+Show = bool | Subscriber | None  # `progress` as users give it: see `subscriber_for`
 MODES = ("auto", "text", "off")
 
 
-def subscriber_for(
-    progress: bool | Subscriber | None, model: str, sizes: Sizes | None = None, *, facts: bool = False
-) -> Subscriber | None:
+def subscriber_for(progress: Show, model: str, sizes: Sizes | None = None, *, facts: bool = False) -> Subscriber | None:
     """What shows the events of one model (of all, where `model` is empty), or None for silence.
 
     `progress` None: bars if stderr is a terminal. True: bars, or a line now and then where it is none; with
@@ -56,6 +57,18 @@ def _only(model: str, show: Subscriber) -> Subscriber:
             show(event)
 
     return filtered
+
+
+@contextmanager
+def shown(progress: Show, dispatcher: Dispatcher, model: str, sizes: Sizes) -> Iterator[None]:
+    """While the block runs, what happens to one model is shown, to the last event of it. `progress` as above."""
+    show = subscriber_for(progress, model, sizes)
+    unsubscribe = dispatcher.subscribe(show) if show else lambda: None
+    try:
+        yield
+    finally:
+        dispatcher.drain(DRAIN_S)
+        unsubscribe()
 
 
 class _Sum:

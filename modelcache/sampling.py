@@ -78,6 +78,7 @@ class Sampler:
         self._guard = threading.Lock()  # no sample of a file comes after its end
         self._followed: Sampled | None = None
         self._ends: dict[str, Progress] = {}
+        self._right: set[str] = set()
         self._sampling = every(SAMPLE_S, self._tell)
 
     def follow(self, file: Sampled) -> None:
@@ -90,11 +91,12 @@ class Sampler:
             self._followed = None
             sample = file.sample(self._model, self._completed, self._total)
             self._ends[sample.file] = sample
+            (self._right.add if sample.status == "success" else self._right.discard)(sample.file)
             self._dispatcher.publish(replace(sample, completed_files=self._completed))
 
     @property
     def _completed(self) -> int:
-        return sum(end.status == "success" for end in self._ends.values())
+        return len(self._right)
 
     def __enter__(self) -> Self:
         self._sampling.__enter__()

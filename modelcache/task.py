@@ -4,6 +4,7 @@ Responsible for: its stage and its numbers, read by anyone at any time. Leaves t
 doing the work (`filefetch`, `repair`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -13,6 +14,7 @@ from modelcache.model import ModelFile
 from modelcache.order import Fetched
 from modelcache.sampling import Speed
 from modelcache.states import EVENT_STATUS, State
+from modelcache.store.locks import Pulse
 from modelcache.store.watch import Watch
 from modelcache.transfer.transfer import Transfer
 
@@ -43,6 +45,21 @@ class Work(Protocol):
     def pulse(self) -> int:
         """How many bytes were read and hashed by now; whoever waits for the file is shown that it goes on."""
         ...
+
+
+class Passing:
+    """Work that needs no transfer: bytes that pass by, from one place of this machine to another."""
+
+    def __init__(self, pulses: Sequence[Pulse]) -> None:
+        self.transfer: Transfer | None = None
+        self.watch: Watch | None = None
+        self.checked = 0
+        self._pulses = pulses  # of all locks that are held meanwhile
+
+    def pulse(self) -> int:
+        for pulse in self._pulses:
+            pulse.show(self.checked)
+        return self.checked
 
 
 class Task:

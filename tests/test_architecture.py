@@ -32,6 +32,8 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "account again",
     "download repair",
     "adopt check progress maintenance doctor past",
+    "arrival exporting",
+    "importing",
     "runtime",
     "cache",
     "api",

@@ -42,7 +42,9 @@ def words(cache: Cache, tmp_path: Path) -> Iterator[Mapping[str, str]]:
         cache.fetch(model, output=tmp_path / "out")
         rotten = cache.fetch(manifest_of(origin, {"c.bin": FILES["b.bin"]}, model="gone"), output=tmp_path / "other")
         origin.put("lost.bin", FILES["b.bin"])
+        cache.export_bundle(["m"], tmp_path / "w.tar")
         yield {
+            "BUNDLE": str(tmp_path / "w.tar"),
             "MANIFEST": str(tmp_path / "m.json"), "OUT": str(tmp_path / "out"), "EMPTY": str(tmp_path),
             "GOOD": origin.url("a.json"), "LOST": origin.url("no-such"), "ROTTEN": rotten.path,
             "ID": next(row["id"] for row in cache.downloads("success")),
@@ -86,6 +88,8 @@ def typed(line: str, words: Mapping[str, str], capsys: pytest.CaptureFixture[str
         ("queue resume", 0, list, None),
         ("queue run", 0, list, None),
         ("rm m", 0, dict, {"model", "bytes_freed"}),
+        ("bundle export m -o EXPORT", 0, list, {"model", "version", "files", "size"}),
+        ("bundle import BUNDLE", 0, list, {"ref", "id", "version", "path", "files"}),
     ],
 )
 def test_success_is_one_json_value(
@@ -130,6 +134,10 @@ def test_rot_is_one_json_value_and_its_own_code(words: Mapping[str, str], capsys
         ("rm nobody", 4, None),
         ("logs ../x", 2, "usage"),
         ("reset ../x", 2, "usage"),
+        ("bundle export gone -o OUT", 2, "usage"),
+        ("bundle export nobody -o EMPTY/x", 4, "not_found"),
+        ("bundle import MANIFEST", 3, "integrity"),
+        ("bundle import no-such", 6, "local"),
         ("queue rm", 2, "usage"),
         ("queue rm 99", 2, None),
         ("queue sing", 2, "usage"),
@@ -175,6 +183,9 @@ WRONG = {
     "reset": ["../m"],
     "cancel": [""],
     "logs": ["../m"],
+    "bundle": [
+        "export", "export m", "export ../m -o x", "import", "import x y", "import x -o y", "pack m",
+    ],
     "queue": ["x", "priority 1", "priority 1 --priority x", "move 1", "move --before 1", "rm", "retry"],
     "ls": ["x"], "clean": ["x"], "doctor": ["x"], "demo": ["x"],
 }  # fmt: skip

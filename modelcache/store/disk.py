@@ -190,6 +190,21 @@ def again_where_swept(work: Callable[[], None]) -> None:
     return work()
 
 
+def check_room(path: str, needed: int) -> None:
+    """StoreError if the disk that `path` is on has not that many bytes left: told before an hour is spent on it.
+
+    Writing may fail all the same (I25).
+    """
+    with disk_errors(path):
+        disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    if needed > free:
+        raise StoreError(
+            f"{path}: the disk has room for {free:,} bytes, {needed:,} more are needed",
+            next_step="free space, then run again to go on",
+        )
+
+
 def read_small(path: str, most: int = 64 << 20) -> bytes | None:
     """The content of a regular file of our own; None where there is none. Links and giants are refused."""
     with disk_errors(path):

@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from modelcache.errors import LockedError, LostError, VerificationError
 from modelcache.model import Digest
@@ -80,13 +80,24 @@ def copy(
     same place, StoreError. `mode` None is that of a new file under the umask. `tick` is called for each MiB; it may
     raise to give up. Returns how it looked before it was read back.
     """
+    with replaced(target, sha256.hex[:16], mode) as (fd, beside):
+        return _fill(fd, beside, source, sha256, tick)
+
+
+@contextmanager
+def replaced(target: str, mark: str, mode: int | None = None) -> Iterator[tuple[int, str]]:
+    """For the `with` block a new file, open and under another name; at its end that, synced, is `target`.
+
+    The other name is fixed by `target` and `mark`, so that a rerun replaces what a kill left; after an error nothing
+    is left. Raises LockedError if another process is writing the same, StoreError. `mode` as in `copy`.
+    """
     folder, name = os.path.split(target)
     make_output_directories(folder)
-    beside = f"{folder}/.{cut(name)}.{sha256.hex[:16]}.modelcache"
+    beside = f"{folder}/.{cut(name)}.{mark}.modelcache"
     with disk_errors(target):
         fd = _own(beside, target)
         try:
-            stamp = _fill(fd, beside, source, sha256, tick)
+            yield fd, beside
             os.fchmod(fd, output_mode() if mode is None else mode)
             os.fsync(fd)
             os.rename(beside, target)
@@ -97,7 +108,6 @@ def copy(
         finally:
             os.close(fd)
         sync_directory(folder)
-    return stamp
 
 
 def _fill(fd: int, beside: str, source: str, sha256: Digest, tick: Callable[[], None]) -> Stamp:
