@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,6 +292,25 @@ def test_an_export_waits_for_whoever_has_the_model_and_says_so(full: Cache, tmp_
         impatient.export_bundle(["one"], tmp_path / "w.tar", progress=events)
     assert events.of("waiting")
     impatient.close()
+
+
+def test_an_export_is_waited_for_as_long_as_it_goes_on(full: Cache, cache_root: Path, tmp_path: Path) -> None:
+    """It writes nothing into the store, and takes longer than anybody waits for one who does nothing."""
+    pace = threading.Event()
+    with exporting(cache_root, "one") as child:
+        assert child.stdout
+        child.stdout.read(1000)
+        words = ["bundle", "export", "one", "-o", str(tmp_path / "w.tar")]
+        patient = subprocess.Popen(
+            command(*words), env=environment(cache_root, MODELCACHE_LOCK_TIMEOUT="2.5"), stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        assert patient.stderr
+        assert f"waiting for process {child.pid}" in patient.stderr.readline()
+        while child.stdout.read(MIB):
+            pace.wait(0.5)
+    _, said = patient.communicate(timeout=30)
+    assert (patient.returncode, child.returncode) == (0, 0), said
 
 
 def test_outputs_that_are_no_files_are_refused(full: Cache, tmp_path: Path) -> None:
