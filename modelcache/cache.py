@@ -384,6 +384,7 @@ class Cache:
         from modelcache.importing import opened, take_in
 
         cache = self._elsewhere() or self
+        cache._runtime.make_root()
         with opened(source) as bundle:
             return take_in(cache._runtime.shop, cache._shelf, bundle, progress)
 

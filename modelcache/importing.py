@@ -22,13 +22,7 @@ from dataclasses import replace
 from modelcache.again import bytes_here
 from modelcache.archives.bundle import Bundle, Member, Readable
 from modelcache.arrival import Arrival, content_of
-from modelcache.errors import (
-    LockedError,
-    ModelCacheError,
-    StoreError,
-    UsageError,
-    VerificationError,
-)
+from modelcache.errors import LockedError, ModelCacheError, StoreError, UsageError, VerificationError
 from modelcache.history import Attempt
 from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts
@@ -38,7 +32,7 @@ from modelcache.outcome import Model
 from modelcache.progress import Show
 from modelcache.store import blobs
 from modelcache.store.claim import forget
-from modelcache.store.disk import BUFFER, check_room, disk_errors, make_directories
+from modelcache.store.disk import BUFFER, check_room, disk_errors
 from modelcache.store.layout import key_of
 from modelcache.store.locks import Pulse
 from modelcache.store.partial import Partial
@@ -47,7 +41,7 @@ from modelcache.task import Passing
 
 MOST_MODELS = 200  # each of them is locked while its bundle is read
 MOST_LISTING_BYTES = 64 << 20  # of all manifests, which are in memory
-MOST_NAMED = 3  # models, in an error
+MOST_NAMED = 3  # models, or files, in an error
 PROOF_S = 0.2
 
 
@@ -74,7 +68,6 @@ def take_in(shop: Workshop, shelf: Shelf, bundle: Bundle, progress: Show) -> tup
         manifests, first = _listed(bundle)
         for manifest in manifests:
             shelf.check_ref(manifest.id, manifest.ref or manifest.id)
-        make_directories(shop.layout.root)
         arrivals = [Arrival(shop, manifest, progress) for manifest in manifests]
         contents = _contents(manifests)
         with ExitStack() as locks:
@@ -159,9 +152,7 @@ class _Import:
             while member:
                 self._take(member)
                 member = self._bundle.next()
-            if self._waiting:
-                lacking = len({content for arrival in self._waiting for content in arrival.lacking})
-                raise VerificationError("; ".join(self._failures[:MOST_NAMED]) or f"it lacks {lacking:,} files")
+            self._check_all_are_here()
         except BaseException as error:
             self._give_up(error)
             raise
@@ -189,7 +180,7 @@ class _Import:
         def tick() -> None:
             passing.checked += BUFFER
 
-        if not blobs.exists(layout, sha256):
+        if sha256.hex in self._rotten or not blobs.exists(layout, sha256):
             return None
         stamp = blobs.proven(layout, sha256, tick)
         if stamp is None:
@@ -297,6 +288,12 @@ class _Import:
         return ""
 
     # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _check_all_are_here(self) -> None:
+        if self._failures:
+            raise VerificationError("; ".join(self._failures[:MOST_NAMED]))
+        if lacking := {content for arrival in self._waiting for content in arrival.lacking}:
+            raise VerificationError(f"{len(lacking):,} of its files are not in it")
 
     def _give_up(self, error: BaseException) -> None:
         """Says what is here all the same, and how much a later run need not take again."""

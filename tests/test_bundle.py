@@ -140,6 +140,14 @@ def test_a_model_of_a_url_is_found_by_it_elsewhere(cache: Cache, other: Cache, t
         assert len(origin.requests) == asked
 
 
+def test_a_model_of_a_hub_is_found_by_its_ref_and_gets_more_of_its_files(other: Cache) -> None:
+    commit, ref = "0123456789" * 4, "hf:org/name"
+    for files in ({"a": b"a", "b": SMALL}, {"a": b"a", "c": b"c"}):
+        other.import_bundle(io.BytesIO(bundle_of(files, "hf--org--name", version=commit, ref=ref)))
+    assert files_of(other, ref) == {"a": b"a", "b": SMALL, "c": b"c"}
+    assert other.path(f"{ref}@{commit}") == other.path("hf--org--name")
+
+
 def test_sizes_beyond_8_gib_are_written_and_read() -> None:
     member = Member("blob", Digest("sha256", "0" * 64), 9 << 30)
     assert Member.of(member.header) == member

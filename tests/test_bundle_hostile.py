@@ -122,7 +122,7 @@ STREAMS: dict[str, tuple[bytes, str]] = {
     "a blob that is larger": (tar_of(LISTED, (name_of(SMALL), SMALL + b"x")), "with 5,001 bytes is in none"),
     "a blob that is smaller": (tar_of(LISTED, (name_of(SMALL), SMALL[:-1])), "with 4,999 bytes is in none"),
     "a blob with other bytes": (tar_of(LISTED, BLOBS[0], (name_of(SMALL), SMALL[::-1])), "is not what its sha256 says"),
-    "a blob is lacking": (tar_of(LISTED, BLOBS[0]), "it lacks 1 files"),
+    "a blob is lacking": (tar_of(LISTED, BLOBS[0]), "1 of its files are not in it"),
     "no end": (GOOD[:-10240], "ends too early"),
     "a gap": (HEAD + bytes(512) + tar_of(*BLOBS), "is empty"),
     "something after the end": (GOOD + b"x", "something comes after its end"),
