@@ -91,7 +91,9 @@ class Sampler:
             self._followed = None
             sample = file.sample(self._model, self._completed, self._total)
             self._ends[sample.file] = sample
-            (self._right.add if sample.status == "success" else self._right.discard)(sample.file)
+            self._right.discard(sample.file)
+            if sample.status == "success":
+                self._right.add(sample.file)
             self._dispatcher.publish(replace(sample, completed_files=self._completed))
 
     @property
