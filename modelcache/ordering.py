@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from modelcache.errors import ModelNotAvailableError, NotFoundError, UsageError
+from modelcache.errors import ModelNotAvailableError, NotFoundError, UsageError, VerificationError
 from modelcache.model import Digest, Manifest, ModelFile, version_of
 from modelcache.names import file_name_of
 from modelcache.order import Order
@@ -97,10 +97,10 @@ def order_of(
         order = _order_of_manifest(shelf, ref)
     elif (parsed := Ref.parse(ref)).url:
         order = _order_of_url(shelf, parsed, wish)
-    elif parsed.scheme and not (wish.digests or wish.size is not None):
+    elif parsed.scheme and (parsed.path or not (wish.digests or wish.size is not None)):
         order = _order_of_hub(shelf, parsed, wish, meaning or _known_meaning(shelf, parsed, fresh_s(parsed)))
     elif wish.digests or wish.size is not None:
-        raise UsageError("a digest or size goes with a URL, not with a model")
+        raise UsageError("a digest or size goes with one file, not with a model")
     else:
         order = _order_of_id(shelf, parsed)
     files = _chosen(order, wish.chosen)
@@ -142,17 +142,28 @@ def _order_of_hub(shelf: Shelf, ref: Ref, wish: Wish, meaning: Manifest | None) 
     )
     if meaning is None:
         return replace(blank, asks=ref)
-    listed = [file for file in meaning.files if ref.path in ("", file.path)]
+    listed = [_given(file, wish) for file in meaning.files if ref.path in ("", file.path)]
     if not listed:
         raise NotFoundError(f"{ref.base} has no file {ref.path}", next_step="check the name")
     record = shelf.at(ref.id, meaning.version)
     known = record.by_path() if record and is_same_ref(record, ref.base) else {}
     same = {file.path: known[file.path] for file in listed if file.path in known and _is_same(file, known[file.path])}
     files = tuple(
-        replace(file, digests=(Digest("sha256", same[file.path].sha256),)) if file.path in same else file
+        replace(file, digests=(Digest("sha256", same[file.path].sha256), *wish.digests)) if file.path in same else file
         for file in listed
     )
     return replace(blank, version=meaning.version, files=files, known=tuple(same.values()))
+
+
+def _given(file: ModelFile, wish: Wish) -> ModelFile:
+    """With what the user says of it as well. VerificationError where that is something else than what is listed."""
+    listed, given = ({digest.algorithm: digest for digest in each} for each in (file.digests, wish.digests))
+    if wish.size not in (None, file.size) or any(listed.get(name, digest) != digest for name, digest in given.items()):
+        raise VerificationError(
+            f"{file.path}: its hub lists another digest or size than the one that was given",
+            next_step="check what you gave, and the revision",
+        )
+    return replace(file, digests=tuple((listed | given).values())) if given else file
 
 
 def _known_meaning(shelf: Shelf, ref: Ref, within_s: float) -> Manifest | None:

@@ -1,5 +1,6 @@
 """What a ref of a hub goes through: asked about once, fetched, found again without a question."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -105,6 +106,31 @@ def test_one_file_of_a_model_is_a_file(hub: Hub, cache: Cache, tmp_path: Path) -
     assert f"/org/name/resolve/{COMMIT}/model.safetensors" not in asked(hub)
     with pytest.raises(NotFoundError, match="hf:org/name has no file gone"):
         cache.fetch(f"{REF}/gone.bin")
+
+
+def test_a_digest_may_be_given_for_one_file(hub: Hub, cache: Cache) -> None:
+    for path, content in (("config.json", CONFIG), ("model.safetensors", WEIGHTS)):
+        for status in ("fetched", "hit"):
+            file = cache.fetch(f"{REF}/{path}", sha256=content.sha256, size=content.size)
+            assert (file.status, file.sha256) == (status, content.sha256)
+        md5 = hashlib.md5(content.read()).hexdigest()
+        assert cache.fetch(f"{REF}/{path}", checksum=f"md5:{md5}").sha256 == content.sha256
+    for wrong in ({"sha256": "0" * 64}, {"size": 7}, {"checksum": "git-sha1:" + "0" * 40}):
+        with pytest.raises(mc.ModelCacheError) as refusal:
+            cache.fetch(f"{REF}/model.safetensors", **wrong)
+        assert refusal.value.exit_code == 3
+    with pytest.raises(mc.UsageError, match="goes with one file"):
+        cache.fetch(REF, sha256=WEIGHTS.sha256)
+
+
+def test_the_hash_of_a_git_blob_goes_with_a_url_and_its_size(hub: Hub, cache: Cache) -> None:
+    url = hub.url(f"org/name/resolve/{COMMIT}/config.json")
+    checksum = "git-sha1:" + hashlib.sha1(b"blob 8\0" + CONFIG.read()).hexdigest()
+    with pytest.raises(mc.UsageError, match="together with the size"):
+        cache.fetch(url, checksum=checksum)
+    file = cache.fetch(url, checksum=checksum, size=8)
+    assert (file.verified, file.sha256) == ("git-sha1", CONFIG.sha256)
+    assert cache.fetch(url, checksum=checksum, size=8).status == "hit"
 
 
 def test_a_selection_is_ready_by_itself_and_grows(hub: Hub, cache: Cache) -> None:
