@@ -142,7 +142,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (_stale, "partials: unfinished download of m (5 bytes), not touched for 8 days", "modelcache clean"),
     (_hopeless, "partials: ", "modelcache clean"),
     (_lock_folder, "locks: ", "modelcache clean"),
-    (_settings, "settings are right: connections", ""),
+    (_settings, "settings are right: /", "modelcache.toml: connections = 'many'"),
 ]
 
 
