@@ -479,3 +479,9 @@ def test_a_bug_of_ours_is_told_by_its_kind_alone(tmp_path, monkeypatch) -> None:
     last = [event for event in events if event.get("done")][-1]
     assert (last["status"], last["error"]) == ("error", "a bug in modelcache: LookupError")
     assert "s3cret" not in str(events)
+
+
+def test_a_fetch_that_got_no_byte_leaves_no_partial(cache: Cache, origin: Origin) -> None:
+    with pytest.raises(AllSourcesFailedError):
+        cache.fetch(origin.url("nowhere"))
+    assert not list(Path(cache.root, "partials").iterdir())
