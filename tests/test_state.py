@@ -382,7 +382,7 @@ def test_a_full_disk_switches_it_off_with_one_warning(small_disk: Path, caplog: 
 
 
 def write_many(root: str, count: int) -> None:
-    state = State(root, Uses(), 1e9)
+    state = State(root, Uses(), 1e10)
     for number in range(count):
         record = replace(RECORD, id=f"{os.getpid()}-{number % 5}")
         state([replace(TRY, file=str(number)), Use("m"), Standing(record, begins=True)])
