@@ -88,6 +88,7 @@ class Cache:
         output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
         progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
         require_digest: bool = ..., unpack: bool = ..., prefer: str = ..., files: Iterable[str] | str = ...,
+        layout: str = ...,
     ) -> Model | File: ...  # fmt: skip
 
     def fetch(
@@ -108,10 +109,12 @@ class Cache:
         unpack: bool = False,
         prefer: str = "",
         files: Iterable[str] | str = (),
+        layout: str = "",
     ) -> "Model | File | Download":
         """Gives a verified local path, from here or from whichever source works.
 
-        ref: a URL, `hf:org/name[@revision][/path]`, the id of an installed model, or a Manifest.
+        ref: a URL, `hf:org/name[@revision][/path]`, `ollama:name[:tag]`, `oci://host/repository[:tag]`, the id of an
+            installed model, or a Manifest.
         sha256, checksum: what the file must be, as hex or `ALGORITHM:HEX`.
         size: its size in bytes.
         output: where to put it as well: a file for a URL (replaced if it exists), a folder for a model.
@@ -125,18 +128,21 @@ class Cache:
         unpack: unpacks the archive into a new folder, `output` or one beside it: `file.unpacked`.
         prefer: the kind of source to ask first: cache, ipfs, huggingface, http, oci, peer or object.
         files: of a model only those that fit one of these patterns, as `*.safetensors`.
+        layout: "ollama" makes `output` a folder of models as Ollama keeps them, with this one in it.
 
         Returns a File for a URL and for a ref with a path, a Model otherwise. Raises AllSourcesFailedError,
         NotFoundError, VerificationError, StoreError, LockedError, PausedError or UsageError; whatever was written is
         kept, and the next call goes on from there.
         """
         place = None if output is None else os.fspath(output)
-        if unpack and not (wait and cache):
-            raise UsageError("unpacking waits for the file and needs the cache")
+        if (unpack or layout) and not (wait and cache):
+            raise UsageError(f"{'unpacking' if unpack else 'a layout'} waits for the file and needs the cache")
         wish = Wish(
-            digests_of(sha256, checksum), size, None if unpack else place, tuple(mirrors), dict(headers or {}), cache,
-            strict, require_digest, prefer, chosen_of(files),
+            digests_of(sha256, checksum), size, None if unpack or layout else place, tuple(mirrors),
+            dict(headers or {}), cache, strict, require_digest, prefer, chosen_of(files),
         )  # fmt: skip
+        if layout:
+            return self._laid_out(ref, wish, progress, layout, place)
         if not wait:
             return self.begin(ref, wish, progress)
         result = self._fetched(ref, wish, progress)
@@ -154,6 +160,17 @@ class Cache:
             self._runtime.count(order, here)
             return here
         return self._waited(self.begin(ref, wish, progress))
+
+    def _laid_out(self, ref: str | Manifest, wish: Wish, progress: Show, layout: str, output: str | None) -> Model:
+        """Fetches the whole model, then writes it into the output as another program keeps it."""
+        from modelcache.layouts import checked_layout, write_ollama
+
+        if not isinstance(ref, str) or not output or wish.chosen:
+            raise UsageError("a layout takes a whole model of a registry, and an output")
+        place = checked_layout(layout, ref)
+        model = self._fetched(ref, wish, progress)
+        assert isinstance(model, Model)
+        return replace(model, path=write_ollama(model, output, place))
 
     def _waited(self, download: "Download") -> Model | File:
         """Its result. An interrupt pauses it."""

@@ -111,7 +111,8 @@ class Download:
     @property
     def state_text(self) -> str:
         """The stage in words for people (product D3)."""
-        return stage_text(self.state, self._where, "files")
+        is_image = self.order.ref.startswith(("ollama:", "oci:"))
+        return stage_text(self.state, self._where, "model layers" if is_image else "files")
 
     @property
     def progress(self) -> Progress:

@@ -5,7 +5,9 @@ sources a file has and which of them gets the caller's headers. Leaves to others
 The working directory is never looked at: a cloned repository must not choose sources.
 """
 
+import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -19,6 +21,7 @@ from modelcache.store.disk import store_error
 from modelcache.urls import checked_url, is_same_place, without_secrets
 
 if TYPE_CHECKING:
+    from modelcache.remotes.access import Registry
     from modelcache.remotes.connection import Connector
     from modelcache.remotes.huggingface import Hub
     from modelcache.remotes.resolver import Resolver
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 PREFIX = "MODELCACHE_"
 HUGGING_FACE = "https://huggingface.co"
 MOST_TOKEN_BYTES = 4096
+MOST_LOGIN_BYTES = 1 << 20
 
 
 def root_of(root: str | os.PathLike[str] | None = None) -> str:
@@ -172,6 +176,57 @@ def _hub_token() -> str:
         return ""
 
 
+def _layer(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":
+    from modelcache.remotes.oci import RegistrySource, layer_of
+
+    host, repository, sha256 = layer_of(url)
+    return RegistrySource(_registry(host, headers), repository, sha256, connector)
+
+
+def _inline(url: str, _headers: Mapping[str, str], _connector: "Connector") -> "Source":
+    from modelcache.remotes.inline import InlineSource
+
+    return InlineSource(url)
+
+
+def _image(ref: Ref, headers: Mapping[str, str], connector: "Connector") -> "Resolver":
+    from modelcache.remotes.oci import OLLAMA, RegistryResolver, where
+
+    ollama = os.environ.get("MODELCACHE_OLLAMA_REGISTRY") or OLLAMA
+    try:
+        is_host = where(Ref.parse(f"oci://{ollama}/m"))[1] == "m"
+    except UsageError:
+        is_host = False
+    if not is_host:
+        raise UsageError("MODELCACHE_OLLAMA_REGISTRY is the host of a registry, with :port if need be")
+    host, repository = where(ref, ollama)
+    return RegistryResolver(_registry(host, headers), repository, ref.base, connector)
+
+
+def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
+    from modelcache.remotes.access import Registry
+    from modelcache.remotes.http import checked_headers
+    from modelcache.remotes.oci import base_of
+
+    return Registry(base_of(host), checked_headers(headers), _docker_login(host))
+
+
+def _docker_login(host: str) -> str:
+    """What `docker login` has left for a registry, as the header it stands for; empty where there is none.
+
+    Nothing is run to get it: a login that a helper keeps (`credsStore`) is not found.
+    """
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.join("~", ".docker")
+    try:
+        with open(os.path.join(os.path.expanduser(folder), "config.json"), "rb", opener=_at_once) as stream:
+            auths = json.loads(stream.read(MOST_LOGIN_BYTES))["auths"]
+        by_host = {key.partition("://")[2] or key: entry for key, entry in auths.items()}
+        auth = next(entry["auth"] for key, entry in by_host.items() if key.partition("/")[0].lower() == host)
+        return f"Basic {auth}" if re.fullmatch("[A-Za-z0-9+/]+=*", auth) else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
+        return ""
+
+
 def _is_on(variable: str) -> bool:
     """As Hugging Face's own tools read a switch of the environment."""
     return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")
@@ -184,9 +239,11 @@ def is_offline(scheme: str) -> bool:
 
 # Who serves the urls of a scheme, and who resolves its refs: a new kind of source adds its lines here.
 SOURCES: "Mapping[str, Callable[[str, Mapping[str, str], Connector], Source]]" = {
-    "http": _http, "https": _http, "hf": _hub_source,
+    "http": _http, "https": _http, "hf": _hub_source, "oci": _layer, "data": _inline,
 }  # fmt: skip
-RESOLVERS: "Mapping[str, Callable[[Ref, Mapping[str, str], Connector], Resolver]]" = {"hf": _hub_resolver}
+RESOLVERS: "Mapping[str, Callable[[Ref, Mapping[str, str], Connector], Resolver]]" = {
+    "hf": _hub_resolver, "oci": _image, "ollama": _image,
+}  # fmt: skip
 
 
 def _from_environment(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,13 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "urls units",
     "names",
     "model events settings report states",
-    "history refs",
+    "history refs image",
     "spans pieces retry dispatch outcome health throttle abreast",
     "plan",
     "store.* remotes.*",
     "state.*",
     "transfer.* archives.* order",
-    "unpack install filefetch wiring logbook sampling",
+    "unpack layouts install filefetch wiring logbook sampling",
     "manifests task ordering audit resolving",
     "account again",
     "download repair",
@@ -47,7 +47,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "__main__",
 ]
 # What the sources share. They do not import each other otherwise: each can be understood, and left out, alone.
-SHARED_BY_REMOTES = {"source", "connection", "reply", "body", "http", "document"}
+SHARED_BY_REMOTES = {"source", "connection", "reply", "body", "http", "document", "access", "inline", "tokens"}
 SLOW_TO_IMPORT = ["requests", "pandas", "filelock", "sqlite3", "tqdm", "ipywidgets", "apscheduler", "dataclasses"]
 
 Sources = Mapping[str, str]  # the text of each module, by its name without `modelcache.`

@@ -19,7 +19,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _add_fetch(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, hf:org/name, or the id of a model")
+    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, hf:org/name, ollama:name, oci://… or an id")
     sub.add_argument("--sha256", metavar="HEX", help="what the file must be")
     sub.add_argument("--checksum", metavar="ALGO:HEX", help="the same by sha256, sha512, sha1, md5, blake3 or git-sha1")
     sub.add_argument("--size", type=int, metavar="N", help="its size in bytes")
@@ -27,6 +27,7 @@ def _add_fetch(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--manifest", metavar="FILE", help="fetch the files that it lists")
     sub.add_argument("--files", action="append", default=[], metavar="PATTERN", help="of a model, only these files")
     sub.add_argument("--output-dir", metavar="DIR", help="put the files of the manifest there as well")
+    sub.add_argument("--layout", choices=("ollama",), help="make --output a folder of models as Ollama keeps them")
     sub.add_argument("--connections", type=int, metavar="N", help="per file, at most (8)")
     sub.add_argument("--parallel-files", type=int, metavar="N", help="of a model, at once")
     sub.add_argument("--limit-rate", type=rate, metavar="RATE", help="bytes/s of all together, as 500K or 2.5M")
@@ -76,8 +77,8 @@ def _fetch_queued(cache: Any, targets: list[Any], options: argparse.Namespace) -
     from modelcache.commands.queue import run
     from modelcache.queueing import Queue
 
-    if options.header or options.unpack:
-        raise UsageError("--header and --unpack do not go with --queue: headers may be secrets, which are not kept")
+    if options.header or options.unpack or options.layout:
+        raise UsageError("--header, --unpack and --layout do not go with --queue: headers may be secrets, and not kept")
     queue = Queue(cache)
     for target in targets:
         queue.add(
@@ -122,6 +123,7 @@ def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
         files=options.files,
         unpack=options.unpack,
         prefer=options.prefer or "",
+        layout=options.layout or "",
     )
 
 

@@ -30,6 +30,7 @@ from urllib3.util import wait_for_write
 
 from modelcache.errors import AbortedError, ModelCacheError, ShortageError, SourceError, TransientError
 from modelcache.remotes.source import Abort
+from modelcache.remotes.tokens import Tokens
 from modelcache.urls import is_private
 
 KEPT_CONNECTIONS = 16
@@ -168,10 +169,12 @@ class Connector:
     """Sends GETs over kept connections; up to `KEPT_CONNECTIONS` threads use one at the same time.
 
     Sources may share one, so that many small files need few connections; the last of them to close it closes those.
+    `tokens` are what servers gave to be let in again.
     """
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
+        self.tokens = Tokens()
         self._guard = threading.Lock()
         self._users = 0
         self._session = _Session()

@@ -59,7 +59,8 @@ def get(
     answer = ask(connector, url, secrets, _PLAIN | {"Accept": accept}, abort)
     try:
         if answer.head.status != 200:
-            raise explain(answer.head) or refusal_of(answer.head, request, time.time())
+            told = explain(answer.head) if answer.own else None
+            raise told or refusal_of(answer.head, request, time.time())
         promise = promise_of(answer.head, request, time.time())
     except ModelCacheError:
         answer.exchange.dismiss(plain_length(answer.head))

@@ -53,12 +53,13 @@ def nothing_more(_head: Head) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The reply that is no redirect, and where it came from."""
+    """The reply that is no redirect, and where it came from. `own`: no redirect has left the origin of the URL."""
 
     exchange: Exchange
     head: Head
     url: str
     redirected: bool
+    own: bool
 
 
 class HttpSource:
@@ -66,7 +67,8 @@ class HttpSource:
 
     headers: sent with each request to the URL's own origin, nowhere else. UsageError for a malformed URL or header.
     connector: whose connections it shares, instead of `timeouts` and connections of its own.
-    explain: what a refusal means where the URL is that of a service that says more than its status.
+    explain: what a refusal means where the URL is that of a service that says more than its status; it is asked about
+        replies of the URL's own origin alone.
     """
 
     kind = "http"
@@ -101,7 +103,7 @@ class HttpSource:
             promise = promise_of(answer.head, request, time.time())
         except ModelCacheError as error:
             answer.exchange.dismiss(plain_length(answer.head))
-            raise self._explain(answer.head) or error from error
+            raise (self._explain(answer.head) if answer.own else None) or error from error
         return HttpBody(
             answer.exchange,
             promise,
@@ -157,7 +159,7 @@ def ask(connector: Connector, url: str, secrets: Mapping[str, str], headers: Map
         exchange, head = _exchange(connector, url, sent, hop)
         locations = set(head.fields.get("location", ()))
         if head.status not in REDIRECTS or len(locations) != 1:
-            return Answer(exchange, head, url, redirected=url != began_at)
+            return Answer(exchange, head, url, redirected=url != began_at, own=trusted)
         exchange.dismiss(plain_length(head))
         url = redirect_target(url, locations.pop())
         trusted = trusted and origin_of(url) == origin
