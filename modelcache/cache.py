@@ -113,8 +113,8 @@ class Cache:
     ) -> "Model | File | Download":
         """Gives a verified local path, from here or from whichever source works.
 
-        ref: a URL, `hf:org/name[@revision][/path]`, `ollama:name[:tag]`, `oci://host/repository[:tag]`, the id of an
-            installed model, or a Manifest.
+        ref: a URL, `hf:org/name[@revision][/path]`, `ollama:name[:tag]`, `oci://host/repository[:tag]`, a name of a
+            catalog, the id of an installed model, or a Manifest.
         sha256, checksum: what the file must be, as hex or `ALGORITHM:HEX`.
         size: its size in bytes.
         output: where to put it as well: a file for a URL (replaced if it exists), a folder for a model.
@@ -195,7 +195,7 @@ class Cache:
         if other is not None:
             return other.begin(ref, wish, progress)
         if here is None and order.cached:
-            self._shelf.check_ref(order.id, order.ref)
+            self._check_ref(order)
             self.check_at_start()
 
         def renew(meaning: Manifest | None) -> tuple[Order, Model | File | None]:
@@ -422,7 +422,7 @@ class Cache:
         """UsageError for what `fetch` would refuse at once."""
         order = self._order(ref, wish)
         if order.cached:
-            self._shelf.check_ref(order.id, order.ref)
+            self._check_ref(order)
         if self.settings.shared:
             self._runtime.make_root()
 
@@ -609,6 +609,11 @@ class Cache:
             error.next_step = "its hub is not asked, for HF_HUB_OFFLINE is set: unset it to fetch"
             raise error
         return order
+
+    def _check_ref(self, order: Order) -> None:
+        """UsageError where the id stands for something else already. What it stands for in a catalog, that says."""
+        if not order.is_listed:
+            self._shelf.check_ref(order.id, order.ref)
 
     def _fresh_s(self, ref: Ref) -> float:
         """How long what a hub has said of a ref counts."""

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from modelcache.catalog import ids
 from modelcache.errors import ModelCacheError, StoreError
 from modelcache.report import Report
 from modelcache.settings import Settings
@@ -59,10 +60,10 @@ class Examination:
 
     def report(self) -> Report:
         checks = (
-            self._settings_are_right, self._variables_are_known, self._proxies, self._root_can_be_written,
-            self._there_is_room, self._is_local, self._folders_are_ours, self._nobody_else_may_write, self._is_shared,
-            self._clock_is_right, self._registry_is_sound, self._records_are_sound, self._models_are_whole,
-            self._partials, self._locks, self._leftovers,
+            self._settings_are_right, self._catalogs_are_sound, self._variables_are_known, self._proxies,
+            self._root_can_be_written, self._there_is_room, self._is_local, self._folders_are_ours,
+            self._nobody_else_may_write, self._is_shared, self._clock_is_right, self._registry_is_sound,
+            self._records_are_sound, self._models_are_whole, self._partials, self._locks, self._leftovers,
         )  # fmt: skip
         findings = []
         for check in checks:
@@ -80,6 +81,10 @@ class Examination:
 
     def _settings_are_right(self) -> Iterator[Finding]:
         self._settings = settings_for(self._root, self._overrides)
+        yield from ()
+
+    def _catalogs_are_sound(self) -> Iterator[Finding]:
+        ids(self._layout.catalogs)
         yield from ()
 
     def _variables_are_known(self) -> Iterator[Finding]:

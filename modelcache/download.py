@@ -368,7 +368,8 @@ class Download:
         """What would be in vain is refused before anything is fetched."""
         order = self.order
         known = {"layers": len(order.files), "total_size": sum(file.size or 0 for file in order.files)}
-        self._tell("manifest_pulled", f"{len(order.files)} files", details=known)
+        lacking = f"; {', '.join(order.lacking)}: optional, and not there" if order.lacking else ""
+        self._tell("manifest_pulled", f"{len(order.files)} files{lacking}", details=known)
         self._record(State.RESOLVING)
         if order.require_digest and (unvouched := order.unvouched()):
             raise VerificationError(

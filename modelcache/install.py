@@ -44,7 +44,9 @@ def install(
     if order.output:
         _into_output(order, shop, fetched, version, tick)
     files = tuple(_file(order, one, folder, version) for one in fetched)
-    return files[0] if order.single else Model(order.ref, order.id, version, order.output or folder, files)
+    if order.single:
+        return files[0]
+    return Model(order.ref, order.id, version, order.output or folder, files, order.lacking)
 
 
 def _file(order: Order, one: Fetched, folder: str, version: str) -> File:

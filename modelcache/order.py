@@ -35,6 +35,8 @@ class Order:
     Of a hub: `asks` is what it has to be asked about first; there are no files then. `alias` is the tag or branch that
     means this version by now, `called` what does not change when it means another one. `pinned`: the version is the
     hub's, whatever files of it are wanted.
+
+    Of a catalog: it `is_listed` that the id stands for this ref. `lacking` are the optional files that the hub has not.
     """
 
     ref: str
@@ -54,6 +56,8 @@ class Order:
     alias: str = ""
     called: str = ""
     pinned: bool = False
+    is_listed: bool = False
+    lacking: tuple[str, ...] = ()
     _known: dict[str, InstalledFile] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

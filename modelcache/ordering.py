@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
+from modelcache import catalog
 from modelcache.errors import ModelNotAvailableError, NotFoundError, UsageError, VerificationError
 from modelcache.model import Digest, Manifest, ModelFile, version_of
 from modelcache.names import file_name_of
@@ -26,6 +27,7 @@ from modelcache.store.resolved import Resolved
 from modelcache.store.shelf import Shelf, is_same_ref
 from modelcache.urls import checked_url
 
+MOST_NAMED = 10
 URL_ID = "url--"  # how the id of a URL begins
 
 
@@ -101,9 +103,11 @@ def order_of(
         order = _order_of_hub(shelf, parsed, wish, meaning or _known_meaning(shelf, parsed, fresh_s(parsed)))
     elif wish.digests or wish.size is not None:
         raise UsageError("a digest or size goes with one file, not with a model")
+    elif entry := catalog.find(shelf.layout.catalogs, parsed.id):
+        order = _order_of_entry(shelf, entry, parsed, wish, meaning, fresh_s)
     else:
         order = _order_of_id(shelf, parsed)
-    files = _chosen(order, wish.chosen)
+    files = order.files if order.asks else _chosen(order, wish.chosen)
     return replace(
         order,
         files=mirrored(files, wish.mirrors, is_url=order.id.startswith(URL_ID)),
@@ -189,17 +193,46 @@ def _is_same(file: ModelFile, entry: InstalledFile) -> bool:
 
 def _chosen(order: Order, patterns: tuple[str, ...]) -> tuple[ModelFile, ...]:
     """The files that one of the patterns fits (`*` also stands for a `/`, a folder for what is in it)."""
-    if not patterns or order.asks:
+    if not patterns:
         return order.files
     if order.single:
         raise UsageError("files are chosen of a model; this is one file")
-    fitting = {
-        pattern: {file.path for file in order.files if fnmatchcase(file.path, pattern + "*" * pattern.endswith("/"))}
-        for pattern in patterns
-    }
+    fitting = {pattern: _fitting(order, pattern) for pattern in patterns}
     if vain := [pattern for pattern, paths in fitting.items() if not paths]:
         raise NotFoundError(f"{order.ref} has no file {vain[0]}", next_step="check the name")
     return tuple(file for file in order.files if any(file.path in paths for paths in fitting.values()))
+
+
+def _fitting(order: Order, pattern: str) -> set[str]:
+    return {file.path for file in order.files if fnmatchcase(file.path, pattern + "*" * pattern.endswith("/"))}
+
+
+def _order_of_entry(
+    shelf: Shelf,
+    entry: catalog.Entry,
+    asked: Ref,
+    wish: Wish,
+    meaning: Manifest | None,
+    fresh_s: Callable[[Ref], float],
+) -> Order:
+    """Of a catalog: without a version its default, else the newest that is here."""
+    label = asked.version or entry.default_version
+    if not label and "" not in entry.versions and (here := shelf.record(asked)) and not here.missing:
+        return _order_of_id(shelf, asked)
+    label = label or entry.latest
+    ref = entry.ref_of(label)
+    if ref is None:
+        if shelf.at(entry.id, label):
+            return _order_of_id(shelf, asked)
+        versions = ", ".join(filter(None, entry.versions)) or "those of its hub alone"
+        raise NotFoundError(f"{entry.id} has no version {label}", next_step=f"its catalog has {versions}")
+    order = _order_of_hub(shelf, ref, wish, meaning or _known_meaning(shelf, ref, fresh_s(ref)))
+    order = replace(order, alias=label if label in entry.versions and label else order.alias, is_listed=True)
+    if order.asks or not entry.files:
+        return replace(order, files=tuple(map(entry.hinted, order.files)))
+    lacking = tuple(pattern for pattern in entry.optional if not _fitting(order, pattern))
+    wanted = _chosen(order, (*entry.files, *(each for each in entry.optional if each not in lacking)))
+    return replace(order, files=tuple(map(entry.hinted, wanted)), lacking=lacking)
 
 
 def _order_of_manifest(shelf: Shelf, manifest: Manifest) -> Order:
@@ -234,7 +267,8 @@ def _order_of_id(shelf: Shelf, ref: Ref) -> Order:
     if record is None or record.missing:
         version = record.version if record else ref.version or None
         error = ModelNotAvailableError(ref.id, version, "error" if record else "not_installed")
-        error.next_step = "fetch it by its URL, or with --manifest"
+        names = ", ".join(catalog.ids(shelf.layout.catalogs)[:MOST_NAMED])
+        error.next_step = f"fetch it by its URL, or with --manifest; by name there are {names}"
         raise error
     return Order(record.ref, record.id, record.version, _files_of(record), single=False, known=record.files)
 
@@ -274,7 +308,7 @@ def hit(order: Order, layout: Layout) -> Model | File | None:
         if entry.stamp.judge(place) != "right":
             return None
         files.append(File(place, entry.path, entry.size, entry.sha256, "hit", verified, "cache", version=order.version))
-    return files[0] if order.single else Model(order.ref, order.id, order.version, folder, tuple(files))
+    return files[0] if order.single else Model(order.ref, order.id, order.version, folder, tuple(files), order.lacking)
 
 
 def _output(root: str, wish: Wish, single: bool) -> str:

@@ -61,13 +61,17 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model in place: `path` is its folder, `model["config.json"]` one of its files."""
+    """A model in place: `path` is its folder, `model["config.json"]` one of its files.
+
+    `lacking` are files that its catalog calls optional, and that its hub does not have.
+    """
 
     ref: str
     id: str
     version: str
     path: str
     files: tuple[File, ...]
+    lacking: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         return self.path
@@ -90,7 +94,8 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """An entry of `modelcache fetch --json`."""
         files = [file.to_json() for file in self.files]
-        return {"ref": self.ref, "id": self.id, "version": self.version, "path": self.path, "files": files}
+        more = {"lacking": list(self.lacking)} if self.lacking else {}
+        return {"ref": self.ref, "id": self.id, "version": self.version, "path": self.path, "files": files} | more
 
 
 @dataclass(frozen=True, slots=True)

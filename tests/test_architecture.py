@@ -24,6 +24,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "history refs image",
     "spans pieces retry dispatch outcome health throttle abreast",
     "plan",
+    "catalog",
     "store.* remotes.*",
     "state.*",
     "transfer.* archives.* order",

@@ -19,7 +19,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _add_fetch(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, hf:org/name, ollama:name, oci://… or an id")
+    sub.add_argument("targets", nargs="*", metavar="TARGET", help="a URL, hf:org/name, ollama:name, oci://… or a name")
     sub.add_argument("--sha256", metavar="HEX", help="what the file must be")
     sub.add_argument("--checksum", metavar="ALGO:HEX", help="the same by sha256, sha512, sha1, md5, blake3 or git-sha1")
     sub.add_argument("--size", type=int, metavar="N", help="its size in bytes")
@@ -155,11 +155,13 @@ def _told(target: Any, result: Any) -> dict[str, Any]:
 
 
 def _warn(told: dict[str, Any], *, is_kept: bool) -> None:
-    """Says what nothing vouched for (product H)."""
+    """Says what nothing vouched for (product H), and what its hub does not have."""
     for file in told["files"]:
         if file["verified"] == "unverified":
             doubt = f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']}"
             print(doubt + (" is recorded and has to match next time" if is_kept else ""), file=sys.stderr)
+    for path in told.get("lacking", ()):
+        print(f"{told['id']}: {told['ref']} does not have {path}, which is optional", file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> int:

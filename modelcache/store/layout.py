@@ -40,7 +40,12 @@ class Layout:
         return os.path.join(self.root, "locks", key + ".lock")
 
     def catalog(self, model_id: str) -> str:
-        return os.path.join(self.root, "catalog", checked_path(model_id, parts=1))
+        return os.path.join(self.catalogs, checked_path(model_id, parts=1))
+
+    @property
+    def catalogs(self) -> str:
+        """The folder of the user's catalogs."""
+        return os.path.join(self.root, "catalog")
 
     def model_lock(self, model_id: str) -> str:
         return self.lock("model-" + checked_path(model_id, parts=1))

@@ -7,6 +7,7 @@ Leaves to others: whether its files are still what they were (`Installed.conditi
 import os
 from contextlib import suppress
 
+from modelcache.catalog import Entry, find
 from modelcache.errors import ModelNotAvailableError, UsageError
 from modelcache.names import checked_path
 from modelcache.refs import Ref
@@ -39,12 +40,20 @@ class Shelf:
         return found
 
     def named(self, ref: Ref) -> Installed | None:
-        """The record of just that version, tag or branch (of a hub, where none is named, the default one)."""
-        name = ref.version or ref.alias
+        """The record of just that version, tag or branch; where none is named, the default one of a hub or catalog."""
+        entry = self._entry(ref)
+        name = ref.version or ref.alias or (entry.default_version if entry else "")
         if not name:
             return None
-        version = self.registry.aliases(ref.id).get(name)
+        pinned = entry.ref_of(name) if entry else None
+        version = pinned.version if pinned and pinned.version else self.registry.aliases(ref.id).get(name)
         return self.at(ref.id, name) or (self.at(ref.id, version) if version else None)
+
+    def _entry(self, ref: Ref) -> Entry | None:
+        """What a catalog says of a bare id. One that is wrong says so to whoever fetches, and to nobody else."""
+        with suppress(UsageError):
+            return None if ref.scheme or ref.url else find(self.layout.catalogs, ref.id)
+        return None
 
     def at(self, model_id: str, version: str) -> Installed | None:
         try:
