@@ -70,7 +70,7 @@ def test_a_hit_loads_neither_the_network_nor_locks(hub: Hub, cache: Cache) -> No
     assert done.stdout.strip() == ""
 
 
-def test_a_branch_is_asked_about_again_when_its_time_is_over(hub: Hub, cache_root: Path) -> None:
+def test_a_branch_is_asked_about_again_when_its_time_is_over(hub: Hub, cache_root: Path, one_connection: None) -> None:
     cache = Cache(cache_root, manifest_ttl=0)
     cache.fetch(REF)
     before = len(hub.requests)
@@ -340,7 +340,7 @@ def test_a_model_of_a_hub_may_wait_in_the_queue(hub: Hub, cache: Cache) -> None:
     assert sorted(os.listdir(cache.path(REF))) == [".manifest.json", "config.json"]
 
 
-def test_processes_that_want_the_same_ask_once(hub: Hub, cache: Cache) -> None:
+def test_processes_that_want_the_same_ask_once(hub: Hub, cache: Cache, one_connection: None) -> None:
     runs = [start("fetch", REF, "--quiet", "--json") for _ in range(3)]
     told = [json.loads(process.communicate(timeout=60)[0]) for process in runs]
     assert [each[0]["version"] for each in told] == [COMMIT] * 3

@@ -1,6 +1,7 @@
 """Hugging Face: who may see what, links that end, lists in pages, tokens, and what is said when it does not work."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +14,21 @@ from modelcache.model import Manifest
 from modelcache.refs import Ref
 from modelcache.remotes import document
 from modelcache.remotes.huggingface import Hub as Account
+from modelcache.store.journal import read_facts
 from modelcache.testing import (
     Content,
     Corrupt,
     CutAt,
     DribbleHeaders,
     Header,
+    Hold,
     Hub,
     Origin,
     Redirect,
     Slow,
     Status,
 )
-from tests.caches import Events, run, written
+from tests.caches import Events, partials, run, start, written
 
 SMALL = Content.of(b'{"a": 1}')
 LARGE = Content.generated(3_000_000, seed=1)
@@ -114,6 +117,35 @@ def test_a_link_that_has_ended_is_asked_for_again_once(
             cache.fetch("hf:org/other")
         assert refusal.value.kind == "not_found"
         assert len(cdn_of(hub).requests) - before == 2
+
+
+def noted(cache: Cache) -> int:
+    """How many bytes of what is on its way would survive a kill."""
+    facts = [read_facts(str(folder / "journal")) for folder in partials(cache)]
+    return sum(each.written.size for each in facts if each)
+
+
+def test_a_process_that_is_killed_is_gone_on_with_where_it_was(hub: Hub, cache: Cache, one_connection: None) -> None:
+    hold = Hold(2_500_000)
+    cdn_of(hub).faults(hold)
+    process = start("fetch", REF, "--quiet")
+    assert hold.reached.wait(30)
+    end = time.monotonic() + 20
+    while noted(cache) < 1_000_000:
+        assert time.monotonic() < end, "it never wrote that much"
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=30)
+    hold.release.set()
+    before = len(hub.requests)
+    done = run("fetch", REF, "--json", "--quiet")
+    (told,) = json.loads(done.stdout)
+    large = next(file for file in told["files"] if file["path"] == "model.safetensors")
+    assert (large["status"], large["verified"]) == ("resumed", "sha256")
+    assert 1_000_000 < large["bytes_resumed"] <= 2_500_000
+    assert not any("/api/" in seen.path for seen in hub.requests[before:])  # what main meant is known still
+    last = cdn_of(hub).requests[-1]
+    assert last.range is not None and last.range.startswith(f"bytes={large['bytes_resumed']}-")
 
 
 def test_wrong_bytes_are_noticed_whichever_digest_the_hub_has(hub: Hub, cache: Cache) -> None:
