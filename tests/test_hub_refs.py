@@ -317,6 +317,14 @@ def test_another_revision_is_never_taken_for_the_one_that_is_named(
     assert cache.fetch(f"{REF}@v2").path == cache.path("hf--org--name@v2") == cache.path("hf--org--name") == model.path
 
 
+def test_offline_a_commit_is_not_taken_for_a_branch(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cache.fetch(f"{REF}@{COMMIT}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(mc.ModelNotAvailableError, match="hf--org--name@main is not available"):
+        cache.fetch(REF)
+    assert cache.path(REF) == cache.fetch(f"{REF}@{COMMIT}").path == model.path
+
+
 def test_a_registry_that_is_lost_forgets_no_model(hub: Hub, cache: Cache) -> None:
     model = cache.fetch(REF)
     Path(cache.root, "registry.json").write_text("garbage")
