@@ -34,6 +34,7 @@ class Arrival:
         self.lacking = {content_of(file) for file in manifest.files}
         self.result: Model | None = None
         self.pulse = Pulse(shop.layout.model_lock(manifest.id))
+        self._aliases = manifest.aliases
         self._shop = shop
         self._progress = progress
         self._tasks = [Task(file) for file in manifest.files]
@@ -118,15 +119,20 @@ class Arrival:
         """All of it was installed already."""
         for file in {content_of(file): file for file in self.order.files}.values():
             self.has(Fetched(file, file.digests[0], file.size or 0, "hit", "cache"))
-        self.result = model
-        self.end(None)
+        self._name(model)
 
     def install(self) -> None:
         """Names it. Raises as `install` does."""
         done = [task.done for task in self._tasks if task.done]
         result = install(self.order, self._shop, done, self.tell)
         assert isinstance(result, Model)
-        self.result = result
+        self._name(result)
+
+    def _name(self, model: Model) -> None:
+        """It is here: from now on tags and branches mean what they meant where the bundle was made."""
+        for alias in self._aliases:
+            self._shop.registry.aliased(model.id, alias, model.version)
+        self.result = model
         self.end(None)
 
     def end(self, error: BaseException | None) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol, Self
 from modelcache.archives.bundle import END, Member
 from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError, VerificationError
 from modelcache.events import Fact
-from modelcache.model import MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
+from modelcache.model import MAX_ALIASES, MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Workshop
 from modelcache.progress import Show, shown
 from modelcache.report import Report
@@ -122,7 +122,10 @@ class _Item:
             ModelFile(path, by_path[path].size, (Digest("sha256", by_path[path].sha256),), by_path[path].urls)
             for path in sorted(by_path)
         )
-        manifest = Manifest(record.id, record.version, record.ref, tuple(_with_pieces(shop, file) for file in files))
+        meant = shop.registry.aliases(record.id)
+        aliases = sorted(alias for alias, version in meant.items() if version == record.version)[:MAX_ALIASES]
+        pieced = tuple(_with_pieces(shop, file) for file in files)
+        manifest = Manifest(record.id, record.version, record.ref, pieced, tuple(aliases))
         listing = _listing(manifest)
         if len(listing) > MAX_MANIFEST_BYTES:
             listing = _listing(replace(manifest, files=files))  # pieces are a help, files are not to be left out

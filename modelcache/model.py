@@ -8,7 +8,7 @@ and what is here already (`store`). Everything here is frozen; nothing here does
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from modelcache.errors import UsageError
@@ -21,6 +21,7 @@ STRENGTH = ("sha256", "sha512", "blake3", "sha1", GIT, "md5")  # sha256 first: i
 PIECE_SIZE = 4 << 20  # of the digests we record ourselves: small enough to repair by, large enough to list
 MAX_MANIFEST_BYTES = 5_000_000
 MAX_MANIFEST_FILES = 100_000
+MAX_ALIASES = 100
 LEAST_SIZE_SHARE = 0.8  # of a listed size, where nothing better is known (product B10)
 
 
@@ -133,12 +134,16 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a model consists of. `version` is immutable, or empty while only the bytes can tell it."""
+    """What a model consists of. `version` is immutable, or empty while only the bytes can tell it.
+
+    `aliases` are tags and branches that mean this version.
+    """
 
     id: str
     version: str
     ref: str
     files: tuple[ModelFile, ...]
+    aliases: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -166,7 +171,7 @@ class Manifest:
         model_id, version = _text(data, "id", default_id), _text(data, "version")
         # Both become folders of the store: foreign text chooses no path (I18).
         checked = checked_path(model_id, parts=1), version and checked_path(version, parts=1)
-        return cls._of(*checked, _text(data, "ref"), data.get("files"))
+        return replace(cls._of(*checked, _text(data, "ref"), data.get("files")), aliases=_aliases(data))
 
     @classmethod
     def _of(cls, model_id: str, version: str, ref: str, entries: object) -> Self:
@@ -180,7 +185,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         files = [file.to_json() for file in self.files]
-        return {"format": 1, "id": self.id, "version": self.version, "ref": self.ref, "files": files}
+        aliases = {"aliases": list(self.aliases)} if self.aliases else {}
+        return {"format": 1, "id": self.id, "version": self.version, "ref": self.ref, **aliases, "files": files}
 
 
 def _mapping(value: object, what: str) -> dict[str, Any]:
@@ -194,6 +200,14 @@ def _text(fields: dict[str, Any], name: str, default: str = "") -> str:
     if not isinstance(value, str):
         raise UsageError(f"the manifest is corrupt: {name} is not a text")
     return value
+
+
+def _aliases(fields: dict[str, Any]) -> tuple[str, ...]:
+    names = fields.get("aliases", [])
+    is_right = isinstance(names, list) and len(names) <= MAX_ALIASES
+    if not is_right or not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise UsageError("the manifest is corrupt: aliases are not a list of names")
+    return tuple(names)
 
 
 def _size(fields: dict[str, Any], path: str) -> int | None:

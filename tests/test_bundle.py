@@ -23,7 +23,7 @@ from modelcache.archives.bundle import Member
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError, VerificationError
 from modelcache.model import Digest
-from modelcache.testing import Content, Origin
+from modelcache.testing import Content, Hub, Origin
 
 
 @pytest.fixture
@@ -138,6 +138,24 @@ def test_a_model_of_a_url_is_found_by_it_elsewhere(cache: Cache, other: Cache, t
         assert Path(other.path(url)).read_bytes() == content.read()
         assert other.fetch(url).status == "hit"
         assert len(origin.requests) == asked
+
+
+def test_what_a_tag_means_is_known_elsewhere(
+    cache: Cache, other: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        commit = hub.publish("org/name", {"config.json": b"{}", "model.bin": SMALL}, "v1.0", "main")
+        for ref in ("hf:org/name@v1.0", "hf:org/name"):
+            cache.fetch(ref)
+        cache.export_bundle(["hf:org/name@v1.0"], tmp_path / "w.tar")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (model,) = other.import_bundle(tmp_path / "w.tar")
+    for ref in ("hf:org/name@v1.0", "hf:org/name", f"hf:org/name@{commit}"):
+        assert other.path(ref) == other.fetch(ref).path == model.path
+    again = io.BytesIO()
+    other.export_bundle(["hf:org/name"], again)
+    assert again.getvalue() == (tmp_path / "w.tar").read_bytes()
 
 
 def test_a_model_of_a_hub_is_found_by_its_ref_and_gets_more_of_its_files(other: Cache) -> None:

@@ -178,6 +178,9 @@ LISTINGS: dict[str, object] = {
     "a number": b"1",
     "no text": b"\xff\xfe",
     "a ref of another type": listing(FILES, ref=[1]),
+    "aliases of another type": listing(FILES, aliases="main"),
+    "aliases that are too many": listing(FILES, aliases=["x"] * 101),
+    "an alias that cannot be printed": listing(FILES, aliases=["\x1b"]),
     "a ref that cannot be printed": listing(FILES, ref="a\x1b[2Jb"),
 }
 
