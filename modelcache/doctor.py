@@ -23,6 +23,7 @@ from modelcache.state.place import Place, is_on_network
 from modelcache.store import leftovers
 from modelcache.store.disk import CREATE, SHARE, disk_errors, random_name, read_small, store_error
 from modelcache.store.installed import RECORD, Installed
+from modelcache.store.intake import is_foreign
 from modelcache.store.locks import Holder, is_held
 from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
@@ -177,6 +178,7 @@ class Examination:
                     yield Finding("wrong", "modes", f"{path} cannot be used", f"chmod u+rwx {_quoted(path)}")
         blobs = [path for path, mode in self._everything("blobs") if stat.S_ISREG(mode) and mode & 0o222]
         blobs = [path for path in blobs if not os.path.basename(path).startswith(".")]
+        blobs = [path for path in blobs if not is_foreign(self._layout, os.path.basename(path), path)]
         if blobs:
             yield Finding(
                 "wrong", "modes", f"{_some(blobs)}: files of models can be written to", f"chmod a-w {_all(blobs)}"

@@ -38,6 +38,7 @@ from modelcache.store.disk import (
     remove_tree,
 )
 from modelcache.store.installed import InstalledFile
+from modelcache.store.intake import take
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
 from modelcache.store.partial import Partial
@@ -152,6 +153,30 @@ class FileFetch:
             blobs.note(layout, reading.digests, reading.pieces)
         return Fetched(self._file, sha256, reading.size, "hit", "cache", stamp=stamp)
 
+    def _from_tier(self) -> Fetched | None:
+        """Another cache on this disk has it: proven like any other source's, and not touched."""
+        shop = self._shop
+        status: Status = "repaired" if self._rotten else "linked"
+        for place in self._places():
+            self.checked = 0
+            try:
+                taken = take(shop.layout, place, self._file.digests, shop.settings.piece_size, self._tick)
+            except StoreError as error:
+                self._tell("source_failed", error.message, "cache")
+                continue
+            if taken and self._file.size in (None, taken.reading.size):
+                reading = taken.reading
+                return Fetched(self._file, reading.sha256, reading.size, status, "cache", stamp=taken.stamp)
+            self._tell("source_failed", f"{place} is not what its name says: it is left alone", "cache")
+        return None
+
+    def _places(self) -> Iterator[str]:
+        """Where files of other caches are that should be this one, by their names."""
+        for tier in self._shop.tiers if self._file.digests else ():
+            if place := tier.find(self._file):
+                self._tell("verifying", f"{place} should be it", "cache")
+                yield place
+
     def _at_output(self, output: str) -> Fetched | None:
         """The output is there already and, read from end to end, right."""
         if not self._file.digests or os.path.islink(output) or not os.path.isfile(output):
@@ -163,13 +188,18 @@ class FileFetch:
 
     def _from_store(self, output: str) -> Fetched | None:
         """A copy of what the store has, for an output that leaves nothing there."""
-        sha256 = blobs.find(self._shop.layout, self._file)
-        if sha256 is None or self._file.digest() is None or len(self._file.digests) > 1:
+        sha256 = self._file.digest()
+        if sha256 is None or len(self._file.digests) > 1:
             return None
-        blob = self._shop.layout.blob(sha256)
-        self._tell("verifying", "the content is in the store already", "cache")
-        with suppress(VerificationError):  # it has rotted: for a repair to find
-            links.copy(blob, output, sha256, tick=self._control.check)
+        if blobs.exists(self._shop.layout, sha256):
+            self._tell("verifying", "the content is in the store already", "cache")
+            if copied := self._copied(self._shop.layout.blob(sha256), output, sha256):
+                return copied  # else it has rotted: for a repair to find
+        return next(filter(None, (self._copied(place, output, sha256) for place in self._places())), None)
+
+    def _copied(self, place: str, output: str, sha256: Digest) -> Fetched | None:
+        with suppress(VerificationError):
+            links.copy(place, output, sha256, tick=self._control.check)
             return Fetched(self._file, sha256, os.stat(output).st_size, "linked", "cache")
         return None
 
@@ -193,7 +223,7 @@ class FileFetch:
                 forget(layout.partials, key)
                 return here
             try:
-                fetched = self._committed(key)
+                fetched = self._from_tier() or self._committed(key)
             except (VerificationError, AllSourcesFailedError) as error:
                 if not (self._rotten and self._rotten.is_doubtful(self._file) and error.kind == VerificationError.kind):
                     raise
@@ -281,6 +311,7 @@ class FileFetch:
         try:
             if self._rotten and self._rotten.good:
                 partial.seed(self._rotten.aside, self._rotten.good)
+            self._continue(partial)
             yield partial
         except ModelCacheError as error:
             error.kept_bytes = error.kept_bytes or partial.written_bytes
@@ -290,6 +321,17 @@ class FileFetch:
             raise
         finally:
             partial.close()
+
+    def _continue(self, partial: Partial) -> None:
+        """What another tool has begun to download need not be fetched again; nothing of it is believed."""
+        for tier in self._shop.tiers if partial.missing() else ():
+            if begun := tier.begun(self._file):
+                before = partial.written_bytes
+                with suppress(StoreError):
+                    partial.seed(*begun)
+                gained = partial.written_bytes - before
+                partial.resumed_bytes += gained
+                self._tell("partial_found", f"{gained:,} bytes are in {begun[0]}", "cache")
 
     def _transfer(self, partial: Partial) -> dict[str, Digest]:
         _check_room(partial)

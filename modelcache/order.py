@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from modelcache.dispatch import Dispatcher
 from modelcache.events import now_ms
+from modelcache.foreign.tier import Tier
 from modelcache.health import Gateway, Health, gateway_of
 from modelcache.health import order as by_health
 from modelcache.model import Digest, ModelFile
@@ -124,6 +125,7 @@ class Workshop:
     records: Records = field(default_factory=Records)
     sharing: Sharing = field(init=False)
     scores: Callable[[], Mapping[Gateway, Health]] = dict
+    tiers: Sequence[Tier] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sharing", Sharing(self.layout, self.registry))

@@ -19,7 +19,7 @@ from modelcache.settings import MOST_S
 from modelcache.state.uses import Uses
 from modelcache.store.disk import check_no_links, make_directories, make_root
 from modelcache.store.shelf import Shelf
-from modelcache.wiring import Sources, settings_for
+from modelcache.wiring import Sources, settings_for, tiers_for
 
 if TYPE_CHECKING:
     from modelcache.download import Download
@@ -79,6 +79,7 @@ class Runtime:
             sources.resolver,
             Throttle(settings.limit_rate),
             scores=self._state.scores,
+            tiers=tiers_for(settings, self._root),
         )
 
     def make_root(self) -> None:

@@ -4,6 +4,7 @@ Responsible for: names, types, defaults and bounds. Leaves to `wiring`: reading 
 environment and configuration file.
 """
 
+import os
 from dataclasses import dataclass, fields
 
 from modelcache.errors import UsageError
@@ -12,6 +13,7 @@ MIB = 1 << 20
 MOST, MOST_S = 10**18, 10**9  # what system calls take; 30 years are for ever
 DAY_S = 86_400.0
 KINDS = ("cache", "ipfs", "huggingface", "http", "oci", "peer", "object")  # of sources
+HUGGING_FACE, OLLAMA = "hf", "ollama"  # what tiers may be called besides their folders
 MAY_BE_ZERO = (
     "resume_threshold", "clean_restarts", "slow_rate", "backoff", "stale_partial_age", "quarantine_age", "log_age",
     "temporary_age", "limit_rate", "manifest_ttl",
@@ -50,6 +52,7 @@ class Settings:
     temporary_age: float = 3600.0  # what a kill left of a moment's work
     manifest_ttl: float = 3600.0  # how long a tag or branch of a hub is taken to mean what it meant
     metrics_age: float = 90 * DAY_S  # what is older: of attempts only the sums of a day, of records none
+    tiers: tuple[str, ...] = (HUGGING_FACE, OLLAMA)  # where a file is looked for before the network is asked
     prefer: str = ""  # the kind of source that is asked first, one of KINDS; empty: the healthiest
     unpack_most: int = 1 << 40
     unpack_entries: int = 100_000
@@ -58,6 +61,9 @@ class Settings:
         for setting in fields(self):
             value = getattr(self, setting.name)
             if setting.type is str:
+                continue
+            if setting.name == "tiers":
+                object.__setattr__(self, "tiers", _folders(value))
                 continue
             if setting.type is bool:
                 if not isinstance(value, bool):
@@ -75,13 +81,15 @@ class Settings:
             raise UsageError(f"resume_threshold = {self.resume_threshold!r}: a share from 0 to 1 is expected")
 
     @classmethod
-    def parsed(cls, name: str, text: str) -> bool | int | float | str:
+    def parsed(cls, name: str, text: str) -> bool | int | float | str | tuple[str, ...]:
         """One setting from text, by the type of its default. UsageError names the setting."""
         setting = next((field for field in fields(cls) if field.name == name), None)
         if setting is None:
             raise UsageError(f"unknown setting {name!r}")
         if setting.type is str:
             return text
+        if name == "tiers":
+            return tuple(filter(None, text.split(os.pathsep)))
         if setting.type is bool:
             if text not in _TRUTHS:
                 raise UsageError(f"{name} = {text!r}: true or false is expected")
@@ -90,3 +98,13 @@ class Settings:
             return int(text) if setting.type is int else float(text)
         except ValueError:
             raise UsageError(f"{name} = {text!r}: a number is expected") from None
+
+
+def _folders(value: object) -> tuple[str, ...]:
+    """Of tiers: absolute, so that the working directory chooses none."""
+    if not isinstance(value, (tuple, list)) or not all(isinstance(each, str) for each in value):
+        raise UsageError(f"tiers = {value!r}: a list of folders is expected")
+    for each in value:
+        if each not in (HUGGING_FACE, OLLAMA) and not os.path.isabs(os.path.expanduser(each)):
+            raise UsageError(f"tiers: {each!r} is neither an absolute folder nor {HUGGING_FACE} or {OLLAMA}")
+    return tuple(value)

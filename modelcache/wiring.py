@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from modelcache.errors import NotFoundError, UsageError
 from modelcache.model import ModelFile
 from modelcache.refs import Ref
-from modelcache.settings import Settings
+from modelcache.settings import HUGGING_FACE as HF
+from modelcache.settings import OLLAMA, Settings
 from modelcache.store.disk import store_error
 from modelcache.urls import checked_url, is_same_place, without_secrets
 
 if TYPE_CHECKING:
+    from modelcache.foreign.tier import Tier
     from modelcache.remotes.access import Registry
     from modelcache.remotes.connection import Connector
     from modelcache.remotes.huggingface import Hub
@@ -161,14 +163,11 @@ def _hub(headers: Mapping[str, str]) -> "Hub":
 
 def _hub_token() -> str:
     """HF_TOKEN, else what `hf auth login` has left: the file HF_TOKEN_PATH, else `token` in HF_HOME."""
-    environ = os.environ
-    if token := environ.get("HF_TOKEN", "").strip():
+    if token := os.environ.get("HF_TOKEN", "").strip():
         return token
     if _is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return ""
-    caches = environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    home = environ.get("HF_HOME") or os.path.join(caches, "huggingface")
-    path = environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")
+    path = os.environ.get("HF_TOKEN_PATH") or os.path.join(_hub_home(), "token")
     try:
         with open(os.path.expanduser(path), "rb", opener=_at_once) as stream:
             return stream.read(MOST_TOKEN_BYTES).decode().strip()
@@ -227,6 +226,12 @@ def _docker_login(host: str) -> str:
         return ""
 
 
+def _hub_home() -> str:
+    """The folder of Hugging Face's own tools."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
+
+
 def _is_on(variable: str) -> bool:
     """As Hugging Face's own tools read a switch of the environment."""
     return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")
@@ -244,6 +249,34 @@ SOURCES: "Mapping[str, Callable[[str, Mapping[str, str], Connector], Source]]" =
 RESOLVERS: "Mapping[str, Callable[[Ref, Mapping[str, str], Connector], Resolver]]" = {
     "hf": _hub_resolver, "oci": _image, "ollama": _image,
 }  # fmt: skip
+
+
+def tiers_for(settings: Settings, root: str) -> "tuple[Tier, ...]":
+    """What is looked at before the network, in the order of the setting; the root itself is none."""
+    tiers = [tier_of(each) for each in settings.tiers]
+    return tuple(tier for tier in tiers if os.path.realpath(tier.name) != os.path.realpath(root))
+
+
+def tier_of(place: str) -> "Tier":
+    """A cache of Hugging Face or Ollama, called so, or any folder that is one, or a root of modelcache."""
+    from modelcache.foreign.hubcache import HubCache
+    from modelcache.foreign.ollama import OllamaStore
+    from modelcache.foreign.root import Root
+
+    environ = os.environ
+    if place == HF:
+        given = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+        return HubCache(_absolute(given or os.path.join(_hub_home(), "hub")))
+    if place == OLLAMA:
+        return OllamaStore(_absolute(environ.get("OLLAMA_MODELS") or os.path.join("~", ".ollama", "models")))
+    folder = _absolute(place)
+    if os.path.isdir(os.path.join(folder, "blobs", "sha256")):
+        return Root(folder)
+    return OllamaStore(folder) if os.path.isdir(os.path.join(folder, "manifests")) else HubCache(folder)
+
+
+def _absolute(folder: str) -> str:
+    return os.path.abspath(os.path.expanduser(folder))
 
 
 def _from_environment(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_the_page_of_settings_has_each_with_its_default() -> None:
     told = {name: default for name, default, *_ in tables("settings.md", "setting", "default")}
     assert set(told) == {each.name for each in fields(Settings)}
     for each in fields(Settings):
-        default = {"": "", "false": False}.get(told[each.name])
+        default: object = {"": "", "false": False, "hf, ollama": ("hf", "ollama")}.get(told[each.name])
         assert (float(told[each.name]) if default is None else default) == each.default
 
 

@@ -63,19 +63,24 @@ def read_back(path: str, expected: tuple[Digest, ...], piece_size: int, tick: Ca
     Pieces of `piece_size` are measured, none if it is 0: that takes a fifth of the time. `tick` is called for each
     MiB; it may raise to give up.
     """
-    measure = Measure(piece_size) if piece_size else None
     with disk_errors(path):
         fd = os.open(path, READ)
         try:
-            size = os.fstat(fd).st_size
-            checks = Checks(expected, size)
-            for chunk in chunks_of(fd, 0, size):
-                tick()
-                checks.update(chunk)
-                if measure:
-                    measure.update(chunk)
+            return read_open(fd, expected, piece_size, tick)
         finally:
             os.close(fd)
+
+
+def read_open(fd: int, expected: tuple[Digest, ...], piece_size: int, tick: Callable[[], None] = _nothing) -> Reading:
+    """The same of a file that is open. OSError."""
+    measure = Measure(piece_size) if piece_size else None
+    size = os.fstat(fd).st_size
+    checks = Checks(expected, size)
+    for chunk in chunks_of(fd, 0, size):
+        tick()
+        checks.update(chunk)
+        if measure:
+            measure.update(chunk)
     return Reading(size, checks.result(), checks.wrong(), measure.result() if measure else PieceDigests(0, b""))
 
 

@@ -38,6 +38,12 @@ class Stamp:
         status = os.stat(path, follow_symlinks=False)
         return cls(status.st_size, status.st_mtime_ns, status.st_ino, time.time_ns() // 1_000_000)
 
+    @classmethod
+    def of_open(cls, fd: int) -> Self:
+        """Of a file that is open, whatever its name leads to by now."""
+        status = os.fstat(fd)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, time.time_ns() // 1_000_000)
+
     def judge(self, path: str) -> Condition:
         """Costs one stat."""
         try:

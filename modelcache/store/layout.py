@@ -3,6 +3,7 @@
     blobs/sha256/<2 hex>/<hex>           proven, mode 0444; the name is the proof
     pieces/sha256/<2 hex>/<hex>.pieces   BLAKE3 of its pieces
     aliases/<algorithm>/<hex>            text: the sha256
+    foreign/<hex>                        the blob is another tool's file as well: its inode
     partials/<key>.<token>/              on the way
     models/<id>/<version>/<path>         links to blobs, and the record `.manifest.json`
     catalog/<id>/                        what refs of hubs meant when they were last asked about
@@ -33,6 +34,9 @@ class Layout:
     def alias(self, digest: Digest) -> str:
         return os.path.join(self.root, "aliases", digest.algorithm, digest.hex)
 
+    def foreign(self, sha256: Digest) -> str:
+        return os.path.join(self.root, "foreign", sha256.hex)
+
     def model(self, model_id: str, version: str) -> str:
         return joined(os.path.join(self.models, checked_path(model_id, parts=1)), checked_path(version, parts=1))
 
@@ -53,10 +57,10 @@ class Layout:
     @property
     def folders(self) -> list[str]:
         """Everything that lies in the root and is a folder."""
-        return [
-            os.path.join(self.root, name)
-            for name in ("blobs", "pieces", "aliases", "partials", "models", "locks", "quarantine", "state", "catalog")
-        ]
+        names = (
+            "blobs", "pieces", "aliases", "foreign", "partials", "models", "locks", "quarantine", "state", "catalog",
+        )  # fmt: skip
+        return [os.path.join(self.root, name) for name in names]
 
     @property
     def models(self) -> str:

@@ -13,6 +13,7 @@ from modelcache.model import Digest
 from modelcache.store import records
 from modelcache.store.disk import disk_errors, link_towards, remove_tree
 from modelcache.store.installed import Installed, InstalledFile
+from modelcache.store.intake import is_foreign
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.registry import Registry, installed_under
@@ -76,10 +77,12 @@ def _remove_blob(layout: Layout, hexdigest: str) -> int:
         status = os.lstat(blob)
         if status.st_nlink > 1 and _is_below(layout.models, status.st_ino):
             return 0  # of a model whose record cannot be read
+        is_kept = is_foreign(layout, hexdigest, blob)  # by the tool whose file it is as well
         os.unlink(blob)
-        with suppress(FileNotFoundError):
-            os.unlink(layout.pieces(sha256))
-        return status.st_size
+        for known in (layout.pieces(sha256), layout.foreign(sha256)):
+            with suppress(FileNotFoundError):
+                os.unlink(known)
+        return 0 if is_kept else status.st_size
     return 0
 
 

@@ -21,6 +21,7 @@ from modelcache.model import Digest
 from modelcache.store import blobs, links, records
 from modelcache.store.disk import READ
 from modelcache.store.installed import Installed, InstalledFile, Stamp
+from modelcache.store.intake import is_foreign
 from modelcache.store.layout import Layout
 from modelcache.store.registry import Registry, installed_under, status_of
 
@@ -42,13 +43,13 @@ class Rotten:
     is_marked: bool
 
     @classmethod
-    def at(cls, place: str) -> "Rotten | None":
-        """Marks the file, durably. None where there is no file that anything could share."""
+    def at(cls, place: str, *, foreign: bool) -> "Rotten | None":
+        """Marks the file, durably, unless it is foreign. None where there is no file that anything could share."""
         try:
             now = os.lstat(place)
         except OSError:
             return None
-        return cls(now.st_dev, now.st_ino, _mark(place)) if stat.S_ISREG(now.st_mode) else None
+        return cls(now.st_dev, now.st_ino, not foreign and _mark(place)) if stat.S_ISREG(now.st_mode) else None
 
     def is_at(self, place: str, entry: InstalledFile) -> bool:
         """Whether this is the file that a record calls `entry`, not one that was proven since under its number."""
@@ -88,7 +89,7 @@ class Sharing:
 
     def distrust(self, sha256: str, place: str) -> None:
         """The file at `place` has rotted: nothing that is the same file is a hit, or available, from here on."""
-        rotten = Rotten.at(place)
+        rotten = Rotten.at(place, foreign=is_foreign(self._layout, sha256, place))
         if rotten is None:
             return
         with self._guard:

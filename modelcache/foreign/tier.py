@@ -1,0 +1,66 @@
+"""A cache on this disk that is looked at before the network is asked.
+
+Responsible for: what every kind has in common, and telling the kinds apart by their folders.
+Leaves to others: reading, proving and using what is there (`intake`), where the folders are (`wiring`).
+
+What lies there is somebody else's, and hostile until its bytes are proven: a place is a regular file inside the tier's
+folder once all links are followed, or it is none.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Protocol
+
+from modelcache.model import ModelFile, Span
+
+
+class Tier(Protocol):
+    """`name` is its folder. Nothing here raises for what may be wrong there: what cannot be used is not there."""
+
+    @property
+    def name(self) -> str: ...
+
+    def find(self, file: ModelFile) -> str | None:
+        """Where the file is, if the tier has one under the name of its digest. A handful of stats; nothing is read."""
+
+    def begun(self, file: ModelFile, /) -> tuple[str, list[Span]] | None:
+        """A file that has some of its bytes, if a download was interrupted there, and which."""
+
+
+def regular_inside(path: str, folder: str, size: int | None = None) -> str | None:
+    """The path without links; None unless it leads to a regular file inside the folder, of that size if it is known."""
+    try:
+        real, within = os.path.realpath(path, strict=True), os.path.realpath(folder)
+        status = os.lstat(real)
+    except (OSError, ValueError):
+        return None
+    is_inside = os.path.commonpath((real, within)) == within
+    return real if is_inside and stat.S_ISREG(status.st_mode) and size in (None, status.st_size) else None
+
+
+def entries_of(folder: str, most: int) -> Iterator["os.DirEntry[str]"]:
+    """What is in a folder, by name, at most so many; nothing where it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            yield from sorted((entry for entry, _ in zip(found, range(most), strict=False)), key=lambda one: one.name)
+    except OSError:
+        return
+
+
+def small(path: str, most: int) -> bytes | None:
+    """The content of a regular file of at most so many bytes; None for anything else."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        with os.fdopen(os.dup(fd), "rb") as stream:
+            content = stream.read(most + 1)
+        return content if len(content) <= most else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
