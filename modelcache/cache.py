@@ -405,6 +405,26 @@ class Cache:
         with opened(source) as bundle:
             return take_in(cache._runtime.shop, cache._shelf, bundle, progress)
 
+    def adopt(self, source: Path) -> Report:
+        """Takes what other tools have downloaded into the store, as the models that a fetch would have made of it.
+
+        `source` is "hf", "ollama" or a folder: a cache of Hugging Face or a store of Ollama. Nothing there is changed,
+        each byte is read once, and nothing is copied where the disk can do without. One row a file: its `outcome` is
+        taken, here (already), wrong (its bytes are not what its name says), left (it cannot be used) or absent (it
+        belongs to the model and is not there), `copied` whether its bytes are on the disk twice now.
+
+        Raises StoreError where there is no such folder, LockedError while one of the models is being fetched.
+        """
+        from modelcache.adoption import adopt
+        from modelcache.wiring import tier_of
+
+        tier = tier_of(os.fspath(source))
+        if not os.path.isdir(tier.name):
+            raise StoreError(f"{tier.name} is no folder", next_step="name the folder of the other tool's cache")
+        cache = self._elsewhere() or self
+        cache._runtime.make_root()
+        return adopt(cache._runtime.shop, cache._shelf, tier)
+
     # -- care ---------------------------------------------------------------------------------------------------------
 
     @property

@@ -38,7 +38,7 @@ from modelcache.store.disk import (
     remove_tree,
 )
 from modelcache.store.installed import InstalledFile
-from modelcache.store.intake import take
+from modelcache.store.intake import Taken, take
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
 from modelcache.store.partial import Partial
@@ -54,13 +54,14 @@ TellFile = Callable[[FactType, str, str], None]  # (type, message, source)
 class FileFetch:
     """Runs once, in its caller's thread. `transfer` is there while bytes move, `watch` once somebody else has it.
 
-    `checked` are the bytes that were read where the file is already.
+    `checked` are the bytes that were read where the file is already; `taken` is what a tier had.
     """
 
     def __init__(self, order: Order, file: ModelFile, shop: Workshop, control: Control, tell: TellFile) -> None:
         self.transfer: Transfer | None = None
         self.watch: Watch | None = None
         self.checked = 0
+        self.taken: Taken | None = None
         self._pulse: Pulse | None = None
         self._order = order
         self._file = file
@@ -81,6 +82,20 @@ class FileFetch:
             with suppress(StoreError, LockedError):  # what others share stays unavailable then, until it is fetched
                 self._shop.sharing.write()
         return fetched
+
+    def look(self) -> Fetched | None:
+        """The file proven, if it is here already or in a tier: no source is asked. Raises as `run` does."""
+        self._before = self._entry()
+        if here := self._recorded():
+            return here
+        layout, key = self._shop.layout, key_of(self._file)
+        with self._lock(layout.lock(key), layout.partials):
+            found = self._from_blob() or self._from_tier()
+            if found:
+                forget(layout.partials, key)
+            if found and self._rotten:
+                self._shop.sharing.repaired(found.sha256, found.stamp)
+        return found
 
     def pulse(self) -> int:
         """How many bytes were read and hashed by now, which whoever waits for the file is shown."""
@@ -165,7 +180,7 @@ class FileFetch:
                 self._tell("source_failed", error.message, "cache")
                 continue
             if taken and self._file.size in (None, taken.reading.size):
-                reading = taken.reading
+                reading, self.taken = taken.reading, taken
                 return Fetched(self._file, reading.sha256, reading.size, status, "cache", stamp=taken.stamp)
             self._tell("source_failed", f"{place} is not what its name says: it is left alone", "cache")
         return None

@@ -32,7 +32,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "manifests task ordering audit resolving",
     "account again",
     "download repair",
-    "adopt check progress maintenance doctor past",
+    "adopt adoption check progress maintenance doctor past",
     "arrival exporting",
     "importing",
     "runtime",

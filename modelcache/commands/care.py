@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, cache_of, print_json
+from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
 from modelcache.report import Report
 
 
@@ -83,8 +83,3 @@ def _logs(options: argparse.Namespace) -> int:
 
 def _line(row: dict[str, Any]) -> str:
     return printable(f"{row['timestamp']} {row['model_name']} {row['event_type']}: {row['message']}")
-
-
-def printable(text: str) -> str:
-    """What is on a disk may have any name, and a log may hold anything."""
-    return "".join(character if character.isprintable() else " " for character in text)

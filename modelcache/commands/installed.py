@@ -4,8 +4,10 @@ import argparse
 import json
 import os
 import sys
+from typing import Any
 
-from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, print_report
+from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, print_report, printable
+from modelcache.errors import VerificationError
 
 
 def add_to(commands: Commands) -> None:
@@ -22,6 +24,9 @@ def add_to(commands: Commands) -> None:
     add.add_argument("--model", required=True, metavar="ID")
     add.add_argument("--version", metavar="V")
     add.add_argument("--replace", action="store_true", help="even if that version is here with other bytes")
+    adopt = commands.add("adopt", "take what other tools have downloaded into the cache", _adopt)
+    adopt.add_argument("source", metavar="hf|ollama|PATH", help="whose cache, or its folder")
+    add_json(adopt)
     _add_manifest(commands.add("manifest", "describe a folder so that others can fetch it verified", _manifest))
 
 
@@ -57,6 +62,35 @@ def _rm(options: argparse.Namespace) -> int:
 def _add(options: argparse.Namespace) -> int:
     print(cache_of(options).add(options.path, options.model, options.version or "1", replace=options.replace))
     return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    report = cache_of(options).adopt(options.source)
+    if options.json:
+        print_json(list(report))
+    else:
+        for path in dict.fromkeys(row["path"] for row in report if row["outcome"] in ("taken", "here")):
+            print(path)
+    for row in report:
+        if row["outcome"] in ("wrong", "left"):
+            print(printable(f"{row['outcome']}: {_named(row)}: {row['reason']}"), file=sys.stderr)
+    print(_summary(list(report)), file=sys.stderr)
+    return VerificationError.exit_code if any(row["outcome"] == "wrong" for row in report) else 0
+
+
+def _named(row: dict[str, Any]) -> str:
+    return " ".join(filter(None, (row["model"] and f"{row['model']}@{row['version'][:12]}", row["file"])))
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """What came of an adoption, in one line."""
+    by = {outcome: [row for row in rows if row["outcome"] == outcome] for outcome in ("taken", "here", "absent")}
+    sizes = {outcome: sum(row["size"] for row in some) for outcome, some in by.items()}
+    copied = sum(row["size"] for row in by["taken"] if row["copied"])
+    return (
+        f"{len(by['taken']):,} files taken ({sizes['taken']:,} bytes, {copied:,} of them copied), "
+        f"{len(by['here']):,} here already ({sizes['here']:,} bytes), {len(by['absent']):,} not there"
+    )
 
 
 def _manifest(options: argparse.Namespace) -> int:

@@ -1,20 +1,33 @@
 """The cache of huggingface_hub: `models--org--name/{refs,blobs,snapshots}`, and the same for datasets and spaces.
 
-Responsible for: its layout. A blob is called by its SHA-256 (large files) or by what git calls it; from huggingface_hub
-2 on it may be a link to a blob that repositories share. Leaves to others: everything else.
+    refs/<revision>               the commit that a branch or tag meant
+    snapshots/<commit>/<path>     a link to a blob
+    blobs/<hex>                   called by its SHA-256 (large files) or by what git calls it
+    trees/<commit>.json           all files of the commit (huggingface_hub 1 and later)
+    ../blobs/<2 hex>/<hex>        blobs that repositories share (2 and later): then theirs are links to them
+
+Responsible for: its layout. Leaves to others: reading and proving bytes, and what is done with them.
 """
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from urllib.parse import quote
 
 from modelcache.errors import UsageError
-from modelcache.foreign.tier import regular_inside
-from modelcache.model import GIT, ModelFile, Span
+from modelcache.foreign.tier import Found, Left, entries_of, regular_inside, small, touched_ms
+from modelcache.model import GIT, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile, Span
+from modelcache.names import check_conflicts, checked_path
 from modelcache.refs import Ref
 
-KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
-_FOLDER = re.compile(r"(models|datasets|spaces)--([^/]+)")
+MOST = 10_000  # repositories, commits of one, refs of one
+MOST_REF_BYTES = 100
+MOST_TREE_BYTES = 64 << 20
+_COMMIT = re.compile("[0-9a-f]{40}")
+_BLOB = re.compile(r"(?:\.\./)+blobs/([0-9a-f]{40}|[0-9a-f]{64})")
+_REPOSITORY = re.compile(r"(models|datasets|spaces)--(.+)")
 
 
 class HubCache:
@@ -30,6 +43,60 @@ class HubCache:
             if place := regular_inside(blob, self.name, file.size):
                 return place
         return None
+
+    def models(self) -> Iterator[Found | Left]:
+        if not os.path.isdir(self.name):
+            return
+        for entry in entries_of(self.name, MOST):
+            repository = _REPOSITORY.fullmatch(entry.name)
+            if repository and entry.is_dir(follow_symlinks=False):
+                kind = "" if repository[1] == "models" else f"{repository[1]}/"
+                yield from self._commits(entry.path, f"hf:{kind}{repository[2].replace('--', '/')}")
+
+    def _commits(self, repository: str, base: str) -> Iterator[Found | Left]:
+        refs = _refs(os.path.join(repository, "refs"))
+        commits = sorted(
+            entries_of(os.path.join(repository, "snapshots"), MOST),
+            key=lambda entry: ("main" in refs.get(entry.name, ()), touched_ms(entry.path)),
+        )
+        for commit in commits:
+            try:
+                ref = Ref.parse(f"{base}@{commit.name}")
+                if ref.path or not ref.version or not commit.is_dir(follow_symlinks=False):
+                    raise UsageError("it is no commit of a repository")
+                yield self._snapshot(repository, ref, refs.get(commit.name, {}))
+            except UsageError as error:
+                yield Left(commit.path, error.message)
+
+    def _snapshot(self, repository: str, ref: Ref, aliases: Mapping[str, int]) -> Found:
+        listed = _tree(os.path.join(repository, "trees", f"{ref.version}.json"), ref)
+        known = {file.path: file for file in listed}
+        files: dict[str, ModelFile] = {}
+        places: dict[str, str] = {}
+        left: list[Left] = []
+        for name, path in _below(os.path.join(repository, "snapshots", ref.version)):
+            try:
+                file, place = self._file(path, name, ref)
+                if known.get(file.path, file).digests != file.digests:
+                    raise UsageError("its blob is not the one that the commit lists")
+                files[file.path], places[file.path] = file, place
+            except UsageError as error:
+                left.append(Left(name, error.message))
+        check_conflicts(files)
+        whole = Manifest(ref.id, ref.version, ref.base, listed) if listed else None
+        return Found(ref, tuple(files.values()), places, whole, aliases, tuple(left))
+
+    def _file(self, path: str, name: str, ref: Ref) -> tuple[ModelFile, str]:
+        """UsageError for what cannot be used: only a link to a blob says what a file is."""
+        try:
+            target = os.readlink(path)
+        except OSError:
+            target = ""
+        blob = _BLOB.fullmatch(target)
+        place = regular_inside(path, self.name)
+        if not blob or not place:
+            raise UsageError("it is no link to a blob of this cache, or the blob is not there")
+        return _described(ref, name, os.lstat(place).st_size, blob[1]), place
 
     def begun(self, _file: ModelFile) -> tuple[str, list[Span]] | None:
         return None
@@ -48,3 +115,52 @@ def folder_of(ref: Ref) -> str:
     """What huggingface_hub calls the folder of a repository."""
     name = ref.name if ref.name.startswith(("datasets/", "spaces/")) else f"models/{ref.name}"
     return name.replace("/", "--")
+
+
+def _described(ref: Ref, name: str, size: int, digest: str) -> ModelFile:
+    """A file as the hub would list it."""
+    path = checked_path(name)
+    digests = (Digest.parse(digest, "sha256" if len(digest) == 64 else GIT),)
+    return ModelFile(path, size, digests, (f"hf:{ref.name}@{ref.version}/{quote(path)}",))
+
+
+def _refs(folder: str) -> dict[str, dict[str, int]]:
+    """Branches and tags by the commit that they meant, each with when that was written."""
+    refs: dict[str, dict[str, int]] = {}
+    for name, path in _below(folder, MOST):
+        commit = (small(path, MOST_REF_BYTES) or b"").decode(errors="replace").strip()
+        if _COMMIT.fullmatch(commit):
+            refs.setdefault(commit, {})[name] = touched_ms(path)
+    return refs
+
+
+def _below(folder: str, most: int = MAX_MANIFEST_FILES) -> Iterator[tuple[str, str]]:
+    """Name and path of everything below a folder that is none; links are not followed."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted({*names, *(each for each in folders if os.path.islink(os.path.join(parent, each)))}):
+            path = os.path.join(parent, name)
+            yield os.path.relpath(path, folder).replace(os.sep, "/"), path
+            if not (most := most - 1):
+                return
+
+
+def _tree(path: str, ref: Ref) -> tuple[ModelFile, ...]:
+    """All files of the commit; none where nobody listed them, or the list is not one to be believed."""
+    with suppress(UsageError, ValueError, RecursionError):
+        match json.loads(small(path, MOST_TREE_BYTES) or b""):
+            case {"format_version": 1, "files": dict(said)} if len(said) <= MAX_MANIFEST_FILES:
+                files = tuple(_listed(ref, name, entry) for name, entry in said.items())
+                check_conflicts(file.path for file in files)
+                return files
+    return ()
+
+
+def _listed(ref: Ref, name: str, entry: object) -> ModelFile:
+    match entry:
+        case {"size": int(size), "lfs_sha256": str(digest)} if 0 <= size < 2**63:
+            return _described(ref, name, size, digest)
+        case {"size": int(size), "blob_id": str(digest)} if 0 <= size < 2**63:
+            return _described(ref, name, size, digest)
+        case _:
+            raise UsageError("malformed")

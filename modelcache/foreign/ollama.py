@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from modelcache.foreign.tier import regular_inside, small
+from modelcache.foreign.tier import Found, Left, regular_inside, small
 from modelcache.model import ModelFile, Span
 
 MOST_PORTIONS = 4096
@@ -26,6 +26,9 @@ class OllamaStore:
     def find(self, file: ModelFile) -> str | None:
         sha256 = file.digest()
         return regular_inside(self.blob(sha256.hex), self.name, file.size) if sha256 else None
+
+    def models(self) -> Iterator[Found | Left]:
+        yield from ()
 
     def begun(self, file: ModelFile, /) -> tuple[str, list[Span]] | None:
         sha256 = file.digest()

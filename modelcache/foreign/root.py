@@ -3,7 +3,9 @@
 Responsible for: that its blobs are looked for as those of one's own root are. Leaves to `layout` and `blobs`: how.
 """
 
-from modelcache.foreign.tier import regular_inside
+from collections.abc import Iterator
+
+from modelcache.foreign.tier import Found, Left, regular_inside
 from modelcache.model import ModelFile, Span
 from modelcache.store import blobs
 from modelcache.store.layout import Layout
@@ -19,6 +21,9 @@ class Root:
     def find(self, file: ModelFile) -> str | None:
         sha256 = blobs.find(self._layout, file)
         return regular_inside(self._layout.blob(sha256), self.name, file.size) if sha256 else None
+
+    def models(self) -> Iterator[Found | Left]:
+        yield from ()
 
     def begun(self, _file: ModelFile) -> tuple[str, list[Span]] | None:
         return None

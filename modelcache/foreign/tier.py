@@ -9,10 +9,12 @@ folder once all links are followed, or it is none.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from modelcache.model import ModelFile, Span
+from modelcache.model import Manifest, ModelFile, Span
+from modelcache.refs import Ref
 
 
 class Tier(Protocol):
@@ -24,8 +26,35 @@ class Tier(Protocol):
     def find(self, file: ModelFile) -> str | None:
         """Where the file is, if the tier has one under the name of its digest. A handful of stats; nothing is read."""
 
+    def models(self) -> Iterator["Found | Left"]:
+        """What it has, version by version, oldest first. Nothing but names and lists is read."""
+
     def begun(self, file: ModelFile, /) -> tuple[str, list[Span]] | None:
         """A file that has some of its bytes, if a download was interrupted there, and which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Something in a tier that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A version of a model as a tier has it.
+
+    places: where each file of it is, by its path. whole: all that belongs to it, as the hub listed it, where that is
+    known. aliases: what tags and branches meant it, and since when at the latest, in ms since 1970.
+    """
+
+    ref: Ref
+    files: tuple[ModelFile, ...]
+    places: Mapping[str, str]
+    whole: Manifest | None = None
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    left: tuple[Left, ...] = ()
 
 
 def regular_inside(path: str, folder: str, size: int | None = None) -> str | None:
@@ -46,6 +75,14 @@ def entries_of(folder: str, most: int) -> Iterator["os.DirEntry[str]"]:
             yield from sorted((entry for entry, _ in zip(found, range(most), strict=False)), key=lambda one: one.name)
     except OSError:
         return
+
+
+def touched_ms(path: str) -> int:
+    """When it was written last; 0 where nobody can tell."""
+    try:
+        return os.lstat(path).st_mtime_ns // 1_000_000
+    except (OSError, ValueError):
+        return 0
 
 
 def small(path: str, most: int) -> bytes | None:

@@ -44,8 +44,14 @@ class Resolved:
                     return manifest
         return None
 
-    def save(self, ref: Ref, manifest: Manifest) -> None:
-        """StoreError where the disk refuses."""
+    def said_at(self, ref: Ref) -> int:
+        """When it was said last what a tag or branch means, in ms since 1970; 0 if it never was."""
+        said = self._aliases(ref.id).get(ref.alias)
+        at = said.get("at") if isinstance(said, dict) else None
+        return at if isinstance(at, int) else 0
+
+    def save(self, ref: Ref, manifest: Manifest, at: int | None = None) -> None:
+        """`at` is when that was said, in ms since 1970, if not now. StoreError where the disk refuses."""
         folder = self._layout.catalog(ref.id)
         check_no_links(self._layout.root, folder)
         make_directories(folder)
@@ -54,7 +60,7 @@ class Resolved:
             known = {name: said for name, said in self._aliases(ref.id).items() if name != ref.alias}
             while len(known) >= MOST_ALIASES:
                 known.pop(next(iter(known)))
-            known[ref.alias] = {"version": manifest.version, "at": time.time_ns() // 1_000_000}
+            known[ref.alias] = {"version": manifest.version, "at": at or time.time_ns() // 1_000_000}
             write_atomic(self._list(ref.id), json.dumps({"format": FORMAT, "aliases": known}).encode())
 
     def _meant(self, ref: Ref, within_s: float) -> str:

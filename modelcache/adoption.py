@@ -1,0 +1,151 @@
+"""Brings what other tools have downloaded into the store, as the models that a fetch would have made of it.
+
+Responsible for: one version at a time: proving its files where they are, naming them, and keeping what its hub said.
+Nothing is asked for over the network, and nothing is changed where the files are.
+Leaves to others: what a tool's folders mean (`foreign`), proving (`filefetch`), names and records (`install`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from modelcache.errors import ModelCacheError, StoreError
+from modelcache.events import Fact, FactType
+from modelcache.filefetch import FileFetch
+from modelcache.foreign.tier import Found, Left, Tier
+from modelcache.install import install
+from modelcache.model import ModelFile, Span
+from modelcache.order import Fetched, Order, Workshop
+from modelcache.report import Report
+from modelcache.store.gate import await_sweep
+from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.resolved import Resolved
+from modelcache.store.shelf import Shelf
+from modelcache.transfer.control import Control
+
+DRAIN_S = 1.0
+Outcome = Literal["taken", "here", "wrong", "left", "absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """A tier of exactly these files."""
+
+    found: Found
+    name: str = ""
+
+    def find(self, file: ModelFile) -> str | None:
+        return self.found.places.get(file.path)
+
+    def models(self) -> Iterator[Found | Left]:
+        yield self.found
+
+    def begun(self, _file: ModelFile) -> tuple[str, list[Span]] | None:
+        return None
+
+
+def adopt(shop: Workshop, shelf: Shelf, tier: Tier) -> Report:
+    """One row a file: taken, here (already), wrong (its bytes are not what its name says), left (it cannot be used),
+    absent (it belongs to the model and is not there: a fetch brings it), with the reason.
+
+    Raises LockedError while one of the models is being fetched, StoreError; what was adopted before stays.
+    """
+    rows: list[dict[str, Any]] = []
+    for found in tier.models():
+        if isinstance(found, Left):
+            rows.append(_row("", "", found.name, "left", found.reason))
+        else:
+            rows += _Adoption(shop, shelf, found).rows()
+    shop.dispatcher.drain(DRAIN_S)
+    return Report(f"adopted from {tier.name}", tuple(rows), hidden=("path",))
+
+
+class _Adoption:
+    """Of one version."""
+
+    def __init__(self, shop: Workshop, shelf: Shelf, found: Found) -> None:
+        self._shop = replace(shop, tiers=(_Places(found),))
+        self._shelf = shelf
+        self._found = found
+        ref = found.ref
+        self._order = Order(ref.base, ref.id, ref.version, found.files, single=False, proof="listed", pinned=True)
+        self._complaint = ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        found, order = self._found, self._order
+        rows = [self._row(left.name, "left", left.reason) for left in found.left]
+        try:
+            self._shelf.check_ref(order.id, order.ref)
+        except ModelCacheError as error:
+            return [self._row("", "left", error.message)]
+        with locked(self._shop.layout.model_lock(order.id), Subject(order.id, order.version), Patience(0.0)):
+            await_sweep(self._shop.layout, Patience(self._shop.settings.lock_timeout))
+            fetched = []
+            for file in order.files:
+                one, row = self._look(file)
+                rows.append(row)
+                fetched += [one] if one else []
+            self._shop.sharing.write()
+            if fetched:
+                install(replace(order, files=tuple(one.file for one in fetched)), self._shop, fetched, self._tell)
+                self._keep()
+        here = {file.path for file in order.files} | {left.name for left in found.left}
+        absent = [file for file in found.whole.files if file.path not in here] if found.whole else []
+        return rows + [self._row(file.path, "absent", "a fetch brings it", file.size or 0) for file in absent]
+
+    def _look(self, file: ModelFile) -> tuple[Fetched | None, dict[str, Any]]:
+        self._complaint = ""
+        fetch = FileFetch(self._order, file, self._shop, Control(), self._note)
+        try:
+            one = fetch.look()
+        except StoreError:
+            raise
+        except ModelCacheError as error:
+            one, self._complaint = None, error.message
+        if one is None:
+            return None, self._row(file.path, "wrong", self._complaint, file.size or 0)
+        if fetch.taken is None:
+            return one, self._row(file.path, "here", "", one.size)
+        return one, self._row(file.path, "taken", "", one.size, copied=fetch.taken.is_copy)
+
+    def _keep(self) -> None:
+        """What the hub said: which files belong to the commit, and which tags and branches meant it, unless something
+        newer is known of those."""
+        found, resolved = self._found, Resolved(self._shop.layout)
+        if found.whole:
+            resolved.save(found.ref, found.whole)
+        for alias, at in found.aliases.items():
+            ref = replace(found.ref, version="", revision=alias)
+            if at >= resolved.said_at(ref):
+                self._shop.registry.aliased(ref.id, alias, found.ref.version)
+                if found.whole:
+                    resolved.save(ref, found.whole, at)
+
+    def _row(self, file: str, outcome: Outcome, reason: str, size: int = 0, *, copied: bool = False) -> dict[str, Any]:
+        folder = self._shop.layout.model(self._order.id, self._order.version)
+        return _row(self._order.id, self._order.version, file, outcome, reason, size, copied=copied, path=folder)
+
+    def _note(self, kind: FactType, message: str, source: str) -> None:
+        if kind == "source_failed":
+            self._complaint = message
+        self._shop.dispatcher.publish(Fact(kind, self._order.id, message, source=source))
+
+    def _tell(self, kind: FactType, message: str, *, path: str, version: str) -> None:
+        self._shop.dispatcher.publish(Fact(kind, self._order.id, message, version=version, path=path))
+
+
+def _row(
+    model: str,
+    version: str,
+    file: str,
+    outcome: Outcome,
+    reason: str,
+    size: int = 0,
+    *,
+    copied: bool = False,
+    path: str = "",
+) -> dict[str, Any]:
+    return {
+        "model": model, "version": version, "file": file, "size": size, "outcome": outcome, "copied": copied,
+        "reason": reason, "path": path,
+    }  # fmt: skip

@@ -1,0 +1,277 @@
+"""What other tools have downloaded becomes models of the cache: each byte read once, and nothing of theirs changed."""
+
+import json
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import modelcache as mc
+from modelcache.cache import Cache
+from modelcache.errors import StoreError
+from modelcache.report import Report
+from modelcache.store.intake import LEAST_LINKED
+from modelcache.testing import Content, Hub
+from tests.caches import Events, rot, run
+from tests.foreign import git_sha1, hub_cache, snapshot
+
+CONFIG = Content.of(b'{"a": 1}')
+WEIGHTS = Content.generated(LEAST_LINKED + 300_000, seed=1)
+FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "onnx/model.onnx": Content.generated(50_000, seed=2)}
+COMMIT, OLDER = "1" * 40, "2" * 40
+REF = "hf:org/name"
+PYTHONS = [python for python in os.environ.get("MODELCACHE_HF_PYTHONS", "").split(":") if python]
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """Where huggingface_hub keeps what it has, in these tests."""
+    return tmp_path / "huggingface" / "hub"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.publish("org/name", FILES, commit=COMMIT)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+
+
+def outcomes(report: Report) -> dict[str, str]:
+    return {row["file"]: row["outcome"] for row in report}
+
+
+def test_what_hugging_faces_cache_has_is_a_hit_from_then_on(hub: Hub, cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES, refs=("main", "v1.0"), tree=True)
+    before, events = snapshot(theirs), Events()
+    cache.on_event(events)
+    report = cache.adopt("hf")
+    assert outcomes(report) == dict.fromkeys(FILES, "taken")
+    assert snapshot(theirs) == before
+    assert events.of("installed")[0]["path"] == cache.path(REF) == cache.path("hf--org--name", COMMIT)
+    model = cache.fetch(f"{REF}@{COMMIT}")
+    assert isinstance(model, mc.Model)
+    assert {file.name: (file.status, file.verified) for file in model.files} == {
+        "config.json": ("hit", "git-sha1"),
+        "model.safetensors": ("hit", "sha256"),
+        "onnx/model.onnx": ("hit", "sha256"),
+    }
+    assert all(Path(model[name].path).read_bytes() == content.read() for name, content in FILES.items())
+    assert cache.path(f"{REF}@v1.0") == model.path
+    assert hub.requests == []
+    assert outcomes(cache.adopt("hf")) == dict.fromkeys(FILES, "here")
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_a_branch_is_found_without_network(
+    cache: Cache, theirs: Path, monkeypatch: pytest.MonkeyPatch, tree: bool
+) -> None:
+    hub_cache(theirs, FILES, tree=tree)
+    cache.adopt(theirs)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for ref in (REF, f"{REF}@main", f"{REF}@{COMMIT}"):
+        assert {file.status for file in cache.fetch(ref).files} == {"hit"}  # type: ignore[union-attr]
+
+
+def test_without_the_commits_list_only_the_list_is_asked_for(hub: Hub, cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES)
+    cache.adopt("hf")
+    cache.fetch(f"{REF}@{COMMIT}")
+    assert [seen.path for seen in hub.requests if "/resolve/" in seen.path] == []
+
+
+def test_an_incomplete_snapshot_is_a_selection_that_grows(hub: Hub, cache: Cache, theirs: Path) -> None:
+    repository = hub_cache(theirs, FILES, tree=True)
+    (repository / "snapshots" / COMMIT / "onnx" / "model.onnx").unlink()
+    (repository / "blobs" / WEIGHTS.sha256).unlink()
+    report = cache.adopt("hf")
+    assert outcomes(report) == {"config.json": "taken", "model.safetensors": "left", "onnx/model.onnx": "absent"}
+    model = cache.fetch(f"{REF}@{COMMIT}")
+    assert isinstance(model, mc.Model)
+    assert {file.name: file.status for file in model.files}["config.json"] == "hit"
+    assert len(model.files) == 3
+
+
+def test_each_byte_is_read_once_and_a_large_file_is_not_copied(
+    cache: Cache, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub_cache(theirs, FILES)
+    read: Counter[int] = Counter()
+    real = os.preadv
+
+    def counted(fd: int, buffers: list[memoryview], offset: int) -> int:
+        count = real(fd, buffers, offset)
+        read[os.fstat(fd).st_ino] += count
+        return count
+
+    monkeypatch.setattr(os, "preadv", counted)
+    rows = {row["file"]: row for row in cache.adopt("hf")}
+    monkeypatch.undo()
+    assert not rows["model.safetensors"]["copied"]
+    blob = repository / "blobs" / WEIGHTS.sha256
+    placed = Path(cache.path("hf--org--name"), "model.safetensors")
+    assert (
+        read[os.stat(blob).st_ino] + read[os.stat(placed).st_ino] * (not os.path.samefile(blob, placed)) == WEIGHTS.size
+    )
+
+
+def test_two_commits_share_what_they_have_in_common_and_main_is_the_default(cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES, tree=True)
+    hub_cache(theirs, FILES | {"config.json": Content.of(b"{}")}, commit=OLDER, refs=("v0/old",), tree=True)
+    report = cache.adopt("hf")
+    assert Counter(row["outcome"] for row in report) == {"taken": 4, "here": 2}
+    assert cache.path("hf--org--name").endswith(COMMIT)
+    assert cache.path(f"{REF}@v0%2Fold").endswith(OLDER)
+
+
+def test_what_was_said_later_of_a_branch_stays(hub: Hub, cache: Cache, theirs: Path) -> None:
+    newer = cache.fetch(REF)
+    repository = hub_cache(theirs, FILES | {"config.json": Content.of(b"{}")}, commit=OLDER, tree=True)
+    os.utime(repository / "refs" / "main", (1_700_000_000, 1_700_000_000))
+    cache.adopt("hf")
+    assert cache.path(REF) == newer.path  # type: ignore[union-attr]
+    assert cache.path(f"{REF}@{OLDER}") != newer.path  # type: ignore[union-attr]
+
+
+def test_a_dataset_and_a_space_keep_their_kind(cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES, name="datasets--org--name")
+    hub_cache(theirs, FILES, name="spaces--org--name")
+    cache.adopt("hf")
+    assert {row["ref"] for row in cache.models()} == {"hf:datasets/org/name", "hf:spaces/org/name"}
+
+
+def test_wrong_bytes_are_left_and_told(cache: Cache, theirs: Path) -> None:
+    repository = hub_cache(theirs, FILES)
+    rot(repository / "blobs" / WEIGHTS.sha256, 5)
+    rot(repository / "blobs" / git_sha1(CONFIG), 2)
+    before = snapshot(theirs)
+    done = run("adopt", "hf")
+    assert done.returncode == 3
+    assert done.stdout.splitlines() == [cache.path("hf--org--name")]
+    wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
+    assert [line.split(": ")[1] for line in wrong] == [
+        "hf--org--name@111111111111 config.json", "hf--org--name@111111111111 model.safetensors",
+    ]  # fmt: skip
+    assert all("is not what its name says: it is left alone" in line for line in wrong)
+    assert "1 files taken (50,000 bytes, " in done.stderr
+    assert [row["file"] for row in cache.info("hf--org--name")] == ["onnx/model.onnx"]
+    assert snapshot(theirs) == before
+
+
+def test_hostile_snapshots_cost_themselves_alone(cache: Cache, theirs: Path, tmp_path: Path) -> None:
+    repository = hub_cache(theirs, FILES)
+    folder = repository / "snapshots" / COMMIT
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (folder / "outside").symlink_to(secret)
+    (folder / "loop").symlink_to("loop")
+    (folder / "up").symlink_to("..")
+    (folder / "gone").symlink_to("../../blobs/" + "0" * 64)
+    (folder / "device").symlink_to("/dev/zero")
+    (folder / "plain").write_bytes(b"plain")
+    os.mkfifo(folder / "fifo")
+    os.mkfifo(repository / "blobs" / ("f" * 64))
+    (folder / "pipe").symlink_to("../../blobs/" + "f" * 64)
+    (folder / "a\nb").symlink_to(os.readlink(folder / "config.json"))
+    (folder / "con").symlink_to(os.readlink(folder / "config.json"))
+    (repository / "refs" / "huge").write_bytes(b"1" * 5_000_000)
+    (repository / "refs" / "garbage").write_bytes(b"\xff\x00")
+    os.mkfifo(repository / "refs" / "fifo")
+    (repository / "trees").mkdir()
+    (repository / "trees" / f"{COMMIT}.json").write_bytes(b"[" * 100_000)
+    (theirs / "models--nobody").mkdir()
+    (theirs / "models--nobody" / "snapshots" / COMMIT).mkdir(parents=True)
+    (theirs / "models--org--link").symlink_to(repository)
+    (repository / "snapshots" / "main").mkdir()
+    (repository / "snapshots" / OLDER).symlink_to("/etc")
+    os.mkfifo(theirs / "models--org--fifo")
+    before = snapshot(theirs)
+    done = run("adopt", "hf", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["file"] for row in rows if row["outcome"] == "taken"} == set(FILES)
+    assert {row["file"] for row in rows if row["outcome"] == "left" and row["model"]} == {
+        "outside", "loop", "up", "gone", "device", "plain", "fifo", "pipe", "a\nb", "con",
+    }  # fmt: skip
+    assert {Path(row["file"]).name for row in rows if not row["model"]} == {COMMIT, "main", OLDER}
+    assert "Traceback" not in done.stderr
+    assert snapshot(theirs) == before
+    assert [row["file"] for row in cache.info("hf--org--name")] == sorted(FILES)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        b"", b"[]", b"null", b'{"format_version": 2, "files": {}}', b'{"format_version": 1, "files": []}',
+        b'{"format_version": 1, "files": {"../x": {"size": 1, "blob_id": "0"}}}',
+        b'{"format_version": 1, "files": {"x": {"size": -1, "blob_id": "' + b"0" * 40 + b'"}}}',
+        b'{"format_version": 1, "files": {"x": 5}}', b'{"format_version": 1, "files": null}', b'{"format_version": 1}',
+    ],
+)  # fmt: skip
+def test_a_list_that_is_garbage_is_no_list(cache: Cache, theirs: Path, tree: bytes) -> None:
+    repository = hub_cache(theirs, FILES, tree=True)
+    (repository / "trees" / f"{COMMIT}.json").write_bytes(tree)
+    assert outcomes(cache.adopt("hf")) == dict.fromkeys(FILES, "taken")
+
+
+def test_a_list_that_contradicts_a_blob_is_believed(cache: Cache, theirs: Path) -> None:
+    repository = hub_cache(theirs, FILES, tree=True)
+    link = repository / "snapshots" / COMMIT / "onnx" / "model.onnx"
+    link.unlink()
+    link.symlink_to(f"../../../blobs/{WEIGHTS.sha256}")
+    report = {row["file"]: (row["outcome"], row["reason"]) for row in cache.adopt("hf") if row["outcome"] != "absent"}
+    assert report["onnx/model.onnx"] == ("left", "its blob is not the one that the commit lists")
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(
+    cache: Cache, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub_cache(theirs, FILES)
+    blob = repository / "blobs" / WEIGHTS.sha256
+    real = os.fsync
+
+    def changed(fd: int) -> None:
+        if os.path.samestat(os.fstat(fd), os.stat(blob)):
+            os.utime(blob, (1, 1))  # after it was read, before it has its second name
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", changed)
+    report = outcomes(cache.adopt("hf"))
+    if os.stat(blob).st_mtime != 1:
+        pytest.skip("this disk has reflinks")
+    assert report == {"config.json": "taken", "model.safetensors": "wrong", "onnx/model.onnx": "taken"}
+
+
+def test_a_folder_that_is_not_there_is_one_line(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is no folder"):
+        cache.adopt(tmp_path / "nothing")
+    done = run("adopt", "ollama")
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1)
+    (tmp_path / "empty").mkdir()
+    assert len(cache.adopt(tmp_path / "empty")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PYTHONS, reason="MODELCACHE_HF_PYTHONS names no Python with huggingface_hub")
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda python: Path(python).parent.parent.name)
+def test_what_hugging_faces_own_client_made_is_adopted(hub: Hub, cache: Cache, theirs: Path, python: str) -> None:
+    code = "import huggingface_hub as client; print(client.snapshot_download('org/name'))"
+    environment = os.environ | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [python, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    made = Path(done.stdout.splitlines()[-1])
+    assert theirs in made.parents
+    before, asked = snapshot(theirs), len(hub.requests)
+    assert outcomes(cache.adopt("hf")) == dict.fromkeys(FILES, "taken")
+    assert snapshot(theirs) == before
+    model = cache.fetch(f"{REF}@{COMMIT}")
+    assert isinstance(model, mc.Model)
+    assert {file.status for file in model.files} == {"hit"}
+    for name in FILES:
+        assert Path(model[name].path).read_bytes() == (made / name).read_bytes()
+    if (theirs / "models--org--name" / "trees").exists():
+        assert len(hub.requests) == asked
