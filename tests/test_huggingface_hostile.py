@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from modelcache.errors import NotFoundError, SourceError
+from modelcache.cache import Cache
+from modelcache.errors import AllSourcesFailedError, NotFoundError, SourceError
 from modelcache.model import Manifest
 from modelcache.names import checked_path
 from modelcache.refs import Ref
@@ -16,6 +17,7 @@ from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.huggingface import Hub, HubResolver
 from modelcache.remotes.source import Abort
 from modelcache.testing import Content, Header, NoLength, Origin, Status
+from tests.caches import Events
 
 REF = Ref.parse("hf:org/name")
 COMMIT = "a" * 40
@@ -123,6 +125,15 @@ def test_any_link_to_a_next_page_is_followed_to_an_end(hub: Origin, resolver: Hu
         hub.heal()
         hub.faults(Header("Link", value), path=TREE)
         outcome(resolver)
+
+
+def test_what_cannot_be_used_is_not_asked_for_again(hub: Origin, resolver: HubResolver, cache: Cache) -> None:
+    served(hub, {"sha": "none"}, [])
+    events = Events()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AllSourcesFailedError, match="which commit"):
+        patch.setenv("HF_ENDPOINT", hub.url())
+        cache.fetch("hf:org/name", progress=events)
+    assert len(events.of("resolving")) == 1
 
 
 def test_pages_without_end_end(hub: Origin, resolver: HubResolver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.retry import Backoff, Budget, is_transient, retry_after_s
+from modelcache.retry import Backoff, Budget, is_transient, rate_limit_s, retry_after_s
 
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 DATE_S = 784111777.0
@@ -109,3 +109,20 @@ def test_only_faults_that_pass_are_transient() -> None:
     assert [status for status in range(100, 700) if is_transient(status) and status < 500] == [408, 425, 429]
     assert all(is_transient(status) for status in (500, 502, 503, 504, 507, 520, 599))
     assert not any(is_transient(status) for status in (501, 505, 600, 0, 200, 206, 301, 416))
+
+
+@pytest.mark.parametrize(
+    ("value", "wait_s"),
+    [
+        ('"api";r=0;t=42', 42), ('"api"; r=0; t=42', 42), ('"a";r=0;t=1, "b";r=0;t=7, "c";r=9;t=99', 7),
+        ('"api";r=5;t=42', None), ('"api";r=0', None), ("r=0;t=4", None), ('"api";t=42', None), ("", None),
+        ('"api";r=0;t=-1', None), ('"api";r=0;t=1234567890', None), ('"api";r=00;t=5', None),
+    ],
+)  # fmt: skip
+def test_a_rate_limit_that_is_used_up_says_when_there_is_quota_again(value: str, wait_s: float | None) -> None:
+    assert rate_limit_s(value) == wait_s
+
+
+@given(st.text(max_size=60))
+def test_any_rate_limit_is_a_wait_or_nothing(value: str) -> None:
+    assert (rate_limit_s(value) or 0) >= 0

@@ -248,7 +248,10 @@ def _error(status: int, code: str, message: str, *headers: tuple[str, str]) -> R
 
 
 def _json(value: object, *headers: tuple[str, str]) -> Reply:
-    return Reply.plain(200, json.dumps(value).encode(), ("Content-Type", "application/json"), *headers)
+    """Faults at an offset concern it as they do a file."""
+    reply = Reply.plain(200, json.dumps(value).encode(), ("Content-Type", "application/json"), *headers)
+    reply.is_file = True
+    return reply
 
 
 def _git_oid(data: bytes) -> str:
