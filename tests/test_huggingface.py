@@ -20,9 +20,11 @@ from modelcache.testing import (
     Corrupt,
     CutAt,
     DribbleHeaders,
+    ETag,
     Header,
     Hold,
     Hub,
+    IgnoreRange,
     Origin,
     Redirect,
     Slow,
@@ -98,6 +100,16 @@ def test_a_cut_is_gone_on_with_by_a_new_link(hub: Hub, cache: Cache, one_connect
     assert (file.sha256, file.bytes_fetched) == (LARGE.sha256, LARGE.size)
     links = {seen.path for seen in cdn_of(hub).requests}
     assert len(links) == 3
+
+
+def test_a_place_that_calls_the_same_bytes_otherwise_each_time_costs_none(
+    hub: Hub, cache: Cache, one_connection: None
+) -> None:
+    cdn_of(hub).faults(IgnoreRange(), ETag('"another"', after=1), CutAt(1_000_000, times=1))
+    events = Events()
+    file = cache.fetch(f"{REF}/model.safetensors", progress=events)
+    assert isinstance(file, mc.File) and file.sha256 == LARGE.sha256
+    assert events.of("restarted") == []
 
 
 def test_a_link_that_has_ended_is_asked_for_again_once(
