@@ -23,7 +23,7 @@ def descriptor(content: Content, kind: str, **more: Any) -> dict[str, Any]:
     return {"mediaType": kind, "digest": f"sha256:{content.sha256}", "size": content.size, **more}
 
 
-def manifest_of(layers: Iterable[dict[str, Any]], config: Content, **more: Any) -> bytes:
+def manifest_of(layers: Iterable[dict[str, Any]], config: Content, /, **more: Any) -> bytes:
     kind = "application/vnd.docker.container.image.v1+json"
     fields = {"schemaVersion": 2, "mediaType": DOCKER, "config": descriptor(config, kind), "layers": list(layers)}
     return json.dumps(fields | more).encode()

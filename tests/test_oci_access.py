@@ -1,19 +1,21 @@
 """Who may pull from a registry: tokens, logins, when they end, and where they never go."""
 
 import json
+import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 import modelcache as mc
 from modelcache.cache import Cache
-from modelcache.errors import ModelCacheError, SourceError
-from modelcache.remotes.access import Access, challenges, is_inside
+from modelcache.errors import AbortedError, ModelCacheError, SourceError
+from modelcache.remotes.access import Access, ChallengedError, challenges, is_inside
 from modelcache.remotes.access import Registry as Place
 from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.oci import base_of
+from modelcache.remotes.source import Abort
 from modelcache.testing import Content, CutAt, Header, Origin, Status
 from tests.caches import run, written
 from tests.registries import Registry
@@ -90,13 +92,40 @@ def test_a_token_that_ends_in_mid_layer_is_renewed_and_the_layer_gone_on_with(
         assert [seen.range for seen in registry.requests if seen.path == f"/{BLOB}"][-1] == "bytes=1000000-"
 
 
-def test_several_connections_share_the_renewal_of_a_token(cache: Cache) -> None:
-    with Registry(bearer=True) as registry:
-        large = Content.generated(40_000_000, seed=7)
-        registry.push_model("library/tiny", "latest", {"model": large}, CONFIG)
-        registry._token_uses = 4
-        model = cache.fetch(registry.ref())
-        assert isinstance(model, mc.Model) and model["model.gguf"].sha256 == large.sha256
+def test_all_that_are_refused_at_the_same_time_share_one_new_token(registry: Registry) -> None:
+    connector, refused = Connector(Timeouts()), threading.Barrier(8)
+    challenge = {"bearer": {"realm": registry.url("token"), "service": "stub"}}
+    got: list[str] = []
+
+    def ask(headers: Mapping[str, str]) -> str:
+        if "Authorization" not in headers:
+            refused.wait(20)
+            raise ChallengedError(challenge)
+        return headers["Authorization"]
+
+    def work() -> None:
+        access = Access(Place(registry.url().rstrip("/")), "library/tiny", connector, "m")
+        got.append(access.run(ask, Abort()))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(got) == 8 and len(set(got)) == 1
+    assert len(registry.asked("/token")) == 1
+
+
+def test_who_waits_for_the_token_of_another_can_be_stopped(registry: Registry) -> None:
+    connector, abort = Connector(Timeouts()), Abort()
+    access = Access(Place(registry.url().rstrip("/")), "library/tiny", connector, "m")
+
+    def ask(headers: Mapping[str, str]) -> None:
+        abort.fire()
+        raise ChallengedError({"bearer": {}})
+
+    with connector.tokens.asking, pytest.raises(AbortedError):
+        access.run(ask, abort)
 
 
 def test_a_token_that_says_it_is_short_lived_is_not_used_after_its_life(cache: Cache, one_connection: None) -> None:

@@ -20,11 +20,13 @@ from modelcache.errors import (
     SourceError,
     TransientError,
 )
-from modelcache.model import ModelFile
+from modelcache.model import Digest, ModelFile
+from modelcache.remotes.access import Registry as Place
 from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.http import HttpSource
 from modelcache.remotes.huggingface import Hub as Account
 from modelcache.remotes.huggingface import HubSource
+from modelcache.remotes.oci import RegistrySource
 from modelcache.remotes.source import Abort, Chunk, Request, Source
 from modelcache.testing import (
     ChangedContent,
@@ -40,6 +42,7 @@ from modelcache.testing import (
     Stall,
     Status,
 )
+from tests.registries import Registry
 
 SIZE = 3 << 20
 MODEL = Content.generated(SIZE, 1)
@@ -138,7 +141,7 @@ class Huggingface(Http):
         self.origin.remove(MODEL.sha256)
 
     def change(self) -> None:
-        pytest.skip("a commit does not change")
+        pytest.skip("a commit, or a digest, does not change")
 
     def hang(self, phase: str) -> None:
         if phase == "connect":
@@ -146,7 +149,22 @@ class Huggingface(Http):
         super().hang(phase)
 
 
-@pytest.fixture(params=[Http, Huggingface])
+class Oci(Huggingface):
+    """A layer of a registry that wants a token, and sends us to storage for it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        registry = stack.enter_context(Registry(bearer=True, storage=True))
+        registry.push("a/b", "latest", b"{}", MODEL)
+        assert registry.storage is not None
+        self.origin = registry.storage
+        connector = Connector(Timeouts(connect_s=10, stall_s=10))
+        place = Place(registry.url().rstrip("/"), {"X-Mine": "s3cret"})
+        self.source: Source = RegistrySource(place, "a/b", Digest("sha256", MODEL.sha256), connector)
+        stack.callback(self.source.close)
+        self._stack = stack
+
+
+@pytest.fixture(params=[Http, Huggingface, Oci])
 def backend(request) -> Iterator[Backend]:
     with ExitStack() as stack:
         yield request.param(stack)

@@ -14,6 +14,7 @@ from modelcache.errors import RangeRefusedError, UsageError
 from modelcache.model import ModelFile
 from modelcache.remotes.source import Chunk, Request, Traits
 
+CHUNK_BYTES = 512 << 10
 _BEGIN = "data:application/octet-stream;base64,"
 
 
@@ -63,8 +64,8 @@ class _InlineBody:
         self._span = content[start:stop]
 
     def __iter__(self) -> Iterator[Chunk]:
-        if self._span:
-            yield Chunk(self.start, self._span)
+        for at in range(0, len(self._span), CHUNK_BYTES):
+            yield Chunk(self.start + at, self._span[at : at + CHUNK_BYTES])
 
     def __enter__(self) -> Self:
         return self
