@@ -416,11 +416,14 @@ class Cache:
         Raises StoreError where there is no such folder, LockedError while one of the models is being fetched.
         """
         from modelcache.adoption import adopt
+        from modelcache.foreign.root import Root
         from modelcache.wiring import tier_of
 
         tier = tier_of(os.fspath(source))
         if not os.path.isdir(tier.name):
             raise StoreError(f"{tier.name} is no folder", next_step="name the folder of the other tool's cache")
+        if isinstance(tier, Root):
+            raise UsageError(f"{tier.name} is a root of modelcache", next_step="name it in the setting tiers")
         cache = self._elsewhere() or self
         cache._runtime.make_root()
         return adopt(cache._runtime.shop, cache._shelf, tier)

@@ -54,14 +54,9 @@ def ollama_store(
     """A model as Ollama lays it out: layers by the last word of their type. Returns the digest of its manifest."""
     described = []
     for kind, content in {"config": Content.of(b"{}"), **layers}.items():
-        media = (
-            f"application/vnd.ollama.image.{kind}"
-            if kind != "config"
-            else "application/vnd.docker.container.image.v1+json"
-        )
-        described.append(
-            {"mediaType": f"application/{media}", "digest": f"sha256:{content.sha256}", "size": content.size}
-        )
+        media = "vnd.docker.container.image.v1+json" if kind == "config" else f"vnd.ollama.image.{kind}"
+        layer = {"mediaType": f"application/{media}", "digest": f"sha256:{content.sha256}", "size": content.size}
+        described.append(layer)
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         (folder / "blobs" / f"sha256-{content.sha256}").write_bytes(content.read())
     manifest = {

@@ -11,7 +11,7 @@ import pytest
 
 import modelcache as mc
 from modelcache.cache import Cache
-from modelcache.errors import StoreError
+from modelcache.errors import StoreError, UsageError
 from modelcache.report import Report
 from modelcache.store.intake import LEAST_LINKED
 from modelcache.testing import Content, Hub
@@ -250,6 +250,9 @@ def test_a_folder_that_is_not_there_is_one_line(cache: Cache, tmp_path: Path) ->
         cache.adopt(tmp_path / "nothing")
     done = run("adopt", "ollama")
     assert (done.returncode, done.stderr.count("\n")) == (6, 1)
+    with pytest.raises(UsageError, match="is a root of modelcache"):
+        (tmp_path / "root" / "blobs" / "sha256").mkdir(parents=True)
+        cache.adopt(tmp_path / "root")
     (tmp_path / "empty").mkdir()
     assert len(cache.adopt(tmp_path / "empty")) == 0
 

@@ -1,4 +1,7 @@
-"""The store of Ollama: `blobs/sha256-<hex>`, and a manifest for each tag below `manifests`.
+"""The store of Ollama.
+
+    blobs/sha256-<hex>                                  the layers of models
+    manifests/<registry>/<user or library>/<model>/<tag>  the manifest, to the byte
 
 An interrupted download is `blobs/sha256-<hex>-partial`, as long as the whole, with a file for each of its portions that
 tells how far that came: `-partial-<n>`, JSON. It says less than is there, after a kill.
@@ -6,12 +9,20 @@ tells how far that came: `-partial-<n>`, JSON. It says less than is there, after
 Responsible for: its layout. Leaves to others: everything else.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from modelcache.foreign.tier import Found, Left, regular_inside, small
-from modelcache.model import ModelFile, Span
+from modelcache.errors import UsageError
+from modelcache.foreign.tier import Found, Left, regular_inside, small, touched_ms
+from modelcache.image import MANIFEST, MOST_BYTES, contents_of
+from modelcache.model import Digest, Manifest, ModelFile, Span
+from modelcache.refs import Ref
+from modelcache.remotes.inline import url_of
+
+REGISTRY = "registry.ollama.ai"
+LEAST_PARTS = 3  # of a manifest's place: registry, repository, tag
 
 MOST_PORTIONS = 4096
 MOST_PORTION_BYTES = 4096
@@ -28,7 +39,49 @@ class OllamaStore:
         return regular_inside(self.blob(sha256.hex), self.name, file.size) if sha256 else None
 
     def models(self) -> Iterator[Found | Left]:
-        yield from ()
+        tags: dict[tuple[str, str, bytes], dict[str, int]] = {}  # of each manifest, by ref and place in its registry
+        places: dict[bytes, str] = {}
+        for parts, path in self._manifests():
+            manifest = small(path, MOST_BYTES)
+            try:
+                if manifest is None or len(parts) < LEAST_PARTS:
+                    raise UsageError("it is no manifest of a model")
+                repository = "/".join(parts[1:-1])
+                base = _base(parts[0], repository)
+                alias = Ref.parse(f"{base}:{parts[-1]}").alias
+            except UsageError as error:
+                yield Left(path, error.message)
+                continue
+            places[manifest] = path
+            tags.setdefault((base, f"{parts[0]}/{repository}", manifest), {})[alias] = touched_ms(path)
+        for (base, where, manifest), aliases in sorted(tags.items(), key=lambda pair: max(pair[1].values())):
+            try:
+                yield self._model(base, where, manifest, aliases, places[manifest])
+            except UsageError as error:
+                yield Left(places[manifest], error.message)
+
+    def _manifests(self) -> Iterator[tuple[list[str], str]]:
+        """Names and path of everything below the manifests that is no folder; links are not followed."""
+        top = os.path.join(self.name, "manifests")
+        for parent, folders, names in os.walk(top):
+            folders.sort()
+            for name in sorted({*names, *(each for each in folders if os.path.islink(os.path.join(parent, each)))}):
+                path = os.path.join(parent, name)
+                yield os.path.relpath(path, top).split(os.sep), path
+
+    def _model(self, base: str, where: str, manifest: bytes, aliases: Mapping[str, int], path: str) -> Found:
+        """UsageError where it can be no model of ours, or the manifest is none."""
+        digest = Digest("sha256", hashlib.sha256(manifest).hexdigest())
+        ref = Ref.parse(f"{base}@{digest}")
+        layers = [
+            ModelFile(each.path, each.size, (each.sha256,), (f"oci://{where}@{each.sha256}",))
+            for each in contents_of(manifest)
+        ]
+        itself = ModelFile(MANIFEST, len(manifest), (digest,), (url_of(manifest),))
+        places = {file.path: place for file in layers if (place := self.find(file))}
+        whole = Manifest(ref.id, ref.version, ref.base, (*layers, itself))
+        files = tuple(file for file in layers if file.path in places)
+        return Found(ref, (*files, itself), {**places, MANIFEST: path}, whole, aliases)
 
     def begun(self, file: ModelFile, /) -> tuple[str, list[Span]] | None:
         sha256 = file.digest()
@@ -44,6 +97,13 @@ class OllamaStore:
 
     def blob(self, sha256: str) -> str:
         return os.path.join(self.name, "blobs", f"sha256-{sha256}")
+
+
+def _base(host: str, repository: str) -> str:
+    """What all tags of a model have in common."""
+    if host == REGISTRY:
+        return f"ollama:{repository.removeprefix('library/')}"
+    return f"oci://{host}/{repository}"
 
 
 def _portions(data: str) -> Iterator[tuple[int, int, int]]:
