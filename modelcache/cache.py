@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from modelcache.errors import LockedError, ModelNotAvailableError, Reason, StoreError, UsageError
+from modelcache.errors import LockedError, ModelNotAvailableError, NotFoundError, Reason, StoreError, UsageError
 from modelcache.history import UNFINISHED
 from modelcache.model import Manifest
 from modelcache.names import checked_path
@@ -153,8 +153,7 @@ class Cache:
         return result
 
     def _fetched(self, ref: str | Manifest, wish: Wish, progress: Show) -> Model | File:
-        order = self._order(ref, wish)
-        here = hit(order, self._shelf.layout)
+        order, here = self._at_hand(ref, wish)
         somebody_listens = callable(progress) or self._runtime.has_subscribers
         if here is not None and not somebody_listens:
             self._runtime.count(order, here)
@@ -189,8 +188,7 @@ class Cache:
         from modelcache.download import Download
         from modelcache.progress import subscriber_for
 
-        order = self._order(ref, wish)
-        here = hit(order, self._shelf.layout)
+        order, here = self._at_hand(ref, wish)
         other = None if here else self._elsewhere()
         if other is not None:
             return other.begin(ref, wish, progress)
@@ -632,6 +630,21 @@ class Cache:
             error.next_step = "its hub is not asked, for HF_HUB_OFFLINE is set: unset it to fetch"
             raise error
         return order
+
+    def _at_hand(self, ref: str | Manifest, wish: Wish) -> tuple[Order, Model | File | None]:
+        """What is wanted, and that, if it is here.
+
+        What a hub said too long ago will do for what is here; whether it still says so is asked beside (product B11).
+        """
+        order = self._order(ref, wish)
+        if order.asks is None or not self._fresh_s(order.asks):
+            return order, hit(order, self._shelf.layout)
+        with suppress(NotFoundError):  # its hub may have it by now
+            older = order_of(self._shelf, ref, wish)
+            if (here := hit(older, self._shelf.layout)) is not None:
+                self._runtime.look_again(order, older.version)
+                return older, here
+        return order, None
 
     def _check_ref(self, order: Order) -> None:
         """UsageError where the id stands for something else already. What it stands for in a catalog, that says."""

@@ -37,20 +37,31 @@ Tell = Callable[[FactType, str, str], None]  # (type, message, source)
 
 
 def resolved(order: Order, shop: Workshop, control: Control, tell: Tell) -> Manifest:
-    """What `order.asks` means by now; for the holder of the lock of the model.
+    """What `order.asks` means by now, which is kept; for the holder of the lock of the model. Raises as `asked`."""
+    manifest = asked(order, shop, control, tell)
+    if order.cached:
+        with suppress(StoreError):  # whoever writes there next says so
+            kept(order, shop, manifest)
+    return manifest
+
+
+def asked(order: Order, shop: Workshop, control: Control, tell: Tell) -> Manifest:
+    """What `order.asks` means by now.
 
     Raises NotFoundError, AllSourcesFailedError, UsageError, or PausedError when the control was stopped.
     """
     assert order.asks is not None
     resolver = shop.resolver(order.asks, order.headers)
     try:
-        manifest = _Asking(order.asks, resolver, shop, control, tell).answer()
+        return _Asking(order.asks, resolver, shop, control, tell).answer()
     finally:
         resolver.close()
-    if order.cached:
-        with suppress(StoreError):  # whoever writes there next says so
-            Resolved(shop.layout).save(order.asks, manifest)
-    return manifest
+
+
+def kept(order: Order, shop: Workshop, manifest: Manifest) -> None:
+    """Keeps the answer for the next time; for the holder of the lock of the model. StoreError."""
+    assert order.asks is not None
+    Resolved(shop.layout).save(order.asks, manifest)
 
 
 class _Asking:

@@ -23,6 +23,7 @@ from modelcache.wiring import Sources, settings_for, tiers_for
 
 if TYPE_CHECKING:
     from modelcache.download import Download
+    from modelcache.refresh import Refresher
     from modelcache.state.state import State
 
 STOP_WITHIN_S = 1.5
@@ -43,6 +44,7 @@ class Runtime:
         self._pid = 0
         self._was_checked = False
         self._running: list[Download] = []
+        self._refresher: Refresher | None = None
 
     @property
     def shop(self) -> Workshop:
@@ -134,6 +136,20 @@ class Runtime:
             self._writes_uses = True
             atexit.register(self._write_uses)
 
+    def look_again(self, order: Order, known: str) -> None:
+        """Asks beside what runs whether what the order asks for is still the version that is `known`."""
+        from modelcache.refresh import Refresher
+
+        self._adopt_process()
+        with self._guard:
+            if self._refresher is None:
+                import atexit
+
+                self._refresher = Refresher()
+                atexit.register(self.close)
+            refresher = self._refresher
+        refresher.begin(order, known, lambda: self.shop)
+
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -145,6 +161,8 @@ class Runtime:
             download.interrupt()
         for download in self._running:
             download.wait_stopped(max(0.0, end - time.monotonic()))
+        if self._refresher is not None:
+            self._refresher.end(max(0.0, end - time.monotonic()))
         if self._shop is not None:
             self._shop.dispatcher.drain(max(0.0, end - time.monotonic()))
         if self._state is not None:
@@ -162,4 +180,4 @@ class Runtime:
         if self._pid != os.getpid():
             self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
             self._pid, self._shop, self._state, self._running = os.getpid(), None, None, []
-            self._was_checked = False
+            self._was_checked, self._refresher = False, None

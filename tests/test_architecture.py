@@ -31,7 +31,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "unpack layouts install filefetch wiring logbook sampling",
     "manifests task ordering audit resolving",
     "account again",
-    "download repair",
+    "download refresh repair",
     "adopt adoption check progress maintenance doctor past",
     "arrival exporting",
     "importing",

@@ -1,0 +1,192 @@
+"""What a hub said long ago will do for what is here, and is asked about beside; a new version costs what changed."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from caches import Events, run
+
+import modelcache as mc
+from modelcache.cache import Cache
+from modelcache.errors import NotFoundError
+from modelcache.testing import Content, Hold, Hub
+
+COMMIT, NEXT = "1" * 40, "2" * 40
+FILES = {
+    "config.json": Content.of(b'{"a": 1}'), "a.bin": Content.generated(300_000, seed=1),
+    "b.bin": Content.generated(200_000, seed=2),
+}  # fmt: skip
+CHANGED = Content.generated(120_000, seed=3)
+REF = "hf:org/name"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.publish("org/name", FILES, commit=COMMIT)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+
+
+def changes(hub: Hub) -> None:
+    hub.publish("org/name", FILES | {"b.bin": CHANGED}, commit=NEXT)
+
+
+def grow_old(cache: Cache, model: str = "hf--org--name") -> None:
+    """All that was said of the model was said two hours ago."""
+    path = Path(cache.root, "catalog", model, "aliases.json")
+    said = json.loads(path.read_text())
+    for alias in said["aliases"].values():
+        alias["at"] -= 7_200_000
+    path.write_text(json.dumps(said))
+
+
+def meant(cache: Cache) -> str:
+    aliases = json.loads(Path(cache.root, "catalog", "hf--org--name", "aliases.json").read_text())["aliases"]
+    return str(aliases["main"]["version"])
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def asks() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "modelcache-refresh"]
+
+
+def asked(hub: Hub) -> list[str]:
+    return [seen.path.partition("?")[0] for seen in hub.requests]
+
+
+def test_what_is_here_is_served_at_once_and_the_next_fetch_brings_what_has_changed(hub: Hub, cache: Cache) -> None:
+    first = cache.fetch(REF)
+    changes(hub)
+    grow_old(cache)
+    hold, events = Hold(0), Events()
+    hub.faults(hold, path="api/models/org/name/revision/main")
+    unsubscribe = cache.on_event(events)
+    again = cache.fetch(REF)  # the hub is silent: nobody waits for it
+    assert isinstance(again, mc.Model)
+    assert again.path == str(first) and {file.status for file in again.files} == {"hit"}
+    hold.release.set()
+    assert events.wait_for("newer")["version"] == NEXT
+    assert meant(cache) == NEXT
+    before = len(hub.requests)
+    newer = cache.fetch(REF)
+    assert isinstance(newer, mc.Model) and newer.version == NEXT
+    assert [(file.name, file.bytes_fetched) for file in newer.files if file.bytes_fetched] == [("b.bin", CHANGED.size)]
+    assert asked(hub)[before:] == [f"/org/name/resolve/{NEXT}/b.bin"]
+    assert sum(seen.bytes_sent for seen in hub.requests[before:]) == CHANGED.size
+    (updated,) = events.of("updated")
+    assert (updated["version"], updated["path"]) == (NEXT, newer.path)
+    assert cache.path(REF) == newer.path
+    unsubscribe()
+
+
+def test_many_fetches_ask_once(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    grow_old(cache)
+    before, hold = len(hub.requests), Hold(0)
+    hub.faults(hold, path="api/models/org/name/revision/main")
+    for _ in range(20):
+        cache.fetch(REF)
+    hold.release.set()
+    eventually(lambda: not asks())
+    assert len(hub.requests) - before == 2  # the revision and its list
+    cache.fetch(REF)
+    assert len(hub.requests) - before == 2
+
+
+def test_what_still_means_the_same_is_young_again_and_nothing_is_told(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    grow_old(cache)
+    events = Events()
+    unsubscribe = cache.on_event(events)
+    cache.fetch(REF)
+    eventually(lambda: not asks())
+    cache.close()
+    assert not events.of("newer", "resolving", "manifest_pulled")
+    unsubscribe()
+    hub.stop()
+    before = len(hub.requests)
+    Cache(cache.root).fetch(REF)
+    assert len(hub.requests) == before
+
+
+def test_a_hub_that_is_gone_takes_nothing_away(hub: Hub, cache: Cache) -> None:
+    first = cache.fetch(REF)
+    grow_old(cache)
+    hub.stop()
+    assert str(cache.fetch(REF)) == str(first)
+    eventually(lambda: not asks())
+    assert meant(cache) == COMMIT
+    assert str(cache.fetch(REF)) == str(first)
+
+
+def test_what_is_not_here_is_asked_about_first(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF, files="a.bin")
+    changes(hub)
+    grow_old(cache)
+    model = cache.fetch(REF)
+    assert isinstance(model, mc.Model) and model.version == NEXT
+    hub.publish("org/name", FILES | {"new.bin": CHANGED}, commit="3" * 40)
+    grow_old(cache)
+    assert [file.name for file in cache.fetch(REF, files="new.bin").files] == ["new.bin"]  # type: ignore[union-attr]
+    grow_old(cache)
+    with pytest.raises(NotFoundError, match=r"has no file gone\.bin"):
+        cache.fetch(REF, files="gone.bin")
+
+
+def test_closing_gives_up_a_question_that_nobody_answers(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    grow_old(cache)
+    hold = Hold(0)
+    hub.faults(hold, path="api/models/org/name/revision/main")
+    cache.fetch(REF)
+    cache.close()
+    assert not asks()
+    assert meant(cache) == COMMIT
+    hold.release.set()
+
+
+def test_the_command_does_not_wait_for_a_silent_hub(hub: Hub, cache: Cache) -> None:
+    first = cache.fetch(REF)
+    grow_old(cache)
+    hold = Hold(0)
+    hub.faults(hold, path="api/models/org/name/revision/main")
+    done = run("fetch", REF, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{first}\n", "")
+    assert not hold.release.is_set()
+    hold.release.set()
+
+
+def test_the_command_learns_of_a_new_version_before_it_ends(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    changes(hub)
+    grow_old(cache)
+    assert COMMIT in run("fetch", REF, "--quiet").stdout
+    assert meant(cache) == NEXT
+    assert NEXT in run("fetch", REF, "--quiet").stdout
+
+
+def test_a_name_of_a_catalog_is_served_so_too(hub: Hub, cache: Cache) -> None:
+    folder = Path(cache.root, "catalog")
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text(f'[mine]\nref = "{REF}"\nfiles = ["*.bin"]\noptional = ["gone"]')
+    first = cache.fetch("mine")
+    changes(hub)
+    grow_old(cache, "mine")
+    events = Events()
+    unsubscribe = cache.on_event(events)
+    again = cache.fetch("mine")
+    assert isinstance(again, mc.Model)
+    assert (str(again), again.lacking) == (str(first), ("gone",))
+    events.wait_for("newer")
+    unsubscribe()
+    assert cache.fetch("mine").version == NEXT
