@@ -36,6 +36,7 @@ from modelcache.filefetch import FileFetch, discard
 from modelcache.install import install
 from modelcache.model import Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
+from modelcache.ordering import known_meaning
 from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
 from modelcache.resolving import resolved
 from modelcache.sampling import SAMPLE_S, every
@@ -43,7 +44,7 @@ from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_tex
 from modelcache.store.disk import store_error
 from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
-from modelcache.store.resolved import Resolved
+from modelcache.store.shelf import Shelf
 from modelcache.store.watch import Far, Watch
 from modelcache.task import Task, overall
 from modelcache.transfer.control import Control
@@ -327,7 +328,7 @@ class Download:
         try:
             return self._is_renewed(self._meaning())
         except AllSourcesFailedError:
-            known = Resolved(self._shop.layout).manifest(asks, math.inf) if self.order.cached else None
+            known = known_meaning(Shelf(self._shop.layout), asks, math.inf) if self.order.cached else None
             if known is None or not self._is_renewed(known):
                 raise
         self._tell("resolving", f"{self._where} cannot be asked: {asks.shown} is here as it was last")

@@ -100,7 +100,7 @@ def order_of(
     elif (parsed := Ref.parse(ref)).url:
         order = _order_of_url(shelf, parsed, wish)
     elif parsed.scheme and (parsed.path or not (wish.digests or wish.size is not None)):
-        order = _order_of_hub(shelf, parsed, wish, meaning or _known_meaning(shelf, parsed, fresh_s(parsed)))
+        order = _order_of_hub(shelf, parsed, wish, meaning or known_meaning(shelf, parsed, fresh_s(parsed)))
     elif wish.digests or wish.size is not None:
         raise UsageError("a digest or size goes with one file, not with a model")
     elif entry := catalog.find(shelf.layout.catalogs, parsed.id):
@@ -170,7 +170,7 @@ def _given(file: ModelFile, wish: Wish) -> ModelFile:
     return replace(file, digests=tuple((listed | given).values())) if given else file
 
 
-def _known_meaning(shelf: Shelf, ref: Ref, within_s: float) -> Manifest | None:
+def known_meaning(shelf: Shelf, ref: Ref, within_s: float) -> Manifest | None:
     """What the hub said lately. Where it may be ever so old, what is installed will do."""
     known = Resolved(shelf.layout).manifest(ref, within_s)
     if known is None and math.isinf(within_s) and (record := shelf.named(ref)) and not record.missing:
@@ -226,7 +226,7 @@ def _order_of_entry(
             return _order_of_id(shelf, asked)
         versions = ", ".join(filter(None, entry.versions)) or "those of its hub alone"
         raise NotFoundError(f"{entry.id} has no version {label}", next_step=f"its catalog has {versions}")
-    order = _order_of_hub(shelf, ref, wish, meaning or _known_meaning(shelf, ref, fresh_s(ref)))
+    order = _order_of_hub(shelf, ref, wish, meaning or known_meaning(shelf, ref, fresh_s(ref)))
     order = replace(order, alias=label if label in entry.versions and label else order.alias, is_listed=True)
     if order.asks or not entry.files:
         return replace(order, files=tuple(map(entry.hinted, order.files)))

@@ -18,6 +18,7 @@ import pytest
 from bundles import LARGE, MIB, ONE, SMALL, TWO, add, bundle_of, files_of, sha256_of
 from caches import Events, check_progress, rot
 from crash import begin, check_store, command, environment, eventually, leftovers, lines, locks_held, partial_bytes, run
+from registries import Registry
 
 from modelcache.archives.bundle import Member
 from modelcache.cache import Cache
@@ -156,6 +157,18 @@ def test_what_a_tag_means_is_known_elsewhere(
     again = io.BytesIO()
     other.export_bundle(["hf:org/name"], again)
     assert again.getvalue() == (tmp_path / "w.tar").read_bytes()
+
+
+def test_a_registry_that_cannot_be_asked_is_no_need_elsewhere(
+    cache: Cache, other: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Registry() as registry:
+        registry.push_model("library/tiny", "latest", {"model": Content.of(LARGE)}, Content.of(b"{}"))
+        monkeypatch.setenv("MODELCACHE_OLLAMA_REGISTRY", registry.host)
+        cache.fetch("ollama:tiny")
+        cache.export_bundle(["ollama:tiny"], tmp_path / "w.tar")
+    (model,) = other.import_bundle(tmp_path / "w.tar")
+    assert other.path("ollama:tiny") == other.fetch("ollama:tiny").path == model.path
 
 
 def test_a_model_of_a_hub_is_found_by_its_ref_and_gets_more_of_its_files(other: Cache) -> None:
