@@ -13,12 +13,11 @@ from modelcache.errors import UsageError
 from modelcache.image import MANIFEST, contents_of
 from modelcache.model import Digest
 from modelcache.outcome import Model
-from modelcache.refs import Ref
+from modelcache.refs import Ref, repository_of
 from modelcache.store import blobs, links
 from modelcache.store.disk import disk_errors
 
 LAYOUTS = ("ollama",)
-_OLLAMA = "registry.ollama.ai"
 
 
 def checked_layout(layout: str, ref: str) -> str:
@@ -26,15 +25,10 @@ def checked_layout(layout: str, ref: str) -> str:
     if layout not in LAYOUTS:
         raise UsageError(f"layout {layout!r}: one of {', '.join(LAYOUTS)} is expected")
     parsed = Ref.parse(ref)
-    if parsed.scheme == "ollama":
-        parts = [_OLLAMA, *([] if "/" in parsed.name else ["library"]), *parsed.name.split("/")]
-    elif parsed.scheme == "oci":
-        parts = parsed.name.removeprefix("//").split("/")
-    else:
-        parts = []
+    host, repository = repository_of(parsed)
+    parts = [host, *repository.split("/")] if parsed.scheme in ("ollama", "oci") else []
     if len(parts) != 3 or not parsed.alias:
-        shown = f"oci://{'/'.join(parts)}" if parsed.scheme == "oci" else parsed.shown
-        raise UsageError(f"{shown} has no name in Ollama: ollama:name:tag and oci://host/user/name:tag have one")
+        raise UsageError(f"{parsed.shown} has no name in Ollama: ollama:name:tag and oci://host/user/name:tag have one")
     return "/".join(("manifests", *parts, parsed.alias))
 
 

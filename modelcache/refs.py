@@ -26,6 +26,7 @@ _REVISION = re.compile(r"(?!.*\.\.)[\w.+=@~:/-]{1,200}")
 _PART = "[A-Za-z0-9]+(?:(?:[._]|__|-+)[A-Za-z0-9]+)*"
 _REPOSITORY = re.compile(f"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+OLLAMA_REGISTRY = "registry.ollama.ai"
 _DEFAULT_ALIAS = {"hf": "main", "ollama": "latest", "oci": "latest"}
 _FORMS = {
     "hf": "hf:org/name, hf:org/name@revision or hf:org/name/path",
@@ -89,6 +90,14 @@ class Ref:
     def alias(self) -> str:
         """The tag or branch whose meaning may change; empty where a version is named, and for what is of no hub."""
         return "" if self.version else self.revision or _DEFAULT_ALIAS.get(self.scheme, "")
+
+
+def repository_of(ref: Ref, ollama: str = OLLAMA_REGISTRY) -> tuple[str, str]:
+    """The registry's host and the repository that a ref of `ollama:` or `oci://` stands for."""
+    if ref.scheme == "ollama":
+        return ollama, ref.name if "/" in ref.name else f"library/{ref.name}"
+    host, _, repository = ref.name.removeprefix("//").partition("/")
+    return host, repository
 
 
 def _hugging_face(rest: str) -> Ref:

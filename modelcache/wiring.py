@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelcache.errors import NotFoundError, UsageError
 from modelcache.model import ModelFile
-from modelcache.refs import Ref
+from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of
 from modelcache.settings import HUGGING_FACE as HF
 from modelcache.settings import OLLAMA, Settings
 from modelcache.store.disk import store_error
@@ -189,16 +189,16 @@ def _inline(url: str, _headers: Mapping[str, str], _connector: "Connector") -> "
 
 
 def _image(ref: Ref, headers: Mapping[str, str], connector: "Connector") -> "Resolver":
-    from modelcache.remotes.oci import OLLAMA, RegistryResolver, where
+    from modelcache.remotes.oci import RegistryResolver
 
-    ollama = os.environ.get("MODELCACHE_OLLAMA_REGISTRY") or OLLAMA
+    ollama = os.environ.get("MODELCACHE_OLLAMA_REGISTRY") or OLLAMA_REGISTRY
     try:
-        is_host = where(Ref.parse(f"oci://{ollama}/m"))[1] == "m"
+        is_host = repository_of(Ref.parse(f"oci://{ollama}/m"))[1] == "m"
     except UsageError:
         is_host = False
     if not is_host:
         raise UsageError("MODELCACHE_OLLAMA_REGISTRY is the host of a registry, with :port if need be")
-    host, repository = where(ref, ollama)
+    host, repository = repository_of(ref, ollama)
     return RegistryResolver(_registry(host, headers), repository, ref.base, connector)
 
 

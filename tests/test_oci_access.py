@@ -209,6 +209,11 @@ def test_a_header_of_the_caller_comes_first(closed: Registry, cache: Cache, tmp_
     assert any("x-mine" in seen.headers for seen in closed.requests)
 
 
+def test_what_is_forbidden_says_so(cache: Cache) -> None:
+    with Registry(faults=[Status(403)]) as registry:
+        assert "private, or not there" in failure(cache, registry).message
+
+
 def test_a_token_of_the_caller_is_sent_as_it_is(cache: Cache) -> None:
     with Registry(bearer=True) as registry:
         filled(registry)

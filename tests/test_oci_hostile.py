@@ -1,20 +1,27 @@
 """Whatever a registry says, it chooses no path, fills no memory, and never makes a traceback."""
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from hypothesis import example, given
+import pytest
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from modelcache.errors import ModelCacheError, UsageError
+from modelcache.errors import ModelCacheError, SourceError, UsageError, VerificationError
 from modelcache.image import MANIFEST, contents_of, is_index, only_manifest_of
 from modelcache.model import Manifest, ModelFile
 from modelcache.names import checked_path
+from modelcache.refs import Ref
+from modelcache.remotes.access import Registry as Place
 from modelcache.remotes.access import challenges
+from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.inline import InlineSource, url_of
+from modelcache.remotes.oci import RegistryResolver
 from modelcache.remotes.source import Abort, Request
 from modelcache.urls import without_secrets
+from tests.registries import Registry
 
 SHA256 = "sha256:" + "a" * 64
 TITLE = "org.opencontainers.image.title"
@@ -93,3 +100,28 @@ def test_any_other_url_is_refused(text: str) -> None:
     for url in (text, "data:" + text, url_of(b"") + text):
         with suppress(ModelCacheError):
             InlineSource(url).open(Request(ModelFile("m"), 7, 9, "", Abort()))
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Registry]:
+    with Registry() as registry:
+        yield registry
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(DOCUMENTS | st.lists(DOCUMENTS), st.sampled_from([b"", b" ", b"\xff", b"]"]))
+def test_whatever_a_registry_sends_a_model_comes_of_it_or_an_error_of_ours(
+    registry: Registry, document: Any, tail: bytes
+) -> None:
+    registry.push("a/b", "latest", json.dumps(document).encode() + tail)
+    ref = Ref.parse(registry.ref("a/b"))
+    resolver = RegistryResolver(Place(registry.url().rstrip("/")), "a/b", ref.base, Connector(Timeouts()))
+    try:
+        manifest = resolver.resolve(ref, Abort())
+    except (SourceError, VerificationError) as error:
+        assert error.line().isprintable() and len(error.line()) < 1000
+    else:
+        assert manifest.files[-1].path == MANIFEST
+        assert len({file.path.casefold() for file in manifest.files}) == len(manifest.files)
+    finally:
+        resolver.close()

@@ -18,10 +18,9 @@ from modelcache.errors import UsageError
 from modelcache.foreign.tier import Found, Left, regular_inside, small, touched_ms
 from modelcache.image import MANIFEST, MOST_BYTES, contents_of
 from modelcache.model import Digest, Manifest, ModelFile, Span
-from modelcache.refs import Ref
+from modelcache.refs import OLLAMA_REGISTRY, Ref
 from modelcache.remotes.inline import url_of
 
-REGISTRY = "registry.ollama.ai"
 LEAST_PARTS = 3  # of a manifest's place: registry, repository, tag
 
 MOST_PORTIONS = 4096
@@ -101,7 +100,7 @@ class OllamaStore:
 
 def _base(host: str, repository: str) -> str:
     """What all tags of a model have in common."""
-    if host == REGISTRY:
+    if host == OLLAMA_REGISTRY:
         return f"ollama:{repository.removeprefix('library/')}"
     return f"oci://{host}/{repository}"
 

@@ -88,7 +88,7 @@ class Access:
             return ask(self._headers(now))
         except ChallengedError as error:
             self._tokens.forget(self._key)
-            raise self._refused() from error
+            raise self.refused() from error
 
     @property
     def _tokens(self) -> Tokens:
@@ -101,7 +101,7 @@ class Access:
     def _answer(self, challenges: Mapping[str, Mapping[str, str]], used: str, abort: Abort) -> str:
         """What the registry wants to see: obtained now, unless another thread just did."""
         if self._fixed:
-            raise self._refused()
+            raise self.refused()
         with _held(self._tokens, abort):
             known = self._tokens.of(self._key)
             if known not in ("", used):
@@ -111,7 +111,7 @@ class Access:
             if "basic" in challenges and self._login and self._login != used:
                 self._tokens.keep(self._key, self._login)
                 return self._login
-            raise self._refused()
+            raise self.refused()
 
     def _token(self, wanted: Mapping[str, str], abort: Abort) -> str:
         url = self._token_url(wanted)
@@ -144,9 +144,10 @@ class Access:
         return there._replace(query=urlencode([*query.items(), ("scope", scope)]), fragment="").geturl()
 
     def _token_refused(self, head: Head) -> SourceError | None:
-        return self._refused() if head.status in (400, 401, 403, 404) else None
+        return self.refused() if head.status in (400, 401, 403, 404) else None
 
-    def _refused(self) -> NotFoundError:
+    def refused(self) -> NotFoundError:
+        """What is said where no token is given, or none helps."""
         host = self._registry.host
         if self._fixed or self._login:
             hint = "your login has no access to it, or it is not there"

@@ -27,7 +27,7 @@ from modelcache.image import (
     only_manifest_of,
 )
 from modelcache.model import Digest, Manifest, ModelFile
-from modelcache.refs import Ref
+from modelcache.refs import Ref, repository_of
 from modelcache.remotes.access import Access, Registry, challenge_of, is_inside
 from modelcache.remotes.connection import Connector
 from modelcache.remotes.document import get
@@ -36,7 +36,6 @@ from modelcache.remotes.inline import url_of
 from modelcache.remotes.reply import Head
 from modelcache.remotes.source import Abort, Body, Request, Traits
 
-OLLAMA = "registry.ollama.ai"
 _ACCEPT = ", ".join(MANIFESTS + INDEXES)
 
 
@@ -45,14 +44,6 @@ def base_of(host: str) -> str:
     name, colon, port = host.rpartition(":")
     plain = port != "443" and is_inside(name if colon and not host.endswith("]") else host)
     return f"{'http' if plain else 'https'}://{host}"
-
-
-def where(ref: Ref, ollama: str = OLLAMA) -> tuple[str, str]:
-    """The host and the repository of a ref."""
-    if ref.scheme == "ollama":
-        return ollama, ref.name if "/" in ref.name else f"library/{ref.name}"
-    host, _, repository = ref.name.removeprefix("//").partition("/")
-    return host, repository
 
 
 class RegistryResolver:
@@ -93,10 +84,11 @@ class RegistryResolver:
         """The manifest behind a tag or a digest. VerificationError where its bytes are not what they should be."""
 
         def explain(head: Head) -> SourceError | None:
-            if head.status in (403, 404):
-                text = f"{ref.base} has no {named[:80]} at {self.name}: check the name and the tag"
-                return _with_status(NotFoundError(text), head)
-            return challenge_of(head)
+            if head.status == 404:
+                missing = NotFoundError(f"{ref.base} has no {named[:80]} at {self.name}: check the name and the tag")
+                missing.status = head.status
+                return missing
+            return self._access.refused() if head.status == 403 else challenge_of(head)
 
         url = f"{self._base}/v2/{self._repository}/manifests/{named}"
         document = self._access.run(
@@ -160,9 +152,4 @@ def layer_of(url: str) -> tuple[str, str, Digest]:
     ref = Ref.parse(url)
     if ref.scheme != "oci" or not ref.version:
         raise UsageError(f"{ref.shown} names no layer by its digest")
-    return *where(ref), digest_of(f"sha256:{ref.version}")
-
-
-def _with_status(error: NotFoundError, head: Head) -> NotFoundError:
-    error.status = head.status
-    return error
+    return *repository_of(ref), digest_of(f"sha256:{ref.version}")
