@@ -299,6 +299,8 @@ class Download:
 
     def _look(self, watch: Watch, holder: Holder) -> Far:
         """Shows how far the process is that has the model: bars move while we wait."""
+        if self.order.asks:
+            self._learn(watch)
         for task in self._tasks:
             task.watch = watch
         far = watch.look(holder)
@@ -306,6 +308,13 @@ class Download:
         for task in moved[:MOST_SAMPLES]:
             self._publish(task, self._completed())
         return far
+
+    def _learn(self, watch: Watch) -> None:
+        """What it is about is known once the holder has asked the hub: then it can be shown."""
+        order, _ = self._renew(None)
+        if order.files:
+            self.order, self._tasks = order, [Task(file) for file in order.files]
+            watch.follow(order.files)
 
     def _is_here_by_now(self) -> bool:
         """Whether somebody else has fetched it since we looked: he may have ended before we came to the lock."""

@@ -355,6 +355,32 @@ def test_processes_that_want_the_same_ask_once(hub: Hub, cache: Cache, one_conne
     assert sorted(asked(hub)) == sorted(set(asked(hub)))
 
 
+def test_who_waits_for_another_process_sees_how_far_it_is(hub: Hub, cache: Cache, one_connection: None) -> None:
+    hold, events = Hold(250_000), Events()
+    hub.faults(hold, path=f"org/name/resolve/{COMMIT}/model.safetensors")
+    process = start("fetch", REF, "--quiet")
+    try:
+        assert hold.reached.wait(30)
+        before = len(hub.requests)
+        for path in Path(cache.root, "catalog").rglob("*.json"):  # as if the holder had not asked yet
+            path.rename(path.with_suffix(".later"))
+        download = cache.fetch(REF, wait=False, progress=events)
+        events.wait_for("waiting")
+        assert download.order.files == ()
+        for path in Path(cache.root, "catalog").rglob("*.later"):
+            path.rename(path.with_suffix(".json"))
+        events.wait_until(lambda told: any(event["bytesDownloaded"] > 0 for event in told.progress))
+        assert not download.has_ended
+        hold.release.set()
+        assert isinstance(download.result(60), mc.Model)
+    finally:
+        hold.release.set()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    check_progress(events.progress, "hf--org--name")
+    assert not any("/api/" in seen.path for seen in hub.requests[before:])
+
+
 def test_removing_it_takes_all_its_versions(hub: Hub, cache: Cache) -> None:
     cache.fetch(REF)
     hub.publish("org/name", {"config.json": CONFIG}, "v2", commit=NEXT)

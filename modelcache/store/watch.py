@@ -51,12 +51,16 @@ class Watch:
     ) -> None:
         self._layout = layout
         self._base = base
-        self._files = {key_of(file): file for file in files}
+        self.follow(files)
         self._tell = tell
         self._model = model
         self._told = self._last = Holder()
         self._journals: dict[str, tuple[_Mark, Facts | None]] = {}  # as they were read last
         self._far: dict[str, Far] = {}  # by key; what was seen once stays, for a partial that goes is a blob soon
+
+    def follow(self, files: Sequence[ModelFile]) -> None:
+        """These files from now on; for the thread that looks."""
+        self._files = {key_of(file): file for file in files}
 
     def look(self, holder: Holder) -> Far:
         """How far all the files are."""
