@@ -172,7 +172,7 @@ def test_fetch_unpacks_on_request(origin: Origin, tmp_path: Path) -> None:
         (["fetch", "gopher://host/x"], "unknown scheme 'gopher:'"),
         (["fetch", "http://"], "is not a usable URL"),
         (["fetch", "../etc/passwd"], "cannot be a path here"),
-        (["fetch", "m", "--sha256", "0" * 64], "goes with a URL"),
+        (["fetch", "m", "--sha256", "0" * 64], "goes with one file"),
         (["fetch", "--manifest", "no-such.json"], "cannot be read: No such file"),
         (["repair", "--header", "A: b"], "one model: name it"),
         (["manifest", "make", "no-such-folder"], "is not a folder"),
