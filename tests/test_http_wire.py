@@ -1,6 +1,7 @@
 """One exact reply per oddity of the wire, and what we make of it."""
 
 import re
+import time
 
 import pytest
 
@@ -146,6 +147,20 @@ def test_416_tells_the_total_and_its_body_is_ignored(field, total):
         read = Read(wire, ask(9))
     assert type(read.error) is RangeRefusedError
     assert (read.error.total, read.got) == (total, b"")
+
+
+@pytest.mark.parametrize("length", [5, 12_000, 5_000_000_000])
+def test_a_416_that_promises_the_whole_and_sends_a_line_holds_nobody_up(length):
+    """As docker-registry 2.8 does."""
+    lie = reply("416 Requested Range Not Satisfiable", f"Content-Length: {length}", body=b"oops")
+    with Wire(lie, whole("Content-Length: 5"), close=False) as wire:
+        source = HttpSource(wire.url("f"), timeouts=Timeouts(stall_s=10))
+        began = time.monotonic()
+        refused, after = Read(wire, ask(9), source), Read(wire, ask(), source)
+        source.close()
+    assert type(refused.error) is RangeRefusedError
+    assert after.got == b"hello"
+    assert time.monotonic() - began < 9
 
 
 UNUSABLE = {
