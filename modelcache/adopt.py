@@ -10,7 +10,7 @@ from collections.abc import Callable
 from modelcache.errors import StoreError, UsageError
 from modelcache.events import Fact, FactType
 from modelcache.install import install
-from modelcache.manifests import paths_below
+from modelcache.manifests import ADOPT, left_out, paths_below
 from modelcache.model import ModelFile
 from modelcache.names import check_conflicts, checked_path
 from modelcache.order import Fetched, Order, Workshop
@@ -84,7 +84,7 @@ def _files(path: str) -> tuple[str, list[str]]:
     if os.path.isdir(path):
         names = sorted(paths_below(path))
         if not names:
-            raise UsageError(f"{path} holds no files")
+            raise UsageError(f"{path} holds no files (links do not count)", next_step=ADOPT if left_out(path) else "")
         return path, names
     if not os.path.exists(path):
         raise StoreError(f"{path} is not there", next_step="check the path")

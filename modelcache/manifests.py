@@ -5,6 +5,7 @@ Leaves to `model`: the format.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 
 from modelcache.errors import UsageError
@@ -13,6 +14,8 @@ from modelcache.names import check_conflicts, checked_path, file_name_of
 from modelcache.store.disk import disk_errors
 from modelcache.store.installed import RECORD
 from modelcache.urls import checked_url
+
+ADOPT = "take in a cache of Hugging Face or Ollama with `modelcache adopt`"
 
 
 def load(path: str) -> Manifest:
@@ -41,7 +44,7 @@ def make(
         checked_url(base_url)
     paths = sorted(path for path in paths_below(folder) if os.path.join(folder, path) != leave_out)
     if not paths:
-        raise UsageError(f"{folder} holds no files (links do not count)")
+        raise UsageError(f"{folder} holds no files (links do not count)", next_step=ADOPT if left_out(folder) else "")
     check_conflicts(paths)
     files = tuple(_described(folder, path, base_url, piece_size) for path in paths)
     version = version_of({file.path: file.digests[0].hex for file in files})
@@ -50,15 +53,27 @@ def make(
 
 def paths_below(folder: str) -> Iterator[str]:
     """Relative names of the plain files below a folder, with `/`; our own records and hidden remains left out."""
+    yield from (checked_path(name) for name, is_plain in _below(folder) if is_plain)
+
+
+def left_out(folder: str) -> list[str]:
+    """Relative names of what is below a folder and is no plain file: links above all, which may lead anywhere."""
+    return sorted(name for name, is_plain in _below(folder) if not is_plain)
+
+
+def _below(folder: str) -> Iterator[tuple[str, bool]]:
+    """Relative names of everything but folders, each with whether it is a plain file."""
     with disk_errors(folder):
         if not os.path.isdir(folder):
             raise UsageError(f"{folder} is not a folder")
         for parent, folders, names in os.walk(folder, onerror=_raise):
+            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
             folders[:] = [name for name in folders if not name.endswith(".modelcache")]
-            for name in names:
+            for name in (*names, *links):
                 path = os.path.join(parent, name)
-                if name != RECORD and not name.endswith(".modelcache") and not os.path.islink(path):
-                    yield checked_path(os.path.relpath(path, folder).replace(os.sep, "/"))
+                if name != RECORD and not name.endswith(".modelcache"):
+                    is_plain = stat.S_ISREG(os.lstat(path).st_mode)
+                    yield os.path.relpath(path, folder).replace(os.sep, "/"), is_plain
 
 
 def _described(folder: str, path: str, base_url: str, piece_size: int) -> ModelFile:

@@ -278,3 +278,25 @@ def test_what_hugging_faces_own_client_made_is_adopted(hub: Hub, cache: Cache, t
         assert Path(model[name].path).read_bytes() == (made / name).read_bytes()
     if (theirs / "models--org--name" / "trees").exists():
         assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize("command", [["add", "--model", "m"], ["manifest", "make"]])
+def test_links_that_are_left_out_are_named(cache: Cache, theirs: Path, command: list[str]) -> None:
+    folder = hub_cache(theirs, FILES) / "snapshots" / COMMIT
+    done = run(*command, str(folder))
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "holds no files (links do not count); take in a cache of Hugging Face or Ollama with `modelcache adopt`\n"
+    )
+    (folder / "notes.txt").write_text("mine")
+    (folder / "folder").symlink_to("/etc")
+    os.mkfifo(folder / "pipe")
+    done = run(*command, str(folder))
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "left out, for it is no plain file: config.json, folder, model.safetensors, onnx/model.onnx, pipe;"
+    )
+    for name in ("a", "b"):
+        (folder / name).symlink_to("notes.txt")
+    assert "a, b, config.json, folder, model.safetensors and 2 more;" in run(*command, str(folder)).stderr

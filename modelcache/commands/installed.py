@@ -9,6 +9,8 @@ from typing import Any
 from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, print_report, printable
 from modelcache.errors import VerificationError
 
+MOST_NAMED = 5
+
 
 def add_to(commands: Commands) -> None:
     add_json(commands.add("ls", "list installed models", _ls))
@@ -61,7 +63,19 @@ def _rm(options: argparse.Namespace) -> int:
 
 def _add(options: argparse.Namespace) -> int:
     print(cache_of(options).add(options.path, options.model, options.version or "1", replace=options.replace))
+    _tell_left_out(options.path)
     return 0
+
+
+def _tell_left_out(folder: str) -> None:
+    """What is not a plain file is in no model: that must not be overlooked."""
+    from modelcache.manifests import ADOPT, left_out
+
+    names = left_out(folder) if os.path.isdir(folder) else []
+    if names:
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        some = ", ".join(names[:MOST_NAMED]) + more
+        print(printable(f"left out, for it is no plain file: {some}; {ADOPT}"), file=sys.stderr)
 
 
 def _adopt(options: argparse.Namespace) -> int:
@@ -107,4 +121,5 @@ def _manifest(options: argparse.Namespace) -> int:
         print(options.output)
     else:
         print(text)
+    _tell_left_out(folder)
     return 0
