@@ -9,18 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from modelcache.errors import ModelCacheError, StoreError
+from modelcache.errors import LockedError, UsageError, VerificationError, told
 from modelcache.events import Fact, FactType
 from modelcache.filefetch import FileFetch
 from modelcache.foreign.tier import Found, Left, Tier
 from modelcache.install import install
 from modelcache.model import ModelFile, Span
-from modelcache.order import Fetched, Order, Workshop
+from modelcache.order import Order, Workshop
+from modelcache.progress import Show, shown
 from modelcache.report import Report
+from modelcache.sampling import Sampler
 from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.resolved import Resolved
 from modelcache.store.shelf import Shelf
+from modelcache.task import Task
 from modelcache.transfer.control import Control
 
 DRAIN_S = 1.0
@@ -44,18 +47,18 @@ class _Places:
         return None
 
 
-def adopt(shop: Workshop, shelf: Shelf, tier: Tier) -> Report:
+def adopt(shop: Workshop, shelf: Shelf, tier: Tier, progress: Show) -> Report:
     """One row a file: taken, here (already), wrong (its bytes are not what its name says), left (it cannot be used),
     absent (it belongs to the model and is not there: a fetch brings it), with the reason.
 
-    Raises LockedError while one of the models is being fetched, StoreError; what was adopted before stays.
+    Raises StoreError; what was adopted by then stays.
     """
     rows: list[dict[str, Any]] = []
     for found in tier.models():
         if isinstance(found, Left):
             rows.append(_row("", "", found.name, "left", found.reason))
         else:
-            rows += _Adoption(shop, shelf, found).rows()
+            rows += _Adoption(shop, shelf, found).rows(progress)
     shop.dispatcher.drain(DRAIN_S)
     return Report(f"adopted from {tier.name}", tuple(rows), hidden=("path",))
 
@@ -71,42 +74,58 @@ class _Adoption:
         self._order = Order(ref.base, ref.id, ref.version, found.files, single=False, proof="listed", pinned=True)
         self._complaint = ""
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, progress: Show) -> list[dict[str, Any]]:
         found, order = self._found, self._order
-        rows = [self._row(left.name, "left", left.reason) for left in found.left]
         try:
             self._shelf.check_ref(order.id, order.ref)
-        except ModelCacheError as error:
+            with locked(self._shop.layout.model_lock(order.id), Subject(order.id, order.version), Patience(0.0)):
+                rows = self._taken(progress)
+        except (UsageError, LockedError) as error:
             return [self._row("", "left", error.message)]
-        with locked(self._shop.layout.model_lock(order.id), Subject(order.id, order.version), Patience(0.0)):
-            await_sweep(self._shop.layout, Patience(self._shop.settings.lock_timeout))
-            fetched = []
-            for file in order.files:
-                one, row = self._look(file)
-                rows.append(row)
-                fetched += [one] if one else []
-            self._shop.sharing.write()
-            if fetched:
-                install(replace(order, files=tuple(one.file for one in fetched)), self._shop, fetched, self._tell)
-                self._keep()
-        here = {file.path for file in order.files} | {left.name for left in found.left}
-        absent = [file for file in found.whole.files if file.path not in here] if found.whole else []
+        rows += [self._row(left.name, "left", left.reason) for left in found.left]
+        known = {row["file"] for row in rows}
+        absent = [file for file in found.whole.files if file.path not in known] if found.whole else []
         return rows + [self._row(file.path, "absent", "a fetch brings it", file.size or 0) for file in absent]
 
-    def _look(self, file: ModelFile) -> tuple[Fetched | None, dict[str, Any]]:
+    def _taken(self, progress: Show) -> list[dict[str, Any]]:
+        """The caller holds the lock of the model."""
+        order, shop = self._order, self._shop
+        await_sweep(shop.layout, Patience(shop.settings.lock_timeout))
+        looks = self._looks(progress)
+        shop.sharing.write()
+        if fetched := [task.done for task, _ in looks if task.done]:
+            install(replace(order, files=tuple(one.file for one in fetched)), shop, fetched, self._tell)
+            self._keep()
+        return [row for _, row in looks]
+
+    def _looks(self, progress: Show) -> list[tuple[Task, dict[str, Any]]]:
+        """Reads every file, and says how far it is."""
+        order, dispatcher = self._order, self._shop.dispatcher
+        sizes = {file.path: file.size for file in order.files}
+        looks = []
+        with shown(progress, dispatcher, order.id, sizes), Sampler(dispatcher, order.id, len(sizes)) as sampler:
+            for file in order.files:
+                fetch, task = FileFetch(order, file, self._shop, Control(), self._note), Task(file)
+                task.begin(fetch)
+                task.hear("verifying")
+                sampler.follow(task)
+                row = self._look(fetch, task)
+                sampler.end(task)
+                looks.append((task, row))
+        return looks
+
+    def _look(self, fetch: FileFetch, task: Task) -> dict[str, Any]:
         self._complaint = ""
-        fetch = FileFetch(self._order, file, self._shop, Control(), self._note)
         try:
-            one = fetch.look()
-        except StoreError:
-            raise
-        except ModelCacheError as error:
-            one, self._complaint = None, error.message
-        if one is None:
-            return None, self._row(file.path, "wrong", self._complaint, file.size or 0)
+            found = fetch.look()
+            task.end(found, None if found else VerificationError(self._complaint))
+        except VerificationError as error:
+            task.end(None, error)
+        if task.done is None:
+            return self._row(task.file.path, "wrong", told(task.error), task.file.size or 0)
         if fetch.taken is None:
-            return one, self._row(file.path, "here", "", one.size)
-        return one, self._row(file.path, "taken", "", one.size, copied=fetch.taken.is_copy)
+            return self._row(task.file.path, "here", "", task.done.size)
+        return self._row(task.file.path, "taken", "", task.done.size, copied=fetch.taken.is_copy)
 
     def _keep(self) -> None:
         """What the hub said: which files belong to the commit, and which tags and branches meant it, unless something

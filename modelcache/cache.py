@@ -362,7 +362,8 @@ class Cache:
         return freed
 
     def add(self, path: Path, model: str, version: str = "1", *, replace: bool = False) -> Model:
-        """Takes a file or a folder of this disk into the store, as a copy (a reflink where the disk can).
+        """Takes a file or a folder of this disk into the store, as a copy (a reflink where the disk can). Links in
+        it are left out: they may lead anywhere.
 
         UsageError if that version is here with other bytes, unless `replace`.
         """
@@ -403,15 +404,16 @@ class Cache:
         with opened(source) as bundle:
             return take_in(cache._runtime.shop, cache._shelf, bundle, progress)
 
-    def adopt(self, source: Path) -> Report:
+    def adopt(self, source: Path, *, progress: Show = None) -> Report:
         """Takes what other tools have downloaded into the store, as the models that a fetch would have made of it.
 
         `source` is "hf", "ollama" or a folder: a cache of Hugging Face or a store of Ollama. Nothing there is changed,
         each byte is read once, and nothing is copied where the disk can do without. One row a file: its `outcome` is
         taken, here (already), wrong (its bytes are not what its name says), left (it cannot be used) or absent (it
-        belongs to the model and is not there), `copied` whether its bytes are on the disk twice now.
+        belongs to the model and is not there), `copied` whether its bytes are on the disk twice now. `progress` as in
+        `fetch`.
 
-        Raises StoreError where there is no such folder, LockedError while one of the models is being fetched.
+        Raises UsageError for a root of modelcache, StoreError where there is no such folder.
         """
         from modelcache.adoption import adopt
         from modelcache.foreign.root import Root
@@ -424,7 +426,7 @@ class Cache:
             raise UsageError(f"{tier.name} is a root of modelcache", next_step="name it in the setting tiers")
         cache = self._elsewhere() or self
         cache._runtime.make_root()
-        return adopt(cache._runtime.shop, cache._shelf, tier)
+        return adopt(cache._runtime.shop, cache._shelf, tier, progress)
 
     # -- care ---------------------------------------------------------------------------------------------------------
 

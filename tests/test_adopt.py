@@ -14,8 +14,8 @@ from modelcache.cache import Cache
 from modelcache.errors import StoreError, UsageError
 from modelcache.report import Report
 from modelcache.store.intake import LEAST_LINKED
-from modelcache.testing import Content, Hub
-from tests.caches import Events, rot, run
+from modelcache.testing import Content, Hold, Hub
+from tests.caches import Events, check_progress, rot, run
 from tests.foreign import git_sha1, hub_cache, snapshot
 
 CONFIG = Content.of(b'{"a": 1}')
@@ -107,9 +107,9 @@ def test_each_byte_is_read_once_and_a_large_file_is_not_copied(
         read[os.fstat(fd).st_ino] += count
         return count
 
-    monkeypatch.setattr(os, "preadv", counted)
-    rows = {row["file"]: row for row in cache.adopt("hf")}
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", counted)
+        rows = {row["file"]: row for row in cache.adopt("hf")}
     assert not rows["model.safetensors"]["copied"]
     blob = repository / "blobs" / WEIGHTS.sha256
     placed = Path(cache.path("hf--org--name"), "model.safetensors")
@@ -255,6 +255,49 @@ def test_a_folder_that_is_not_there_is_one_line(cache: Cache, tmp_path: Path) ->
         cache.adopt(tmp_path / "root")
     (tmp_path / "empty").mkdir()
     assert len(cache.adopt(tmp_path / "empty")) == 0
+
+
+def test_how_far_it_is_is_told(cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES)
+    events = Events()
+    cache.adopt("hf", progress=events)
+    check_progress(events.progress, "hf--org--name")
+    assert {event["file"] for event in events.progress if event["status"] == "success"} == set(FILES)
+
+
+def test_a_model_that_is_being_fetched_is_left_and_the_others_are_taken(hub: Hub, cache: Cache, theirs: Path) -> None:
+    hold = Hold(100_000)
+    hub.faults(hold)
+    download = cache.fetch(REF, wait=False)
+    hold.reached.wait(10)
+    hub_cache(theirs, FILES)
+    hub_cache(theirs, {"other.bin": Content.of(b"other")}, name="models--org--other")
+    left = [row for row in cache.adopt("hf") if row["outcome"] == "left"]
+    assert [row["model"] for row in left] == ["hf--org--name"]
+    assert cache.path("hf:org/other")
+    hold.release.set()
+    download.result(30)
+
+
+def test_an_interrupt_leaves_nothing_half_and_the_next_run_goes_on(
+    cache: Cache, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = hub_cache(theirs, FILES) / "blobs" / WEIGHTS.sha256
+    real, before = os.preadv, snapshot(theirs)
+
+    def interrupted(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if os.fstat(fd).st_size == WEIGHTS.size and offset:
+            raise KeyboardInterrupt
+        return real(fd, buffers, offset)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "preadv", interrupted)
+        cache.adopt("hf")
+    assert list(Path(cache.root).rglob("*.tmp")) == []
+    assert cache.models().rows == ()
+    assert os.stat(blob).st_nlink == 1
+    assert snapshot(theirs) == before
+    assert {row["outcome"] for row in cache.adopt("hf")} == {"here", "taken"}
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def add_to(commands: Commands) -> None:
     add.add_argument("--replace", action="store_true", help="even if that version is here with other bytes")
     adopt = commands.add("adopt", "take what other tools have downloaded into the cache", _adopt)
     adopt.add_argument("source", metavar="hf|ollama|PATH", help="whose cache, or its folder")
+    adopt.add_argument("--quiet", action="store_true", help="no progress")
     add_json(adopt)
     _add_manifest(commands.add("manifest", "describe a folder so that others can fetch it verified", _manifest))
 
@@ -79,7 +80,7 @@ def _tell_left_out(folder: str) -> None:
 
 
 def _adopt(options: argparse.Namespace) -> int:
-    report = cache_of(options).adopt(options.source)
+    report = cache_of(options).adopt(options.source, progress=not options.quiet)
     if options.json:
         print_json(list(report))
     else:
