@@ -95,9 +95,13 @@ class Health:
             return None
         return self.first_byte_s + NOMINAL_BYTES / self.throughput
 
+    @property
+    def is_known(self) -> bool:
+        return self.attempts >= EVIDENCE
+
     def share(self) -> float:
         """Of tries that succeed, for dividing by; 1 while nothing is known."""
-        return max(self.success_rate, WORST_RATE) if self.attempts >= EVIDENCE else 1.0
+        return max(self.success_rate, WORST_RATE) if self.is_known else 1.0
 
     def rank(self) -> int:
         """0: all is well, or nothing is known; 1: it fails more often than not; 2: it has sent wrong bytes lately."""
@@ -128,7 +132,8 @@ def order(
 ) -> list[S]:
     """The sources with the healthiest first: those of a better rank, then those that bring a file sooner.
 
-    Those of the layer that is preferred come before all others, in the same order among themselves.
+    What is on this machine (`cache`) comes before all others, then those of the layer that is preferred; each in the
+    same order among themselves.
 
     Among those that do about as well, the first given comes first.
     Where nothing is known, the best is assumed: such a source has its turn where it was given.
@@ -139,7 +144,7 @@ def order(
     best = min((each for each in seconds if each is not None), default=1.0)
     costs = [(best if each is None else each) / health.share() for each, health in zip(seconds, healths, strict=True)]
     ranks = [
-        (bool(prefer) and gateway_of(source)[0] != prefer, health.rank())
+        ((layer := gateway_of(source)[0]) != "cache", bool(prefer) and layer != prefer, health.rank())
         for source, health in zip(left, healths, strict=True)
     ]
     queue = list(zip(ranks, costs, left, strict=True))

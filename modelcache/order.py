@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from modelcache.dispatch import Dispatcher
 from modelcache.events import now_ms
 from modelcache.foreign.tier import Tier
-from modelcache.health import Gateway, Health, gateway_of
+from modelcache.health import NOMINAL_BYTES, Gateway, Health, gateway_of
 from modelcache.health import order as by_health
 from modelcache.model import Digest, ModelFile
 from modelcache.outcome import UNVERIFIED, Status
+from modelcache.probing import Note, Wait, probed
 from modelcache.refs import Ref
 from modelcache.remotes.resolver import Resolver
 from modelcache.remotes.source import Source
@@ -130,13 +131,28 @@ class Workshop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sharing", Sharing(self.layout, self.registry))
 
-    def sources_by_health(self, file: ModelFile, headers: Mapping[str, str], prefer: str = "") -> Sequence[Source]:
+    def sources_by_health(
+        self, file: ModelFile, headers: Mapping[str, str], prefer: str, wait: Wait, note: Note
+    ) -> Sequence[Source]:
         """The sources of a file, those first that have done best lately; about as good ones as they were given.
 
-        Before all others come those of the kind to prefer, by default that of the settings.
+        Before all others come those of the kind to prefer, by default that of the settings. Of a large file, those of
+        which nothing is known are asked for a byte first: `wait` and `note` as in `probed`.
         """
         sources = self.sources(file, headers)
         if len(sources) < 2:
             return sources
-        prefer = prefer or self.settings.prefer
-        return by_health(sources, lambda source: gateway_of(source.kind, source.name), self.scores(), now_ms(), prefer)
+        now, scores = now_ms(), self.scores()
+        unknown = [one for one in sources if not scores.get(_gateway(one), Health()).faded(now).is_known]
+        if unknown and (file.size or 0) >= NOMINAL_BYTES:
+            try:
+                scores = {**scores, **probed(unknown, file, wait, note)}
+            except BaseException:
+                for source in sources:
+                    source.close()
+                raise
+        return by_health(sources, _gateway, scores, now, prefer or self.settings.prefer)
+
+
+def _gateway(source: Source) -> Gateway:
+    return gateway_of(source.kind, source.name)

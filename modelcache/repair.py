@@ -5,7 +5,7 @@ Leaves to others: finding what is wrong (`audit`), moving bytes (`transfer`), re
 repaired file (`store.sharing`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial as bound
@@ -18,6 +18,7 @@ from modelcache.model import Digest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.ordering import URL_ID, Wish, mirrored
 from modelcache.outcome import Audit
+from modelcache.remotes.source import Source
 from modelcache.sampling import Sampler
 from modelcache.store import blobs
 from modelcache.store.claim import forget
@@ -178,8 +179,9 @@ class Repairer:
             shop.layout.partials, key_of(file), file,
             window=shop.settings.window, piece_size=shop.settings.piece_size, model=audit.model,
         )  # fmt: skip
-        sources = shop.sources_by_health(file, self._order.headers_for(file))
+        sources: Sequence[Source] = ()
         try:
+            sources = shop.sources_by_health(file, self._order.headers_for(file), "", self._control.wait, self._note)
             good = blobs.good_spans(audit.wrong, file.pieces, file.size or 0) if file.pieces else []
             if audit.finding == "corrupt" and good:
                 partial.seed(audit.place, good)

@@ -26,7 +26,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "plan",
     "catalog",
     "store.* remotes.*",
-    "state.* foreign.*",
+    "state.* foreign.* probing",
     "transfer.* archives.* order",
     "unpack layouts install filefetch wiring logbook sampling",
     "manifests task ordering audit resolving",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from modelcache.health import HALF_LIFE_S, Health, body_of, order
 from modelcache.history import Attempt
+from modelcache.settings import KINDS
 
 NOW = 1_000_000_000
 FAST = Attempt("http", "h", "success", latency_ms=50, duration_ms=1050, bytes=100 << 20, timestamp=NOW)
@@ -72,6 +73,46 @@ def test_the_preferred_kind_comes_first_whatever_its_health(prefer: str, expecte
     layers = {"h": "http", "o": "oci", "p": "oci"}
     scores = {("oci", "o"): health(FAILED), ("oci", "p"): health(WRONG)}
     assert "".join(order("pho", lambda name: (layers[name], name), scores, NOW, prefer)) == expected
+
+
+KINDS_BY_NAME = {
+    "c": "cache", "i": "ipfs", "h": "huggingface", "w": "http", "o": "oci", "p": "peer", "s": "object",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given_order", "prefer", "scores", "expected"),
+    [
+        ("ihwopsc", "", {}, "cihwops"),  # what is on this machine, then as given
+        ("ihwops", "", {}, "ihwops"),
+        ("ihwopsc", "ipfs", {}, "cihwops"),
+        ("ihwopsc", "huggingface", {}, "chiwops"),
+        ("ihwopsc", "http", {}, "cwihops"),
+        ("ihwopsc", "oci", {}, "coihwps"),
+        ("ihwopsc", "peer", {}, "cpihwos"),
+        ("ihwopsc", "object", {}, "csihwop"),
+        ("ihwopsc", "cache", {}, "cihwops"),
+        ("hw", "oci", {}, "hw"),  # there is none of that kind
+        ("hwo", "", {"h": health(FAILED), "w": health(SLOW), "o": health(FAST)}, "owh"),
+        ("hwo", "huggingface", {"h": health(FAILED), "w": health(SLOW), "o": health(FAST)}, "how"),
+        ("hwoc", "huggingface", {"c": health(WRONG), "h": health(WRONG), "o": health(FAST)}, "chwo"),
+        ("hw", "", {"h": health(FAST, FAST, FAST, FAILED), "w": health(FAST)}, "hw"),
+        ("hw", "", {"h": health(WRONG), "w": health(FAILED)}, "wh"),
+        ("pio", "", {"p": health(replace(FAST, duration_ms=3000)), "i": health(FAST)}, "iop"),
+    ],
+)
+def test_the_order_is_this_machine_then_what_is_preferred_then_by_health(
+    given_order: str, prefer: str, scores: dict[str, Health], expected: str
+) -> None:
+    def gateway(name: str) -> tuple[str, str]:
+        return KINDS_BY_NAME[name], name
+
+    known = {gateway(name): score for name, score in scores.items()}
+    assert "".join(order(given_order, gateway, known, NOW, prefer)) == expected
+
+
+def test_the_table_of_orders_has_every_kind() -> None:
+    assert set(KINDS_BY_NAME.values()) == set(KINDS)
 
 
 @pytest.mark.parametrize(
