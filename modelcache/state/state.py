@@ -10,8 +10,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from modelcache.dispatch import Kept
@@ -90,16 +91,20 @@ class State:
 
     def _flush(self, *, at_once: bool) -> None:
         notes = self._kept
+        standings = [note for note in notes if isinstance(note, Standing)]
+        self._keep_requests(note for note in standings if note.begins)  # before anybody can see the record
         if not self._database.write(lambda connection: self._write(connection, notes), at_once=at_once):
             self._drop_some()
             return
         self._kept = []
         if any(isinstance(note, Attempt) for note in notes):
             self._scores = (-SCORES_FOR_S, self._scores[1])
+        self._keep_requests(dropwhile(lambda note: not note.is_over, standings))
+
+    def _keep_requests(self, notes: Iterable[Standing]) -> None:
         if not self._database.is_off:
             for note in notes:
-                if isinstance(note, Standing):
-                    downloads.keep_request(self.place, note)
+                downloads.keep_request(self.place, note)
 
     def _drop_some(self) -> None:
         """Of what waits for the lock, what is too much for the memory."""
