@@ -204,7 +204,7 @@ def test_a_manifest_that_is_another_than_its_digest_is_refused(registry: Registr
     for ref in (f"ollama:tiny@{digest}", "ollama:tiny"):
         error = failed(cache, ref)
         assert (error.kind, error.exit_code) == ("integrity", 3)
-        assert f"the manifest that {registry.host} sent has not the digest sha256:" in error.message
+        assert f"the manifest that {registry.host} sent has not the digest 'sha256:" in error.message
         registry.faults(Header("Docker-Content-Digest", "sha256:" + "0" * 64), path="v2/library/tiny/manifests/latest")
 
 

@@ -11,12 +11,13 @@ import pytest
 import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.errors import AbortedError, ModelCacheError, SourceError
+from modelcache.refs import Ref
 from modelcache.remotes.access import Access, ChallengedError, challenges, is_inside
 from modelcache.remotes.access import Registry as Place
 from modelcache.remotes.connection import Connector, Timeouts
-from modelcache.remotes.oci import base_of
+from modelcache.remotes.oci import RegistryResolver, base_of
 from modelcache.remotes.source import Abort
-from modelcache.testing import Content, CutAt, Header, Origin, Status
+from modelcache.testing import Content, CutAt, Header, Origin, Redirect, Status, certificate
 from tests.caches import run, written
 from tests.registries import Registry
 
@@ -287,6 +288,25 @@ def test_a_token_service_that_could_take_secrets_away_is_not_asked(base: str, re
     with pytest.raises(SourceError, match=told) as error:
         access._token_url({"realm": realm})
     assert "s3cret" not in error.value.message
+
+
+def test_over_tls_nothing_leads_back_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(own.ca))
+    with Registry(bearer=True, tls=own) as registry, Origin() as plain:
+        filled(registry)
+        ref = Ref.parse(registry.ref())
+        resolver = RegistryResolver(Place(registry.url().rstrip("/")), "library/tiny", ref.base, Connector(Timeouts()))
+        assert len(resolver.resolve(ref, Abort()).files) == 4
+        registry.end_tokens()
+        registry.realm = plain.url("token")
+        with pytest.raises(SourceError, match="without https"):
+            resolver.resolve(ref, Abort())
+        registry.faults(Redirect(plain.url("manifest")))
+        with pytest.raises(SourceError, match="leads from https to http"):
+            resolver.resolve(ref, Abort())
+        resolver.close()
+        assert plain.requests == []
 
 
 def test_a_token_service_may_be_elsewhere_and_have_a_query() -> None:

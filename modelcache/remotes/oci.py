@@ -101,7 +101,7 @@ class RegistryResolver:
         said = document.head.text("docker-content-digest")
         for promised in (named, said):
             if promised.startswith("sha256:") and promised != found:
-                raise VerificationError(f"the manifest that {self.name} sent has not the digest {promised[:80]}")
+                raise VerificationError(f"the manifest that {self.name} sent has not the digest {promised[:80]!a}")
         return document.content
 
 
