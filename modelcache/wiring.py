@@ -207,23 +207,28 @@ def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
     from modelcache.remotes.http import checked_headers
     from modelcache.remotes.oci import base_of
 
-    return Registry(base_of(host), checked_headers(headers), _docker_login(host))
-
-
-def _docker_login(host: str) -> str:
-    """What `docker login` has left for a registry, as the header it stands for; empty where there is none.
-
-    Nothing is run to get it: a login that a helper keeps (`credsStore`) is not found.
-    """
     folder = os.environ.get("DOCKER_CONFIG") or os.path.join("~", ".docker")
+    logins = {base_of(login): header for login, header in _docker_logins(os.path.expanduser(folder)).items()}
+    base = base_of(host)
+    return Registry(base, checked_headers(headers), logins.get(base, ""))
+
+
+def _docker_logins(folder: str) -> dict[str, str]:
+    """What `docker login` has left, by host: the headers that they stand for.
+
+    Nothing is run to get them: a login that a helper keeps (`credsStore`) is not found.
+    """
     try:
-        with open(os.path.join(os.path.expanduser(folder), "config.json"), "rb", opener=_at_once) as stream:
+        with open(os.path.join(folder, "config.json"), "rb", opener=_at_once) as stream:
             auths = json.loads(stream.read(MOST_LOGIN_BYTES))["auths"]
-        by_host = {key.partition("://")[2] or key: entry for key, entry in auths.items()}
-        auth = next(entry["auth"] for key, entry in by_host.items() if key.partition("/")[0].lower() == host)
-        return f"Basic {auth}" if re.fullmatch("[A-Za-z0-9+/]+=*", auth) else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
-        return ""
+        found = {key: entry.get("auth") for key, entry in auths.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        (key.partition("://")[2] or key).partition("/")[0].lower(): f"Basic {auth}"
+        for key, auth in found.items()
+        if isinstance(auth, str) and re.fullmatch("[A-Za-z0-9+/]+=*", auth)
+    }
 
 
 def _hub_home() -> str:

@@ -364,3 +364,16 @@ def test_what_ollama_has_no_name_for_has_no_layout(cache: Cache, tmp_path: Path,
     for more in ({"layout": "docker", "output": "o"}, {"layout": "ollama"}, {"layout": "ollama", "cache": False}):
         with pytest.raises(mc.UsageError):
             cache.fetch("ollama:m", **more)
+
+
+def test_what_came_in_a_bundle_is_written_as_ollama_keeps_it_without_its_registry(
+    registry: Registry, cache: Cache, tmp_path: Path
+) -> None:
+    cache.fetch("ollama:tiny")
+    cache.export_bundle(["ollama:tiny"], tmp_path / "w.tar")
+    registry.stop()
+    other = Cache(tmp_path / "other")
+    other.import_bundle(tmp_path / "w.tar")
+    other.fetch("ollama:tiny", layout="ollama", output=tmp_path / "o")
+    assert (tmp_path / "o/manifests/registry.ollama.ai/library/tiny/latest").is_file()
+    other.close()

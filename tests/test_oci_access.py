@@ -18,6 +18,7 @@ from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.oci import RegistryResolver, base_of
 from modelcache.remotes.source import Abort
 from modelcache.testing import Content, CutAt, Header, Origin, Redirect, Status, certificate
+from modelcache.wiring import _registry
 from tests.caches import run, written
 from tests.registries import Registry
 
@@ -190,6 +191,13 @@ def test_what_docker_login_left_is_used_for_that_registry(closed: Registry, cach
     assert LOGIN.encode() not in written(cache)
 
 
+def test_the_login_of_docker_hub_is_found_under_its_other_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker_login(tmp_path, "https://index.docker.io/v1/")
+    for host in ("docker.io", "registry-1.docker.io"):
+        assert _registry(host, {}) == Place("https://registry-1.docker.io", {}, f"Basic {LOGIN}")
+    assert _registry("docker.example", {}).login == ""
+
+
 def test_a_login_goes_along_to_the_token_service(cache: Cache, tmp_path: Path) -> None:
     with Registry(bearer=True, open_to=(LOGIN,), storage=True) as registry:
         filled(registry)
@@ -338,7 +346,7 @@ def test_challenges_are_read_as_they_are_written(text: str, parsed: dict[str, di
         ("127.0.0.1:5000", "http://127.0.0.1:5000"), ("localhost", "http://localhost"),
         ("10.0.0.7:5000", "http://10.0.0.7:5000"), ("[::1]:5000", "http://[::1]:5000"), ("[::1]", "http://[::1]"),
         ("127.0.0.1:443", "https://127.0.0.1:443"), ("8.8.8.8:5000", "https://8.8.8.8:5000"),
-        ("1.1", "https://1.1"), ("2130706433", "https://2130706433"),
+        ("docker.io", "https://registry-1.docker.io"), ("1.1", "https://1.1"), ("2130706433", "https://2130706433"),
     ],
 )  # fmt: skip
 def test_http_is_for_this_machine_and_private_addresses_alone(host: str, base: str) -> None:

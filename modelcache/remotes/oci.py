@@ -36,11 +36,14 @@ from modelcache.remotes.inline import url_of
 from modelcache.remotes.reply import Head
 from modelcache.remotes.source import Abort, Body, Request, Traits
 
+_DOCKER_HUB = ("docker.io", "index.docker.io")  # what it is called; its registry is elsewhere
 _ACCEPT = ", ".join(MANIFESTS + INDEXES)
 
 
 def base_of(host: str) -> str:
     """The URL of a registry by its host and port: the scheme is told by where it is."""
+    if host in _DOCKER_HUB:
+        return "https://registry-1.docker.io"
     name, colon, port = host.rpartition(":")
     plain = port != "443" and is_inside(name if colon and not host.endswith("]") else host)
     return f"{'http' if plain else 'https'}://{host}"
