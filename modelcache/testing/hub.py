@@ -152,14 +152,14 @@ class Hub(Origin):
         folders = sorted({path.rpartition("/")[0] for path in files} - {""})
         listed = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": folder} for folder in folders if not start]
         chosen = list(files.items())[start : start + self._page]
-        listed += [self.entry(path, content) for path, content in chosen]
+        listed += [self._entry(path, content) for path, content in chosen]
         stop = start + self._page
         if stop >= len(files):
             return _json(listed)
         url = self.url(urlsplit(question.target).path) + f"?recursive=true&expand=false&cursor={stop}"
         return _json(listed, ("Link", f'<{url}>; rel="next"'))
 
-    def entry(self, path: str, content: Content) -> dict[str, object]:
+    def _entry(self, path: str, content: Content) -> dict[str, object]:
         """What the list tells of a file."""
         known: dict[str, object] = {"type": "file", "path": path, "size": content.size}
         if content.size < self._lfs_from:
