@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial as bound
 
 from modelcache.abreast import Going, abreast
-from modelcache.errors import StoreError
+from modelcache.errors import ShortageError, StoreError
 from modelcache.events import Progress
 from modelcache.model import Digest
 from modelcache.order import Workshop
@@ -232,6 +232,8 @@ def _audit(
         return replace(blank, finding="missing", reason="the file is gone"), None
     except OSError as error:
         return replace(blank, finding="unreadable", reason=store_error(error, place).message), None
+    except ShortageError:
+        raise  # this process has no handle left: that says nothing of the file
     except StoreError as error:
         return replace(blank, finding="unreadable", reason=error.message), None
     if reading.wrong is None:

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from modelcache.errors import StoreError
+from modelcache.errors import ShortageError, StoreError
 from modelcache.model import Manifest, ModelFile
 from modelcache.names import joined
 from modelcache.outcome import UNVERIFIED, Audit
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def check(manifest: Manifest, folder: str) -> Report:
-    """One row a file: whole, corrupt, missing or unreadable. Nothing is fetched; only the record is written."""
+    """One row a file: whole, corrupt, missing or unreadable. Nothing is fetched; only the record is written.
+
+    Raises StoreError where this process has no file handle left to look.
+    """
     folder = os.path.abspath(folder)
     known = Installed.read(folder) or Installed(manifest.id, manifest.version, manifest.ref, (), folder)
     entries = known.by_path()
@@ -72,6 +75,8 @@ def _read(manifest: Manifest, file: ModelFile, place: str, going: "Going") -> "_
     try:
         stamp = stamp_of(place)
         reading = read_back(place, file.digests, file.pieces.size if file.pieces else 0, going)
+    except ShortageError:
+        raise  # this process has no handle left: that says nothing of the file
     except StoreError as error:
         return _found(blank, "unreadable", error.message), None
     if reading.wrong or file.size not in (None, reading.size) or reading.size < file.least_size:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from caches import Events, check_pace, check_progress, manifest_of, partials, rot
+from caches import Events, check_pace, check_progress, manifest_of, no_handle_left, partials, rot
 
 from modelcache.abreast import processors
 from modelcache.audit import verify
 from modelcache.cache import Cache
-from modelcache.errors import ModelNotAvailableError, PausedError
+from modelcache.errors import ModelNotAvailableError, PausedError, StoreError
 from modelcache.model import Digest, PieceDigests
 from modelcache.outcome import File
 from modelcache.store.blobs import has_pieces, load_pieces, save_pieces
@@ -488,3 +488,14 @@ def test_a_repair_that_fails_ends_with_an_error(cache: Cache, origin: Origin, mo
     assert end["error"] in row["reason"]
     assert (last["status"], last["error"]) == ("error", "1 of 2 files are not right")
     assert not told.of("download_complete")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_too_few_handles_to_read_with_say_nothing_of_a_file(cache: Cache, model: str, strict: bool) -> None:
+    record = Installed.read(model)
+    assert record is not None
+    with no_handle_left(), pytest.raises(StoreError, match="too many open files"):
+        verify(cache._runtime.shop, record, Control(), strict=strict)
+    assert Installed.read(model) == record
+    assert cache.path("m") == model
+    assert findings(cache) == {"big.bin": "whole", "small.json": "whole"}

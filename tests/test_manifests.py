@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from caches import entry_of, manifest_of, rot
+from caches import entry_of, manifest_of, no_handle_left, rot
 
 from modelcache.cache import Cache
 from modelcache.errors import StoreError, UsageError
@@ -147,6 +147,14 @@ def test_a_folder_is_checked_in_full_once(folder: Path, cache: Cache) -> None:
     os.utime(folder / "sub" / "b.bin", (1, 1))
     (row,) = [row for row in cache.check(manifest, folder) if row["finding"] != "whole"]
     assert (row["file"], row["finding"], row["wrong_bytes"]) == ("sub/b.bin", "corrupt", "4194304-8388607")
+
+
+def test_too_few_handles_to_read_with_say_nothing_of_a_file(folder: Path, cache: Cache) -> None:
+    manifest = make(str(folder), "mine")
+    assert set(findings(cache, manifest, folder).values()) == {"whole"}
+    with no_handle_left(), pytest.raises(StoreError, match="too many open files"):
+        cache.check(manifest, folder)
+    assert set(findings(cache, manifest, folder).values()) == {"whole"}
 
 
 def test_what_is_not_there_is_missing_and_what_has_another_size_corrupt(folder: Path, cache: Cache) -> None:

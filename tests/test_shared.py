@@ -19,7 +19,9 @@ from crash import eventually, partial_bytes
 import modelcache
 from modelcache.cache import Cache
 from modelcache.errors import UsageError
+from modelcache.model import Digest
 from modelcache.queueing import Queue
+from modelcache.store import links
 from modelcache.testing import Content, Hold, Origin
 
 MIB = 1 << 20
@@ -179,6 +181,50 @@ def test_one_account_repairs_removes_and_cleans_what_the_other_installed(home: P
     assert list((home / "quarantine").iterdir()) == []
     assert done_by(BERT, with_cache(home, lambda cache: cache.remove("m"))) > 0
     assert done_by(ANNA, with_cache(home, lambda cache: len(cache.models()))) == 0
+
+
+@needs_root
+def test_a_copy_that_was_killed_of_one_account_is_made_anew_by_the_other(home: Path, origin: Origin) -> None:
+    blob, output, sha256 = home / "blob", home / "out", Digest("sha256", FILE.sha256)
+
+    def begin(cache: Cache) -> None:
+        cache.fetch(origin.url("m.bin"), progress=False)
+        blob.write_bytes(FILE.read(0, FILE.size))
+        blob.chmod(0o444)
+        links._own(f"{home}/.out.{sha256.hex[:16]}.modelcache", str(output))  # the end of its process is the kill
+
+    def copy(_: Cache) -> str:
+        links.copy(str(blob), str(output), sha256, 0o444)
+        return str(output.stat().st_uid)
+
+    done_by(ANNA, with_cache(home, begin))
+    assert [path.name for path in home.glob(".*.modelcache")] != []
+    assert done_by(BERT, with_cache(home, copy)) == str(BERT)
+    assert output.read_bytes() == FILE.read(0, FILE.size)
+    assert list(home.glob(".*.modelcache")) == []
+
+
+@needs_root
+@pytest.mark.parametrize("which", range(6))
+def test_a_kill_while_a_folder_is_made_keeps_nobody_out(home: Path, origin: Origin, which: int) -> None:
+    def killed() -> None:
+        change, left = os.chmod, which
+
+        def chmod(path: str, mode: int) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            change(path, mode)
+
+        os.chmod = chmod  # type: ignore[assignment]
+        fetching(home, origin)()
+
+    pid, reading = begun(ANNA, killed)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    os.close(reading)
+    assert done_by(BERT, fetching(home, origin)) == ["fetched", True]
+    assert done_by(ANNA, fetching(home, origin)) == ["hit", True]
 
 
 @needs_root

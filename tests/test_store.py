@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from caches import manifest_of, rot
+from caches import manifest_of, no_handle_left, rot
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,6 +17,7 @@ from modelcache.cache import Cache
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, ModelNotAvailableError, PausedError, StoreError
 from modelcache.model import Digest, Manifest, ModelFile, Span
 from modelcache.store import blobs, links
+from modelcache.store.disk import read_small
 from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.partial import Partial
@@ -256,6 +257,26 @@ def test_concurrent_changes_of_the_registry_are_not_lost(tmp_path: Path) -> None
     for thread in threads:
         thread.join(30)
     assert registry.ids() == [f"m{index}" for index in range(8)]
+
+
+def test_a_registry_that_no_handle_is_left_to_read_is_not_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(str(tmp_path))
+    registry = Registry(layout.registry, layout.models, layout.lock("registry"))
+    registry.installed(Installed("m", "1", "m", (), str(tmp_path / "m")), None)
+    registry.aliased("m", "main", "1")
+    before = registry.aliases("m")
+
+    def short(path: str) -> bytes | None:
+        with no_handle_left():
+            return read_small(path)
+
+    monkeypatch.setattr("modelcache.store.registry.read_small", short)
+    with pytest.raises(StoreError, match="too many open files"):
+        registry.installed(Installed("n", "1", "n", (), str(tmp_path / "n")), None)
+    monkeypatch.undo()
+    assert (registry.ids(), registry.aliases("m")) == (["m"], before) == (["m"], {"main": "1"})
 
 
 def test_the_default_version_is_the_newest_that_is_whole(tmp_path: Path) -> None:

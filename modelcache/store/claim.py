@@ -27,7 +27,6 @@ from modelcache.store.disk import (
     create,
     disk_errors,
     make_directories,
-    make_folder,
     random_name,
     remove_tree,
     write_all,
@@ -125,8 +124,9 @@ def _token_of(key: str) -> str:
 
 def _begun(folder: str, key: str, file: ModelFile, model: str) -> Claim:
     with ExitStack() as undo:
-        make_folder(folder)
+        os.mkdir(folder, 0o700)
         undo.callback(remove_tree, folder)
+        os.chmod(folder, mode_in(os.path.dirname(folder), 0o700))
         fd = create(os.path.join(folder, "data"))
         undo.callback(os.close, fd)
         header = {"key": key, "size": file.size, "path": file.path, "model": model}

@@ -110,12 +110,10 @@ def _make(path: str, mode: int) -> None:
 def make_root(path: str) -> None:
     """The root that a group is to share. UsageError where one is there that is not like that."""
     if not os.path.lexists(path):
-        parent = os.path.dirname(path)
         with disk_errors(path):
-            _make(parent, 0o777)
+            _make(os.path.dirname(path), 0o777)
             with suppress(FileExistsError):
-                os.mkdir(path)
-                os.chmod(path, FOLDER)
+                _make_shared(path)
     elif not is_shared(path):
         from shlex import quote
 
@@ -123,10 +121,28 @@ def make_root(path: str) -> None:
 
 
 def make_folder(path: str, mode: int = 0o700) -> None:
-    """One folder, with the mode that it has to have where it lies."""
-    os.mkdir(path, mode)
-    if (wanted := mode_in(os.path.dirname(path), mode)) != mode:
-        os.chmod(path, wanted)
+    """One folder, with the mode that it has to have where it lies. FileExistsError where something is there."""
+    if mode_in(os.path.dirname(path), mode) == mode:
+        os.mkdir(path, mode)
+    elif os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    else:
+        _make_shared(path)
+
+
+def _make_shared(path: str) -> None:
+    """It is the group's when it gets its name: whoever comes just then, or after a kill, is not kept out of it, and
+    makes nothing in it that is his alone. It may take the place of an empty folder, which was made just now."""
+    beside = os.path.join(os.path.dirname(path), f".{random_name(8)}.tmp")
+    os.mkdir(beside, 0o700)
+    try:
+        os.chmod(beside, FOLDER)
+        os.rename(beside, path)
+    except OSError as error:
+        os.rmdir(beside)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
+        raise
 
 
 def create(path: str, private: int = 0o600) -> int:

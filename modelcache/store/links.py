@@ -139,13 +139,14 @@ def _own(beside: str, target: str) -> int:
     end = time.monotonic() + PEEK_S
     while True:
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with suppress(PermissionError):  # another account's, who shares the root
-            os.fchmod(fd, mode_in(os.path.dirname(beside), 0o600))
+        is_ours = _may_change_mode(fd, mode_in(os.path.dirname(beside), 0o600))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same_inode_as(fd, beside):
-                os.ftruncate(fd, 0)
-                return fd
+                if is_ours:
+                    os.ftruncate(fd, 0)
+                    return fd
+                os.unlink(beside)
         except BlockingIOError:
             os.close(fd)
             if time.monotonic() < end:
@@ -155,7 +156,15 @@ def _own(beside: str, target: str) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # its owner renamed it meanwhile: begin anew
+        os.close(fd)  # its owner renamed it meanwhile, or it was another account's: begin anew
+
+
+def _may_change_mode(fd: int, mode: int) -> bool:
+    """Gives it this mode. False where it is what a kill left of another account, who shares the root."""
+    with suppress(PermissionError):
+        os.fchmod(fd, mode)
+        return True
+    return False
 
 
 def _same_inode_as(fd: int, path: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from modelcache.errors import StoreError, UsageError
+from modelcache.errors import ShortageError, StoreError, UsageError
 from modelcache.names import checked_path
 from modelcache.store.disk import read_small, write_atomic
 from modelcache.store.installed import Installed
@@ -124,9 +124,14 @@ class Registry:
             write_atomic(self._path, json.dumps(data, indent=1).encode())
 
     def _read(self) -> dict[str, Any]:
+        """Raises StoreError where it is of a newer modelcache, or cannot be read only because no handle is left."""
         data: Any = None
-        with suppress(StoreError, ValueError, RecursionError):
+        try:
             data = json.loads(read_small(self._path) or b"")
+        except ShortageError:
+            raise
+        except (StoreError, ValueError, RecursionError):
+            pass  # it is rebuilt
         if isinstance(data, dict) and isinstance(data.get("format"), int) and data["format"] > FORMAT:
             raise StoreError(f"{self._path} was written by a newer modelcache", next_step="update modelcache")
         if isinstance(data, dict) and data.get("format") == FORMAT and _are_models(data.get("models")):
