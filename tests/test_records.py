@@ -113,7 +113,7 @@ def test_new_bytes_are_nobodys_rot_whatever_inode_number_they_get(cache: Cache, 
     (tmp_path / "file").write_bytes(b"content")
     place = Path(cache.add(tmp_path / "file", "m").path, "file")
     entry = cache.info("m").rows[0]
-    rotten = Rotten.at(str(place))
+    rotten = Rotten.at(str(place), foreign=False)
     assert rotten is not None
     record = Installed.read(str(place.parent))
     assert record is not None
