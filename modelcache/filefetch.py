@@ -38,12 +38,13 @@ from modelcache.store.disk import (
     remove_tree,
 )
 from modelcache.store.installed import InstalledFile
-from modelcache.store.intake import Taken, take
+from modelcache.store.intake import Taken
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
 from modelcache.store.partial import Partial
 from modelcache.store.sharing import sharing
 from modelcache.store.watch import Far, Watch
+from modelcache.tiers import Tiers
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
 
@@ -68,6 +69,7 @@ class FileFetch:
         self._shop = shop
         self._control = control
         self._tell = tell
+        self._tiers = Tiers(shop, file, tell)
         self._rotten: _Rotten | None = None
         self._before: InstalledFile | None = None
 
@@ -170,27 +172,12 @@ class FileFetch:
 
     def _from_tier(self) -> Fetched | None:
         """Another cache on this disk has it: proven like any other source's, and not touched."""
-        shop = self._shop
+        self.checked = 0
+        self.taken = taken = self._tiers.take(self._tick)
+        if taken is None:
+            return None
         status: Status = "repaired" if self._rotten else "linked"
-        for place in self._places():
-            self.checked = 0
-            try:
-                taken = take(shop.layout, place, self._file.digests, shop.settings.piece_size, self._tick)
-            except StoreError as error:
-                self._tell("source_failed", error.message, "cache")
-                continue
-            if taken and self._file.size in (None, taken.reading.size):
-                reading, self.taken = taken.reading, taken
-                return Fetched(self._file, reading.sha256, reading.size, status, "cache", stamp=taken.stamp)
-            self._tell("source_failed", f"{place} is not what its name says: it is left alone", "cache")
-        return None
-
-    def _places(self) -> Iterator[str]:
-        """Where files of other caches are that should be this one, by their names."""
-        for tier in self._shop.tiers if self._file.digests else ():
-            if place := tier.find(self._file):
-                self._tell("verifying", f"{place} should be it", "cache")
-                yield place
+        return Fetched(self._file, taken.reading.sha256, taken.reading.size, status, "cache", stamp=taken.stamp)
 
     def _at_output(self, output: str) -> Fetched | None:
         """The output is there already and, read from end to end, right."""
@@ -210,7 +197,7 @@ class FileFetch:
             self._tell("verifying", "the content is in the store already", "cache")
             if copied := self._copied(self._shop.layout.blob(sha256), output, sha256):
                 return copied  # else it has rotted: for a repair to find
-        return next(filter(None, (self._copied(place, output, sha256) for place in self._places())), None)
+        return next(filter(None, (self._copied(place, output, sha256) for place in self._tiers.places())), None)
 
     def _copied(self, place: str, output: str, sha256: Digest) -> Fetched | None:
         with suppress(VerificationError):
@@ -326,7 +313,7 @@ class FileFetch:
         try:
             if self._rotten and self._rotten.good:
                 partial.seed(self._rotten.aside, self._rotten.good)
-            self._continue(partial)
+            self._tiers.go_on(partial, self._control.check)
             yield partial
         except ModelCacheError as error:
             error.kept_bytes = error.kept_bytes or partial.written_bytes
@@ -336,17 +323,6 @@ class FileFetch:
             raise
         finally:
             partial.close()
-
-    def _continue(self, partial: Partial) -> None:
-        """What another tool has begun to download need not be fetched again; nothing of it is believed."""
-        for tier in self._shop.tiers if partial.missing() else ():
-            if begun := tier.begun(self._file):
-                before = partial.written_bytes
-                with suppress(StoreError):
-                    partial.seed(*begun)
-                gained = partial.written_bytes - before
-                partial.resumed_bytes += gained
-                self._tell("partial_found", f"{gained:,} bytes are in {begun[0]}", "cache")
 
     def _transfer(self, partial: Partial) -> dict[str, Digest]:
         _check_room(partial)

@@ -28,6 +28,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "store.* remotes.*",
     "state.* foreign.* probing",
     "transfer.* archives.* order",
+    "tiers",
     "unpack layouts install filefetch wiring logbook sampling",
     "manifests task ordering audit resolving",
     "account again",

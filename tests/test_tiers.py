@@ -1,11 +1,13 @@
 """Caches that are on the disk already are looked at before the network is asked, and never changed."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.errors import AllSourcesFailedError, UsageError
 from modelcache.store.intake import LEAST_LINKED, is_foreign
+from modelcache.store.links import FICLONE
 from modelcache.testing import Content, Hub, Origin
 from tests.caches import Events, rot, run
 from tests.foreign import hub_cache, ollama_partial, ollama_store, snapshot
@@ -78,6 +81,36 @@ def test_a_large_file_is_a_second_name_and_a_small_one_a_copy(hub: Hub, cache: C
     assert [row["check"] for row in cache.doctor() if row["check"] == "modes"] == []
     assert cache.remove("hf:org/name") == CONFIG.size  # what the other tool has is not freed
     assert blob.read_bytes() == WEIGHTS.read()
+
+
+def test_where_the_disk_can_it_is_a_reflink_and_nobody_elses(
+    hub: Hub, cache: Cache, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = hub_cache(theirs, FILES) / "blobs" / WEIGHTS.sha256
+    real, cloned = fcntl.ioctl, []
+
+    def ioctl(fd: int, request: int, *arguments: Any) -> Any:
+        if request != FICLONE:
+            return real(fd, request, *arguments)
+        os.pwrite(fd, os.pread(arguments[0], 1 << 30, 0), 0)
+        return cloned.append(fd)
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    path = cache.fetch(REF)["model.safetensors"].path  # type: ignore[index]
+    assert len(cloned) == len(FILES)
+    assert Path(path).read_bytes() == WEIGHTS.read()
+    assert (os.stat(path).st_mode & 0o777, os.stat(blob).st_nlink) == (0o444, 1)
+    assert not is_foreign(cache._shelf.layout, WEIGHTS.sha256, path)
+    assert list(Path(cache.root).rglob("*.tmp")) == []
+
+
+def test_what_a_group_may_not_read_is_copied_into_its_root(hub: Hub, tmp_path: Path, theirs: Path) -> None:
+    blob = hub_cache(theirs, FILES) / "blobs" / WEIGHTS.sha256
+    blob.chmod(0o600)
+    with closing(Cache(tmp_path / "ours", shared=True)) as cache:
+        path = cache.fetch(REF)["model.safetensors"].path  # type: ignore[index]
+    assert not os.path.samefile(path, blob)
+    assert (os.stat(path).st_mode & 0o777, os.stat(blob).st_mode & 0o777) == (0o444, 0o600)
 
 
 def test_a_foreign_file_that_its_owner_changes_is_noticed_and_fetched(hub: Hub, cache: Cache, theirs: Path) -> None:

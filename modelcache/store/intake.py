@@ -24,6 +24,7 @@ from modelcache.model import Digest
 from modelcache.store import blobs
 from modelcache.store.disk import (
     READ,
+    again_where_swept,
     check_no_links,
     chunks_of,
     create,
@@ -37,6 +38,7 @@ from modelcache.store.disk import (
 from modelcache.store.installed import Stamp
 from modelcache.store.layout import Layout
 from modelcache.store.links import FICLONE
+from modelcache.store.modes import is_shared
 
 MOST_MARK_BYTES = 64
 LEAST_LINKED = 1 << 20  # bytes; what is smaller is what people edit in place: a copy of it is cheap, and nobody else's
@@ -76,7 +78,7 @@ def take(
             with _temporary(folder) as (own, beside):
                 if _is_cloned(own, fd):
                     return _named(layout, own, beside, expected, piece_size, tick, is_copy=False)
-            if os.fstat(fd).st_size >= LEAST_LINKED and _may_link(path, folder):
+            if _may_link(fd, path, folder):
                 return _linked(layout, fd, path, expected, piece_size, tick)
             with _temporary(folder) as (own, beside):
                 for offset, chunk in _chunks(fd):
@@ -138,14 +140,21 @@ def _named(
     return Taken(reading, stamp, is_copy)
 
 
-def _may_link(path: str, folder: str) -> bool:
-    """Whether a file can get a second name there: some systems grant that for one's own files alone."""
+def _may_link(fd: int, path: str, folder: str) -> bool:
+    """Whether the file can get a second name there, and everybody who uses the store may read it then.
+
+    Some systems grant that for one's own files alone: it is tried.
+    """
+    status = os.fstat(fd)
+    if status.st_size < LEAST_LINKED or (is_shared(folder) and not status.st_mode & stat.S_IROTH):
+        return False
     probe = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
     try:
         os.link(path, probe, follow_symlinks=False)
     except OSError:
         return False
-    os.unlink(probe)
+    with suppress(FileNotFoundError):  # a clean may have taken it
+        os.unlink(probe)
     return True
 
 
@@ -158,18 +167,30 @@ def _linked(
     if reading.wrong is not None:
         return None
     os.fsync(fd)  # whoever wrote it may not have waited for the disk
+    is_named = False
+
+    def name() -> None:
+        nonlocal is_named
+        is_named = _is_named(layout, path, stamp, reading)
+
+    again_where_swept(name)
+    return Taken(reading, stamp, is_copy=False) if is_named else None
+
+
+def _is_named(layout: Layout, path: str, stamp: Stamp, reading: blobs.Reading) -> bool:
+    """Gives the file the blob's name as well. False where it is not any more what was read."""
     beside = os.path.join(layout.root, "blobs", "sha256", f".{secrets.token_hex(8)}.tmp")
     os.link(path, beside, follow_symlinks=False)
     try:
         if stamp.judge(beside) != "right":
-            return None
+            return False
         make_directories(os.path.dirname(layout.foreign(reading.sha256)))
         write_atomic(layout.foreign(reading.sha256), str(stamp.inode).encode())
         _publish(layout, beside, reading)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(beside)
-    return Taken(reading, stamp, is_copy=False)
+    return True
 
 
 def _publish(layout: Layout, beside: str, reading: blobs.Reading) -> None:
