@@ -18,10 +18,13 @@ from crash import eventually, partial_bytes
 
 import modelcache
 from modelcache.cache import Cache
-from modelcache.errors import UsageError
+from modelcache.errors import StoreError, UsageError
 from modelcache.model import Digest
 from modelcache.queueing import Queue
+from modelcache.state.downloads import request_of
+from modelcache.state.place import Place
 from modelcache.store import links
+from modelcache.store.disk import make_root
 from modelcache.testing import Content, Hold, Origin
 
 MIB = 1 << 20
@@ -240,6 +243,42 @@ def test_history_and_queue_stay_the_account_s_own(home: Path, origin: Origin) ->
     holding = [path for path in home.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
     assert sorted(path.name for path in holding) == [f"queue-{ANNA}.json", f"queue-{BERT}.json"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+
+
+@needs_root
+def test_what_one_account_asked_for_in_the_other_s_name_is_not_done(home: Path, origin: Origin) -> None:
+    private = home.parent / "private"
+    done_by(ANNA, lambda: private.mkdir(mode=0o700))
+    done_by(ANNA, with_cache(home, lambda cache: Queue(cache).add(origin.url("m.bin")) and None))
+
+    def forge(cache: Cache) -> None:
+        Queue(cache).add(origin.url("n.bin"), output=private / "n.bin", cache=False)
+        (home / f"queue-{BERT}.json").chmod(0o644)
+        (home / f"queue-{BERT}.json").rename(home / f"queue-{ANNA}.json")
+
+    def refusal(cache: Cache) -> str:
+        with pytest.raises(StoreError) as caught:
+            Queue(cache).run(progress=False)
+        return caught.value.line()
+
+    done_by(BERT, with_cache(home, forge))
+    assert "another account" in done_by(ANNA, with_cache(home, refusal))
+    assert list(private.iterdir()) == []
+
+
+@needs_root
+def test_another_account_s_request_is_not_gone_on_with(home: Path) -> None:
+    def put() -> None:
+        (home / "a.requests").mkdir()
+        (home / "a.requests").chmod(0o2775)
+        (home / "a.requests" / "1.json").write_text("{}")
+        (home / "a.requests" / "1.json").chmod(0o644)
+
+    place = Place(str(home / "a.db"), str(home / "a.requests"), "host")
+    done_by(ANNA, lambda: make_root(str(home)))
+    done_by(ANNA, put)
+    assert done_by(ANNA, lambda: request_of(place, "1")) == "{}"
+    assert done_by(BERT, lambda: request_of(place, "1")) == ""
 
 
 def test_a_root_that_is_one_account_s_is_not_shared_by_saying_so(tmp_path: Path, origin: Origin) -> None:

@@ -67,7 +67,7 @@ def keep_request(place: Place, standing: Standing) -> None:
 def request_of(place: Place, download_id: str) -> str:
     """What was asked; empty where that is not known (any more)."""
     with suppress(StoreError, ValueError):
-        return (read_small(place.request(download_id), MOST_REQUEST) or b"").decode()
+        return (read_small(place.request(download_id), MOST_REQUEST, private=True) or b"").decode()
     return ""
 
 

@@ -221,8 +221,11 @@ def check_room(path: str, needed: int) -> None:
         )
 
 
-def read_small(path: str, most: int = 64 << 20) -> bytes | None:
-    """The content of a regular file of our own; None where there is none. Links and giants are refused."""
+def read_small(path: str, most: int = 64 << 20, *, private: bool = False) -> bytes | None:
+    """The content of a regular file of our own; None where there is none. Links and giants are refused.
+
+    So is, for `private`, what another account has put into a root that it shares: it says what we are to do.
+    """
     with disk_errors(path):
         try:
             fd = os.open(path, READ | os.O_NONBLOCK)  # a fifo in its place must not hang us
@@ -232,6 +235,8 @@ def read_small(path: str, most: int = 64 << 20) -> bytes | None:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > most:
                 raise StoreError(f"{path}: not a file of modelcache", next_step="move it away, then run again")
+            if private and status.st_uid != os.geteuid() and is_shared(os.path.dirname(path)):
+                raise StoreError(f"{path}: another account has put it there", next_step="move it away, then run again")
             return b"".join(map(bytes, chunks_of(fd, 0, status.st_size)))  # copies: the views share one buffer
         finally:
             os.close(fd)

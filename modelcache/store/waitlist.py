@@ -121,7 +121,7 @@ class Waitlist:
 
         StoreError where the disk does not let it be read, and for a newer format.
         """
-        return self._waiting(self._parsed(read_small(self._path)))
+        return self._waiting(self._parsed(read_small(self._path, private=True)))
 
     def add(self, ref: str, request: str, priority: int) -> Entry:
         """What is wanted already is not added twice; it gets the higher priority, and waits (again)."""
@@ -242,7 +242,7 @@ class Waitlist:
     def _change(self, change: Callable[[Waiting], Waiting]) -> None:
         make_directories(os.path.dirname(self._path))
         with locked(self._lock, Subject("queue.json"), PATIENCE):
-            text = read_small(self._path)
+            text = read_small(self._path, private=True)
             data = self._parsed(text)
             before = self._waiting(data)
             after = change(before)
