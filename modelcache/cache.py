@@ -268,16 +268,19 @@ class Cache:
         return record.place(file)
 
     def models(self) -> Report:
-        """What is installed: one row a version. StoreError where that cannot be read."""
+        """What is installed: one row a version, with what a catalog says of it. StoreError where it cannot be read."""
         rows = [
             {
                 "model": record.id, "version": record.version, "files": len(record.files),
                 "size": sum(max(0, file.size) for file in record.files), "status": cache._shelf.status(record),
-                "ref": record.ref,
+                "task": entry.task if entry else "", "ref": record.ref,
+                "languages": list(entry.languages) if entry else [],
+                "default_version": entry.default_version if entry else "",
             }
             for cache, record in self._all()
+            for entry in [cache._shelf.entry(Ref(record.id))]
         ]  # fmt: skip
-        return Report("installed models", tuple(rows))
+        return Report("installed models", tuple(rows), hidden=("languages", "default_version"))
 
     def info(self, model: str, version: str | None = None) -> Report:
         """One row a file. Raises ModelNotAvailableError."""
@@ -291,7 +294,9 @@ class Cache:
             }
             for file in record.files
         ]  # fmt: skip
-        title = f"{record.id}@{record.version} from {record.ref}, in {record.folder}"
+        entry = self._shelf.entry(Ref(record.id))
+        told = [entry.task, ", ".join(entry.languages)] if entry else []
+        title = "; ".join(filter(None, (f"{record.id}@{record.version} from {record.ref}, in {record.folder}", *told)))
         return Report(title, tuple(rows), hidden=("proof", "path"))
 
     def verify(

@@ -193,6 +193,31 @@ def test_what_hubs_said_is_kept_beside_the_catalogs_and_goes_with_the_model(vers
     assert os.listdir(Path(versions.root, "catalog")) == ["mine.toml"]
 
 
+def test_what_is_installed_is_listed_with_what_its_catalog_says(versions: Cache) -> None:
+    versions.fetch("mine@1.0")
+    versions.fetch(f"hf:{WHISPER}", files="*.txt")
+    rows = {row["model"]: row for row in versions.models()}
+    assert [rows["mine"][field] for field in ("task", "languages", "default_version")] == [
+        "text-generation", ["en", "de"], "2.0",
+    ]  # fmt: skip
+    other = rows["hf--onnx-community--whisper-base"]
+    assert [other[field] for field in ("task", "languages", "default_version")] == ["", [], ""]
+    assert versions.info("mine@1.0").title.endswith("; text-generation; en, de")
+    put(versions.root, "mine.toml", "garbage")
+    assert {row["task"] for row in versions.models()} == {""}
+
+
+def test_what_came_in_a_bundle_is_found_by_its_name_without_network(hub: Hub, cache: Cache, tmp_path: Path) -> None:
+    cache.fetch("whisper-base")
+    cache.export_bundle(["whisper-base"], tmp_path / "w.tar")
+    hub.close()
+    other = Cache(tmp_path / "other")
+    other.import_bundle(tmp_path / "w.tar")
+    model = other.fetch("whisper-base")
+    assert isinstance(model, mc.Model) and {file.status for file in model.files} == {"hit"}
+    other.close()
+
+
 # -- wrong ones -------------------------------------------------------------------------------------------------------
 
 GOOD: dict[str, Any] = {"ref": "hf:org/name"}

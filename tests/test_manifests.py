@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from caches import entry_of, manifest_of, no_handle_left, rot
+from caches import entry_of, manifest_of, no_handle_left, rot, run
 
 from modelcache.cache import Cache
 from modelcache.errors import StoreError, UsageError
@@ -133,6 +133,68 @@ def test_a_name_that_could_not_be_an_id_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "CON.json"
     path.write_text('[{"name": "a"}]')
     assert load(str(path)).id
+
+
+SERVED = Content.generated(50_000, seed=1)
+
+
+def forms(url: str) -> dict[str, object]:
+    """The three forms of product H, of one file."""
+    sha256, size = SERVED.sha256, SERVED.size
+    own = {"path": "a.bin", "size": size, "sha256": sha256, "urls": [url]}
+    return {
+        "own": {"format": 1, "id": "m", "version": "1", "ref": "", "files": [own]},
+        "list": [{"name": "a.bin", "url": url, "sha256": sha256, "size": size}],
+        "by_path": {
+            "model": {"files": {"a.bin": {"size": size, "sha256": sha256}}, "ipfsHash": "Qm", "publishedAt": 1}
+        },
+    }
+
+
+@pytest.mark.parametrize("form", ["own", "list", "by_path"])
+def test_what_a_manifest_lists_is_fetched_whatever_its_form(cache: Cache, tmp_path: Path, form: str) -> None:
+    with Origin({"a.bin": SERVED}) as origin:
+        (tmp_path / "m.json").write_text(json.dumps(forms(origin.url("a.bin"))[form]))
+        mirror = ["--mirror", origin.url()] if form == "by_path" else []  # it has no place for addresses
+        done = run("fetch", "--manifest", str(tmp_path / "m.json"), *mirror, "--json", "--quiet")
+    (told,) = json.loads(done.stdout)
+    assert (done.returncode, told["id"], told["version"]) == (0, "m", "1" if form == "own" else SERVED.sha256[:12])
+    assert [(file["path"], file["verified"]) for file in told["files"]] == [("a.bin", "sha256")]
+    assert Path(told["path"], "a.bin").read_bytes() == SERVED.read()
+
+
+@pytest.mark.parametrize("form", ["own", "list", "by_path"])
+@pytest.mark.parametrize("path", ["../a.bin", "/a.bin", "a/../../b", "C:\\a", "a\0b", ".manifest.json", ""])
+def test_a_path_that_leads_outside_is_refused_and_nothing_is_written(
+    cache_root: Path, tmp_path: Path, form: str, path: str
+) -> None:
+    text = json.dumps(forms("http://127.0.0.1:9/a")[form]).replace('"a.bin"', json.dumps(path))
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(UsageError, match="cannot be a path here"):
+        load(str(tmp_path / "m.json"))
+    assert not cache_root.exists()
+
+
+@pytest.mark.parametrize("form", ["own", "list", "by_path"])
+def test_a_manifest_that_was_cut_short_is_one_line_and_exit_2(cache_root: Path, tmp_path: Path, form: str) -> None:
+    text = json.dumps(forms("http://127.0.0.1:9/a")[form])
+    (tmp_path / "m.json").write_text(text[: len(text) // 2])
+    done = run("fetch", "--manifest", str(tmp_path / "m.json"), "--quiet")
+    assert done.returncode == 2
+    assert "not JSON" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not cache_root.exists()
+
+
+def test_a_manifest_without_digests_is_checked_by_size_and_says_so(cache: Cache, tmp_path: Path) -> None:
+    """0.8 of a listed size is the least that counts (product B10)."""
+    with Origin({"a.bin": SERVED}) as origin:
+        for size, code in ((SERVED.size, 0), (SERVED.size * 5 // 4, 0), (SERVED.size * 2, 3)):
+            (tmp_path / f"m{size}.json").write_text(
+                json.dumps([{"name": "a.bin", "url": origin.url("a.bin"), "size": size}])
+            )
+            done = run("fetch", "--manifest", str(tmp_path / f"m{size}.json"), "--quiet")
+            assert done.returncode == code, done.stderr
+            assert ("unverified" in done.stderr) == (code == 0)
 
 
 # -- checking a folder ----------------------------------------------------------------------------------------------

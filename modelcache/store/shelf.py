@@ -41,7 +41,7 @@ class Shelf:
 
     def named(self, ref: Ref) -> Installed | None:
         """The record of just that version, tag or branch; where none is named, the default one of a hub or catalog."""
-        entry = self._entry(ref)
+        entry = self.entry(ref)
         name = ref.version or ref.alias or (entry.default_version if entry else "")
         if not name:
             return None
@@ -49,7 +49,7 @@ class Shelf:
         version = pinned.version if pinned and pinned.version else self.registry.aliases(ref.id).get(name)
         return self.at(ref.id, name) or (self.at(ref.id, version) if version else None)
 
-    def _entry(self, ref: Ref) -> Entry | None:
+    def entry(self, ref: Ref) -> Entry | None:
         """What a catalog says of a bare id. One that is wrong says so to whoever fetches, and to nobody else."""
         with suppress(UsageError):
             return None if ref.scheme or ref.url else find(self.layout.catalogs, ref.id)
