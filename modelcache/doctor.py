@@ -18,7 +18,7 @@ from typing import Any, Literal
 from modelcache.catalog import ids
 from modelcache.errors import ModelCacheError, StoreError
 from modelcache.report import Report
-from modelcache.settings import Settings
+from modelcache.settings import HUGGING_FACE, OLLAMA, Settings
 from modelcache.state.place import Place, is_on_network
 from modelcache.store import leftovers
 from modelcache.store.disk import CREATE, SHARE, disk_errors, random_name, read_small, store_error
@@ -29,7 +29,7 @@ from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
 from modelcache.store.shelf import Shelf
 from modelcache.urls import without_secrets
-from modelcache.wiring import PREFIX, settings_for
+from modelcache.wiring import PREFIX, settings_for, tier_of
 
 LEAST_FREE = 1 << 30  # bytes; below that hardly any model fits
 LEAST_FILES = 1000
@@ -65,6 +65,7 @@ class Examination:
             self._root_can_be_written, self._there_is_room, self._is_local, self._folders_are_ours,
             self._nobody_else_may_write, self._is_shared, self._clock_is_right, self._registry_is_sound,
             self._records_are_sound, self._models_are_whole, self._partials, self._locks, self._leftovers,
+            self._tiers,
         )  # fmt: skip
         findings = []
         for check in checks:
@@ -192,6 +193,15 @@ class Examination:
             if os.path.isdir(path) and not is_shared(path):
                 text = f"{path} is not the group's that shares the rest"
                 yield Finding("wrong", "modes", text, SHARE.format(_quoted(path)))
+
+    def _tiers(self) -> Iterator[Finding]:
+        for place in self._settings.tiers:
+            folder = tier_of(place).name
+            if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                text = f"{folder} cannot be read: what is there is fetched all the same"
+                yield Finding("note", "tiers", text, f"chmod u+rx {_quoted(folder)}, or take it out of tiers")
+            elif not os.path.isdir(folder) and place not in (HUGGING_FACE, OLLAMA):
+                yield Finding("note", "tiers", f"{folder} is not there, or no folder", "correct the setting tiers")
 
     def _everything(self, *tops: str) -> Iterator[tuple[str, int]]:
         """Path and mode of everything below folders of the root, links not followed."""

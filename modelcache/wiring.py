@@ -277,7 +277,10 @@ def tier_of(place: str) -> "Tier":
     folder = _absolute(place)
     if os.path.isdir(os.path.join(folder, "blobs", "sha256")):
         return Root(folder)
-    return OllamaStore(folder) if os.path.isdir(os.path.join(folder, "manifests")) else HubCache(folder)
+    if os.path.isdir(os.path.join(folder, "manifests")):
+        return OllamaStore(folder)
+    hub = os.path.join(folder, "hub")  # of what HF_HOME names
+    return HubCache(hub if os.path.isdir(hub) else folder)
 
 
 def _absolute(folder: str) -> str:

@@ -70,7 +70,7 @@ def test_a_branch_is_found_without_network(
     cache: Cache, theirs: Path, monkeypatch: pytest.MonkeyPatch, tree: bool
 ) -> None:
     hub_cache(theirs, FILES, tree=tree)
-    cache.adopt(theirs)
+    cache.adopt(theirs.parent)  # what HF_HOME names will do
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for ref in (REF, f"{REF}@main", f"{REF}@{COMMIT}"):
         assert {file.status for file in cache.fetch(ref).files} == {"hit"}  # type: ignore[union-attr]
@@ -156,7 +156,7 @@ def test_wrong_bytes_are_left_and_told(cache: Cache, theirs: Path) -> None:
         "hf--org--name@111111111111 config.json", "hf--org--name@111111111111 model.safetensors",
     ]  # fmt: skip
     assert all("is not what its name says: it is left alone" in line for line in wrong)
-    assert "1 files taken (50,000 bytes, " in done.stderr
+    assert "1 file taken (50,000 bytes, " in done.stderr
     assert [row["file"] for row in cache.info("hf--org--name")] == ["onnx/model.onnx"]
     assert snapshot(theirs) == before
 

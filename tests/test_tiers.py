@@ -302,3 +302,15 @@ def test_a_file_that_no_digest_is_known_of_is_looked_for_nowhere(cache: Cache, t
     ollama_store(tmp_path / "ollama", {"model": WEIGHTS})
     with pytest.raises(AllSourcesFailedError):
         cache.fetch("http://127.0.0.1:9/model.gguf")
+
+
+def test_the_doctor_names_a_tier_that_is_not_there(tmp_path: Path) -> None:
+    def told(*tiers: str) -> list[str]:
+        with closing(Cache(tmp_path / "mine", tiers=tiers)) as cache:
+            return [row["finding"] for row in cache.doctor() if row["check"] == "tiers"]
+
+    place = str(tmp_path / "theirs")
+    assert told("hf", "ollama") == []
+    assert told(place) == [f"{place} is not there, or no folder"]
+    ollama_store(Path(place), {"model": WEIGHTS})
+    assert told(place) == []

@@ -89,7 +89,7 @@ def _adopt(options: argparse.Namespace) -> int:
     for row in report:
         if row["outcome"] in ("wrong", "left"):
             print(printable(f"{row['outcome']}: {_named(row)}: {row['reason']}"), file=sys.stderr)
-    print(_summary(list(report)), file=sys.stderr)
+    print(_summary(list(report)) if len(report) else f"{report.title}: nothing", file=sys.stderr)
     return VerificationError.exit_code if any(row["outcome"] == "wrong" for row in report) else 0
 
 
@@ -102,9 +102,10 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     by = {outcome: [row for row in rows if row["outcome"] == outcome] for outcome in ("taken", "here", "absent")}
     sizes = {outcome: sum(row["size"] for row in some) for outcome, some in by.items()}
     copied = sum(row["size"] for row in by["taken"] if row["copied"])
+    files = "1 file" if len(by["taken"]) == 1 else f"{len(by['taken']):,} files"
     return (
-        f"{len(by['taken']):,} files taken ({sizes['taken']:,} bytes, {copied:,} of them copied), "
-        f"{len(by['here']):,} here already ({sizes['here']:,} bytes), {len(by['absent']):,} not there"
+        f"{files} taken ({sizes['taken']:,} bytes, {copied:,} of them copied), {len(by['here']):,} here already "
+        f"({sizes['here']:,} bytes), {len(by['absent']):,} not there"
     )
 
 
