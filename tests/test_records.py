@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from caches import manifest_of, rot
+from caches import manifest_of, no_handle_left, rot
 
 from modelcache.cache import Cache
-from modelcache.errors import ModelNotAvailableError
+from modelcache.errors import ModelNotAvailableError, StoreError
 from modelcache.model import Digest, PieceDigests
 from modelcache.store.blobs import save_pieces
+from modelcache.store.disk import read_small
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.sharing import Rotten, Sharing
@@ -28,7 +30,7 @@ PIECE = 4 << 20
 COUNTED = """
 import json, os, sys, time
 from pathlib import Path
-from caches import manifest_of, rot
+from caches import manifest_of, no_handle_left, rot
 from modelcache.cache import Cache
 from modelcache.store.sharing import WRITE_EVERY_S
 from modelcache.testing import Content, Origin
@@ -209,3 +211,28 @@ def test_piece_digests_that_match_nowhere_do_not_stand_in_the_way_of_a_repair(ca
         rot(path, 5)
         (row,) = cache.repair(["m"])
     assert (row["repaired"], row["bytes_fetched"]) == (True, content.size)
+
+
+@pytest.mark.parametrize("turn", range(1, 8))
+def test_a_record_that_no_handle_is_left_to_read_forgets_no_file(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    files = {"a": Content.of(b"one"), "b": Content.of(b"two")}
+    left = turn
+
+    def short(path: str) -> bytes | None:
+        nonlocal left
+        left -= path.endswith("/.manifest.json")
+        with no_handle_left() if left == 0 else nullcontext():
+            return read_small(path)
+
+    with Origin(files) as origin:
+        manifest = manifest_of(origin, files)
+        folder = cache.fetch(manifest, files=["a"], progress=False).path
+        monkeypatch.setattr("modelcache.store.installed.read_small", short)
+        with suppress(StoreError):
+            cache.fetch(manifest, files=["b"], progress=False)
+        monkeypatch.undo()
+    record = Installed.read(folder)
+    assert record is not None
+    assert "a" in record.by_path()

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
-from modelcache.errors import StoreError, UsageError
+from modelcache.errors import ShortageError, StoreError, UsageError
 from modelcache.names import checked_path
 from modelcache.store.disk import read_small, write_atomic
 
@@ -112,7 +112,10 @@ class Installed:
 
     @classmethod
     def read(cls, folder: str) -> Self | None:
-        """None where there is no record, or none that can be believed: the files are then to be looked at anew."""
+        """None where there is no record, or none that can be believed: the files are then to be looked at anew.
+
+        Raises StoreError where no handle is left to read it: whoever wrote it anew would lose what it says.
+        """
         try:
             content = read_small(os.path.join(folder, RECORD))
             data = json.loads(content or b"")
@@ -121,6 +124,8 @@ class Installed:
             files = tuple(InstalledFile.from_json(entry) for entry in data["files"])
             missing = tuple(checked_path(path) for path in data.get("missing", ()))
             return cls(str(data["id"]), str(data["version"]), str(data["ref"]), files, folder, missing)
+        except ShortageError:
+            raise
         except (StoreError, UsageError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
