@@ -644,7 +644,7 @@ class Cache:
         What a hub said too long ago will do for what is here; whether it still says so is asked beside (product B11).
         """
         order = self._order(ref, wish)
-        if order.asks is None or not self._fresh_s(order.asks):
+        if order.asks is None or not order.cached or not self._fresh_s(order.asks):
             return order, hit(order, self._shelf.layout)
         with suppress(NotFoundError):  # its hub may have it by now
             older = order_of(self._shelf, ref, wish)

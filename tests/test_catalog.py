@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,20 @@ def test_a_name_that_was_fetched_is_a_hit_without_a_question(hub: Hub, cache: Ca
     again = Cache(cache.root).fetch("whisper-base")
     assert again.path == first.path
     assert isinstance(again, mc.Model) and {file.status for file in again.files} == {"hit"}
+
+
+def test_a_hit_by_name_loads_neither_the_network_nor_a_parser(hub: Hub, cache: Cache) -> None:
+    cache.fetch("whisper-base")
+    slow = {"requests", "filelock", "sqlite3", "tomllib"}
+    code = f"import sys, modelcache as mc; mc.fetch('whisper-base'); print(*({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_name_goes_through_the_queue(hub: Hub, cache: Cache) -> None:
+    done = run("fetch", "--queue", "whisper-base", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert all(Path(cache.path("whisper-base"), name).is_file() for name in NAMES)
 
 
 def test_what_a_ref_has_brought_is_not_fetched_again_by_name(hub: Hub, cache: Cache) -> None:

@@ -190,3 +190,13 @@ def test_a_name_of_a_catalog_is_served_so_too(hub: Hub, cache: Cache) -> None:
     events.wait_for("newer")
     unsubscribe()
     assert cache.fetch("mine").version == NEXT
+
+
+def test_where_nothing_is_kept_the_hub_is_asked_first(hub: Hub, cache: Cache, tmp_path: Path) -> None:
+    cache.fetch(REF)
+    cache.fetch(REF, output=tmp_path / "out")
+    changes(hub)
+    grow_old(cache)
+    model = cache.fetch(REF, output=tmp_path / "out", cache=False)
+    assert isinstance(model, mc.Model) and model.version == NEXT
+    assert Path(model["b.bin"].path).read_bytes() == CHANGED.read()
