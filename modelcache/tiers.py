@@ -7,7 +7,7 @@ Leaves to others: the layouts of tiers (`foreign`), proving (`store.intake`, `st
 
 from collections.abc import Callable, Iterator
 
-from modelcache.errors import StoreError
+from modelcache.errors import SourceError, StoreError
 from modelcache.events import FactType
 from modelcache.model import ModelFile, Span
 from modelcache.order import Workshop
@@ -35,11 +35,11 @@ class Tiers:
                 yield place
 
     def take(self, tick: Callable[[], None]) -> Taken | None:
-        """Makes the first right one a blob. `tick` is called for each MiB; it may raise to give up."""
+        """Makes the first right one a blob. `tick` is called for each MiB; it may raise to give up. StoreError."""
         for place in self.places():
             try:
                 taken = take(self._shop.layout, place, self._file.digests, self._shop.settings.piece_size, tick)
-            except StoreError as error:
+            except SourceError as error:
                 self._tell("source_failed", error.message, "cache")
                 continue
             if taken and self._file.size in (None, taken.reading.size):

@@ -257,6 +257,14 @@ def test_a_folder_that_is_not_there_is_one_line(cache: Cache, tmp_path: Path) ->
     assert len(cache.adopt(tmp_path / "empty")) == 0
 
 
+def test_a_full_disk_is_an_error_of_ours_and_not_of_the_file(small_disk: Path, theirs: Path) -> None:
+    hub_cache(theirs, {"large.bin": Content.generated(6_000_000, seed=3)})
+    done = run("adopt", "hf", MODELCACHE_HOME=str(small_disk / "home"))
+    assert done.returncode == 6
+    assert "the disk is full; free space, then run again to go on" in done.stderr
+    assert [path.name for path in (small_disk / "home" / "blobs" / "sha256").iterdir()] == []
+
+
 def test_how_far_it_is_is_told(cache: Cache, theirs: Path) -> None:
     hub_cache(theirs, FILES)
     events = Events()

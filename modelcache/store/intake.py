@@ -10,7 +10,6 @@ Rules:
 Responsible for: these. Leaves to others: which files (`foreign`), and what a wrong one means (`filefetch`).
 """
 
-import errno
 import fcntl
 import os
 import secrets
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from modelcache.errors import StoreError, UsageError
+from modelcache.errors import SourceError, StoreError, UsageError
 from modelcache.model import Digest
 from modelcache.store import blobs
 from modelcache.store.disk import (
@@ -31,6 +30,7 @@ from modelcache.store.disk import (
     disk_errors,
     make_directories,
     read_small,
+    store_error,
     sync_directory,
     write_all,
     write_atomic,
@@ -65,16 +65,17 @@ def take(
 ) -> Taken | None:
     """Makes the file a blob. None, and nothing is left behind, where it is not what is expected or changed meanwhile.
 
-    `tick` is called for each MiB; it may raise to give up. Raises StoreError, also where it is no regular file.
+    `tick` is called for each MiB; it may raise to give up. Raises SourceError where the file cannot be read or is none,
+    StoreError where the store cannot be written to.
     """
     folder = os.path.join(layout.root, "blobs", "sha256")
     check_no_links(layout.root, folder)
     make_directories(folder)
-    with disk_errors(path):
+    with _their_errors(path):
         fd = os.open(path, READ | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(errno.EINVAL, "no regular file", path)
+                raise SourceError(f"{path} is no regular file")
             with _temporary(folder) as (own, beside):
                 if _is_cloned(own, fd):
                     return _named(layout, own, beside, expected, piece_size, tick, is_copy=False)
@@ -83,7 +84,8 @@ def take(
             with _temporary(folder) as (own, beside):
                 for offset, chunk in _chunks(fd):
                     tick()
-                    write_all(own, chunk, offset)
+                    with disk_errors(beside):
+                        write_all(own, chunk, offset)
                 return _named(layout, own, beside, expected, piece_size, tick, is_copy=True)
         finally:
             os.close(fd)
@@ -93,7 +95,8 @@ def take(
 def _temporary(folder: str) -> Iterator[tuple[int, str]]:
     """A file of ours; gone afterwards, if it got no other name. The lock tells whoever cleans that it is in use."""
     beside = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
-    fd = create(beside)
+    with disk_errors(folder):
+        fd = create(beside)
     try:
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,6 +105,15 @@ def _temporary(folder: str) -> Iterator[tuple[int, str]]:
         with suppress(FileNotFoundError):
             os.unlink(beside)
         os.close(fd)
+
+
+@contextmanager
+def _their_errors(path: str) -> Iterator[None]:
+    """What the disk says of a file that is not ours costs us that file, and nothing else."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(store_error(error, path).message) from error
 
 
 def _is_cloned(own: int, fd: int) -> bool:
@@ -130,13 +142,14 @@ def _named(
     is_copy: bool,
 ) -> Taken | None:
     """Proves a file of ours, and gives it the blob's name."""
-    stamp = Stamp.of(beside)
-    reading = blobs.read_open(own, expected, piece_size, tick)
-    if reading.wrong is not None:
-        return None
-    os.fchmod(own, blobs.MODE)
-    os.fsync(own)
-    _publish(layout, beside, reading)
+    with disk_errors(beside):
+        stamp = Stamp.of(beside)
+        reading = blobs.read_open(own, expected, piece_size, tick)
+        if reading.wrong is not None:
+            return None
+        os.fchmod(own, blobs.MODE)
+        os.fsync(own)
+        _publish(layout, beside, reading)
     return Taken(reading, stamp, is_copy)
 
 
@@ -173,7 +186,8 @@ def _linked(
         nonlocal is_named
         is_named = _is_named(layout, path, stamp, reading)
 
-    again_where_swept(name)
+    with disk_errors(layout.blob(reading.sha256)):
+        again_where_swept(name)
     return Taken(reading, stamp, is_copy=False) if is_named else None
 
 
