@@ -224,8 +224,9 @@ def _order_of_entry(
     if ref is None:
         if shelf.at(entry.id, label):
             return _order_of_id(shelf, asked)
-        versions = ", ".join(filter(None, entry.versions)) or "those of its hub alone"
-        raise NotFoundError(f"{entry.id} has no version {label}", next_step=f"its catalog has {versions}")
+        versions = ", ".join(filter(None, entry.versions))
+        hint = f"its catalog has {versions}" if versions else "its catalog has one: leave it out, or name a commit"
+        raise NotFoundError(f"{entry.id} has no version {label}", next_step=hint)
     order = _order_of_hub(shelf, ref, wish, meaning or known_meaning(shelf, ref, fresh_s(ref)))
     order = replace(order, alias=label if label in entry.versions and label else order.alias, is_listed=True)
     if order.asks or not entry.files:

@@ -847,6 +847,9 @@ def test_many_threads_may_use_one_cache(cache: Cache, origin: Origin) -> None:
 def test_ls_tells_what_is_here(cache: Cache, model: Manifest) -> None:
     cache.fetch(model)
     assert list(cache.models()) == [
-        {"model": "m", "version": "1", "files": 2, "size": SMALL.size + OTHER.size, "status": "ready", "ref": "m"}
-    ]
+        {
+            "model": "m", "version": "1", "files": 2, "size": SMALL.size + OTHER.size, "status": "ready", "task": "",
+            "ref": "m", "languages": [], "default_version": "",
+        }
+    ]  # fmt: skip
     assert run("ls").stdout.splitlines()[0] == "installed models"
