@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 from crash import compiled
+from hypothesis import settings
 
 from modelcache.cache import Cache
+
+settings.register_profile("untimed", deadline=None)  # a busy machine makes no test wrong
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
