@@ -9,10 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from foreign import hub_cache
+from registries import Registry, descriptor, manifest_of
 
 import modelcache as mc
 from modelcache.manifests import make
-from modelcache.testing import CutAt, Hub, Origin
+from modelcache.testing import Content, CutAt, Hub, Origin
 
 pytestmark = pytest.mark.slow
 
@@ -70,8 +72,6 @@ def test_a_second_model_with_the_same_files_fetches_nothing(original: Path, tmp_
 def test_a_real_model_of_a_hub_is_the_original_to_the_byte(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors import safe_open
-
     name, files = "sentence-transformers/all-MiniLM-L6-v2", _files(original)
     half = (original / "model.safetensors").stat().st_size // 2
     with Hub(cdn=True, link_uses=1, page=5) as hub:
@@ -83,6 +83,53 @@ def test_a_real_model_of_a_hub_is_the_original_to_the_byte(
     assert isinstance(model, mc.Model)
     assert (model.version, {file.name for file in model.files}) == (commit, set(files))
     assert {file.verified for file in model.files} == {"sha256", "git-sha1"}
-    assert all(Path(model[name].path).read_bytes() == path.read_bytes() for name, path in files.items())
+    assert _is_the_original(model, original)
+
+
+def _is_the_original(model: mc.Model, original: Path) -> bool:
+    """Also to who opens it as its users do."""
+    from safetensors import safe_open
+
     with safe_open(model["model.safetensors"].path, "np") as weights:
         assert len(weights.keys()) > 100
+    return all(Path(model[name].path).read_bytes() == path.read_bytes() for name, path in _files(original).items())
+
+
+def test_a_real_model_of_a_registry_is_the_original_to_the_byte(original: Path, tmp_path: Path) -> None:
+    contents = {name: Content.of(path.read_bytes()) for name, path in _files(original).items()}
+    config = Content.of(b"{}")
+    layers = [
+        descriptor(content, "application/octet-stream", annotations={"org.opencontainers.image.title": name})
+        for name, content in contents.items()
+    ]
+    with Registry(bearer=True, storage=True) as registry:
+        registry.push("models/minilm", "v1", manifest_of(layers, config), *contents.values(), config)
+        registry.storage.faults(CutAt(contents["model.safetensors"].size // 2, times=1))
+        model = mc.Cache(tmp_path / "cache").fetch(registry.ref("models/minilm:v1"))
+    assert _is_the_original(model, original)
+
+
+def test_a_real_model_of_another_tools_cache_is_the_original_to_the_byte(original: Path, tmp_path: Path) -> None:
+    contents = {name: Content.of(path.read_bytes()) for name, path in _files(original).items()}
+    hub_cache(tmp_path / "hub", contents, tree=True)
+    cache = mc.Cache(tmp_path / "cache")
+    assert {row["outcome"] for row in cache.adopt(tmp_path / "hub")} == {"taken"}
+    assert _is_the_original(cache.fetch(f"hf:org/name@{'1' * 40}"), original)
+
+
+def test_a_real_model_of_a_shared_root_is_the_original_to_the_byte(original: Path, tmp_path: Path) -> None:
+    lab = mc.Cache(tmp_path / "lab")
+    lab.add(original, "minilm")
+    with Origin({}) as origin:
+        cache = mc.Cache(tmp_path / "cache", tiers=[lab.root])
+        model = cache.fetch(make(str(original), "minilm-too", origin.url()))
+        assert origin.requests == []
+    assert _is_the_original(model, original)
+
+
+def test_a_real_model_of_a_bundle_is_the_original_to_the_byte(original: Path, tmp_path: Path) -> None:
+    cache = mc.Cache(tmp_path / "cache")
+    cache.add(original, "minilm")
+    cache.export_bundle(["minilm"], tmp_path / "w.tar")
+    (model,) = mc.Cache(tmp_path / "other").import_bundle(tmp_path / "w.tar")
+    assert _is_the_original(model, original)
