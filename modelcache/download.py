@@ -41,6 +41,7 @@ from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
 from modelcache.resolving import resolved
 from modelcache.sampling import SAMPLE_S, every
 from modelcache.states import ENDED, EVENT_STATUS, REST_STATUS, State, stage_text
+from modelcache.store.blobs import find
 from modelcache.store.disk import store_error
 from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Holder, Patience, Pulse, Subject, locked
@@ -338,10 +339,18 @@ class Download:
             return self._is_renewed(self._meaning())
         except AllSourcesFailedError:
             known = known_meaning(Shelf(self._shop.layout), asks, math.inf) if self.order.cached else None
-            if known is None or not self._is_renewed(known):
+            if known is None:
+                raise
+            is_done = self._is_renewed(known)
+            if not is_done and not self._is_in_store():
                 raise
         self._tell("resolving", f"{self._where} cannot be asked: {asks.shown} is here as it was last")
-        return True
+        return is_done
+
+    def _is_in_store(self) -> bool:
+        """Whether no byte has to be fetched: only an output, or a name, is missing."""
+        layout = self._shop.layout
+        return all(find(layout, file) for file in self.order.files)
 
     def _meaning(self) -> Manifest:
         """Asks the hub what is wanted."""

@@ -196,6 +196,16 @@ def test_a_hub_that_is_down_is_told_in_one_line(hub: Hub, cache: Cache) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_an_output_is_written_from_the_store_while_the_hub_is_down(hub: Hub, cache: Cache, tmp_path: Path) -> None:
+    cache.fetch(REF)
+    hub.stop()
+    model = Cache(cache.root, manifest_ttl=0, backoff=0.01).fetch(REF, output=tmp_path / "out")
+    assert isinstance(model, mc.Model)
+    for name, content in FILES.items():
+        assert (tmp_path / "out" / name).read_bytes() == content.read()
+    assert {file.bytes_fetched for file in model.files} == {0}
+
+
 def test_what_is_here_will_do_while_the_hub_is_down(hub: Hub, cache_root: Path) -> None:
     cache, events = Cache(cache_root, manifest_ttl=0), Events()
     model = cache.fetch(REF)
