@@ -35,7 +35,7 @@ LEAST_FREE = 1 << 30  # bytes; below that hardly any model fits
 LEAST_FILES = 1000
 PAST_S = 1_735_689_600  # 2025: before this package was written
 MOST_NAMED = 3
-OTHER_VARIABLES = ("HOME", "CONFIG", "FALLBACK", "PROGRESS")
+OTHER_VARIABLES = ("HOME", "CONFIG", "FALLBACK", "PROGRESS", "OLLAMA_REGISTRY")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 

@@ -151,7 +151,8 @@ def _order_of_hub(shelf: Shelf, ref: Ref, wish: Wish, meaning: Manifest | None) 
         raise NotFoundError(f"{ref.base} has no file {ref.path}", next_step="check the name")
     record = shelf.at(ref.id, meaning.version)
     known = record.by_path() if record and is_same_ref(record, ref.base) else {}
-    same = {file.path: known[file.path] for file in listed if file.path in known and _is_same(file, known[file.path])}
+    matched = [(file, known[file.path]) for file in listed if file.path in known]
+    same = {file.path: entry for file, entry in matched if _is_same(shelf.layout, file, entry)}
     files = tuple(
         replace(file, digests=(Digest("sha256", same[file.path].sha256), *wish.digests)) if file.path in same else file
         for file in listed
@@ -185,10 +186,13 @@ def _files_of(record: Installed) -> tuple[ModelFile, ...]:
     )
 
 
-def _is_same(file: ModelFile, entry: InstalledFile) -> bool:
-    """Whether what is recorded of a file of a version can be the one that is listed; a rotten one has no size."""
-    sha256 = file.digest()
-    return entry.size in (file.size, -1) and (sha256 is None or sha256.hex == entry.sha256)
+def _is_same(layout: Layout, file: ModelFile, entry: InstalledFile) -> bool:
+    """Whether what is recorded of a file was proven to be the one that is listed; a rotten one has no size.
+
+    Who made the record is not asked: a bundle, or another tool's cache, may call anything by the name of a commit.
+    """
+    size = file.size if entry.size < 0 else entry.size
+    return agrees(layout, file, entry.sha256, -1 if size is None else size)
 
 
 def _chosen(order: Order, patterns: tuple[str, ...]) -> tuple[ModelFile, ...]:

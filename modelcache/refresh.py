@@ -4,10 +4,10 @@ Responsible for: one question after another in one thread, none about the same r
 with the process. What is said counts from the next fetch on. Leaves to others: asking (`resolving`), fetching.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from modelcache.errors import ModelCacheError, PausedError
 from modelcache.events import Fact, FactType
@@ -15,6 +15,8 @@ from modelcache.order import Order, Workshop
 from modelcache.resolving import asked, kept
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.transfer.control import Control
+
+log = logging.getLogger(__name__)
 
 AGAIN_S = 60.0
 STOP_S = 0.2
@@ -70,8 +72,12 @@ class Refresher:
                     self._thread, self._left = None, []
                     return
                 order, known = self._left.pop(0)
-            with suppress(ModelCacheError):  # then what it meant is what it means
+            try:
                 _ask(order, known, shop(), control)
+            except ModelCacheError:
+                pass  # then what it meant is what it means
+            except Exception:
+                log.exception("asking what %s means", order.id)  # the others are asked all the same
 
 
 def _ask(order: Order, known: str, shop: Workshop, control: Control) -> None:

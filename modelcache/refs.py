@@ -101,7 +101,7 @@ def repository_of(ref: Ref, ollama: str = OLLAMA_REGISTRY) -> tuple[str, str]:
 
 
 def _hugging_face(rest: str) -> Ref:
-    from urllib.parse import quote, unquote
+    from urllib.parse import unquote
 
     kind, _, after = rest.partition("/")
     kind, rest = (f"{kind}/", after) if kind in _HUB_KINDS else ("", rest)
@@ -112,7 +112,7 @@ def _hugging_face(rest: str) -> Ref:
     if not (_HUB_NAME.fullmatch(org) and _HUB_NAME.fullmatch(name)) or (at and not revision) or (slash and not path):
         raise _malformed("hf", rest)
     if revision and not _REVISION.fullmatch(revision):
-        raise UsageError(f"{quote(revision[:80])!r} is no revision: a branch, a tag or a commit is")
+        raise UsageError(f"{revision[:80]!a} is no revision: a branch, a tag or a commit is")
     full = f"{kind}{org}/{name}"
     version = revision if _COMMIT.fullmatch(revision) else ""
     model_id = checked_path("hf--" + full.replace("/", "--"), parts=1)

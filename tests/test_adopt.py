@@ -44,6 +44,28 @@ def outcomes(report: Report) -> dict[str, str]:
     return {row["file"]: row["outcome"] for row in report}
 
 
+def test_what_a_cache_calls_by_the_name_of_a_commit_is_compared_with_what_the_hub_lists(
+    hub: Hub, cache: Cache, theirs: Path
+) -> None:
+    """Small files have no SHA-256 there, and these are as long as the right ones."""
+    hub_cache(theirs, FILES | {"config.json": Content.of(b'{"b": 2}')}, tree=True)
+    assert set(outcomes(cache.adopt("hf")).values()) == {"taken"}
+    model = Cache(cache.root, manifest_ttl=0).fetch(REF)
+    assert {name: Path(model[name].path).read_bytes() for name in FILES} == {
+        name: content.read() for name, content in FILES.items()
+    }
+
+
+def test_a_commit_means_itself_whatever_calls_itself_so(hub: Hub, cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES, refs=("main", OLDER), tree=True)
+    cache.adopt("hf")
+    with pytest.raises(mc.ModelNotAvailableError):
+        cache.path(f"{REF}@{OLDER}")
+    with pytest.raises(mc.ModelNotAvailableError):
+        cache.remove(f"{REF}@{OLDER}")
+    assert cache.path(f"{REF}@{COMMIT}") == cache.path(REF)
+
+
 def test_what_hugging_faces_cache_has_is_a_hit_from_then_on(hub: Hub, cache: Cache, theirs: Path) -> None:
     hub_cache(theirs, FILES, refs=("main", "v1.0"), tree=True)
     before, events = snapshot(theirs), Events()

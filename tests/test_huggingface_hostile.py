@@ -127,6 +127,13 @@ def test_any_link_to_a_next_page_is_followed_to_an_end(hub: Origin, resolver: Hu
         outcome(resolver)
 
 
+def test_a_link_that_would_take_long_to_understand_is_refused(hub: Origin, resolver: HubResolver) -> None:
+    served(hub, {"sha": COMMIT}, [RIGHT])
+    hub.faults(Header("Link", "<a>" * 5000), path=TREE)
+    result = outcome(resolver)
+    assert isinstance(result, SourceError) and "too long" in result.message
+
+
 def test_what_cannot_be_used_is_not_asked_for_again(hub: Origin, resolver: HubResolver, cache: Cache) -> None:
     served(hub, {"sha": "none"}, [])
     events = Events()
@@ -154,7 +161,7 @@ def test_a_reply_without_end_is_left(hub: Origin, resolver: HubResolver) -> None
         hub.heal()
         hub.faults(*faults, path=TREE)
         result = outcome(resolver)
-        assert isinstance(result, SourceError) and "is longer than 33,554,432 bytes" in result.message
+        assert isinstance(result, SourceError) and "is longer than 5,000,000 bytes" in result.message
 
 
 def test_more_files_than_any_model_has_are_refused(

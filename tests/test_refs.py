@@ -52,6 +52,11 @@ def test_a_ref_of_a_hub_names_a_model_a_revision_and_a_file(text: str, ref: Ref)
     assert Ref.parse(ref.base).id == ref.id
 
 
+def test_half_a_character_in_a_revision_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="is no revision"):
+        Ref.parse("hf:org/name@\udcff")
+
+
 def test_a_branch_is_an_alias_and_a_commit_is_none() -> None:
     texts = ("hf:org/name", "hf:org/name@v1", f"hf:org/name@{COMMIT}", "m", "m@1")
     assert [Ref.parse(text).alias for text in texts] == ["main", "v1", "", "", ""]

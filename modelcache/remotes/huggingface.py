@@ -31,6 +31,8 @@ from modelcache.remotes.source import Abort, Body, Request, Traits
 from modelcache.urls import origin_of, redirect_target, without_secrets
 
 MOST_PAGES = 1000
+MOST_PAGE_BYTES = 5_000_000  # of 1,000 files
+MOST_LINK = 8192  # characters: looking for its end costs the square of them
 _COMMIT = re.compile("[0-9a-f]{40}")
 _NEXT = re.compile(r'<([^<>]{1,4000})>[^,]*;\s*rel="?next"?', re.IGNORECASE)
 
@@ -108,7 +110,10 @@ class HubResolver:
             seen.add(url)
             page = self._get(ref, url, abort)
             yield page
-            following = _NEXT.search(page.head.text("link"))
+            link = page.head.text("link")
+            if len(link) > MOST_LINK:
+                raise SourceError("its list of files goes on at a place whose name is too long")
+            following = _NEXT.search(link)
             if not following:
                 return
             url = self._followed(page.url, following[1])
@@ -122,7 +127,8 @@ class HubResolver:
         raise SourceError("its list of files goes on at another place, which is not followed")
 
     def _get(self, ref: Ref, url: str, abort: Abort) -> Document:
-        return get(self._connector, url, abort, secrets=self._hub.secrets, explain=partial(refusal, self._hub, ref))
+        explain = partial(refusal, self._hub, ref)
+        return get(self._connector, url, abort, secrets=self._hub.secrets, explain=explain, most_bytes=MOST_PAGE_BYTES)
 
 
 class HubSource:

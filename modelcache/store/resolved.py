@@ -60,7 +60,7 @@ class Resolved:
             known = {name: said for name, said in self._aliases(ref.id).items() if name != ref.alias}
             while len(known) >= MOST_ALIASES:
                 known.pop(next(iter(known)))
-            known[ref.alias] = {"version": manifest.version, "at": at or time.time_ns() // 1_000_000}
+            known[ref.alias] = {"version": manifest.version, "at": time.time_ns() // 1_000_000 if at is None else at}
             write_atomic(self._list(ref.id), json.dumps({"format": FORMAT, "aliases": known}).encode())
 
     def _meant(self, ref: Ref, within_s: float) -> str:

@@ -45,6 +45,8 @@ class Shelf:
         name = ref.version or ref.alias or (entry.default_version if entry else "")
         if not name:
             return None
+        if ref.scheme and ref.version:
+            return self.at(ref.id, name)  # a commit or a digest means itself, whatever calls itself so
         pinned = entry.ref_of(name) if entry else None
         version = pinned.version if pinned and pinned.version else self.registry.aliases(ref.id).get(name)
         return self.at(ref.id, name) or (self.at(ref.id, version) if version else None)
@@ -84,8 +86,11 @@ class Shelf:
         return found or [self.present(ref)]
 
     def _named(self, ref: Ref) -> list[str]:
-        named = ref.version or ref.revision
-        return [self.registry.aliases(ref.id).get(named, named)] if named else sorted(self._folders(ref.id))
+        named, folders = ref.version or ref.revision, self._folders(ref.id)
+        if not named:
+            return sorted(folders)
+        means_itself = named in folders or (ref.scheme and ref.version)
+        return [named if means_itself else self.registry.aliases(ref.id).get(named, named)]
 
     def _folders(self, model_id: str) -> list[str]:
         with suppress(OSError):

@@ -202,7 +202,8 @@ class Listener:
         with self._lock:
             if not self._closing.is_set():
                 self._closing.set()
-                self._waker.send(b"x")
+                with suppress(OSError):  # its thread has ended by itself
+                    self._waker.send(b"x")
         self._thread.join()  # and with it the listening socket: nobody can come back before he has seen the end
         with self._lock:
             for connection in self._living.values():
