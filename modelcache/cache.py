@@ -348,7 +348,8 @@ class Cache:
         return Report("repaired files", tuple(rows))
 
     def remove(self, model: str, version: str | None = None) -> int:
-        """Takes a model away: all its versions, or the one that is named (`version`, or `model@version`).
+        """Takes a model away: all versions of an id, or the one that is named (`version`, or `model@version`); of a hub
+        the one that its ref means.
 
         Returns the bytes freed; what other models share stays. Raises LockedError while it is being fetched,
         ModelNotAvailableError if there is no such model or version. Removing again goes on where an error came.
@@ -484,7 +485,7 @@ class Cache:
         """
         from modelcache.maintenance import reset
 
-        ref = replace(_model_of(model), version="", revision="")
+        ref = Ref(_model_of(model).id)
         rows: list[dict[str, Any]] = []
         for cache in self._caches():
             shop = cache._runtime.shop

@@ -89,13 +89,8 @@ class Order:
         return [file.path for file in self.files if self.vouched(file)[1] == UNVERIFIED]
 
     def headers_for(self, file: ModelFile) -> Mapping[str, str]:
-        """The caller's headers are for the origin of the order's first URL, and for no other (I20).
-
-        Those for a hub's model are for its hub, wherever a record says that the files came from.
-        """
+        """The caller's headers are for the origin of the order's first URL, and for no other (I20)."""
         first = next((each.urls[0] for each in self.files if each.urls), "")
-        if self.pinned and first.startswith(("http://", "https://")):
-            return {}
         return self.headers if file.urls and is_same_place(file.urls[0], first) else {}
 
 

@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from modelcache.cache import Cache
 from modelcache.errors import ModelCacheError, VerificationError
 from modelcache.importing import MOST_MODELS
+from modelcache.store.installed import Installed
 from modelcache.testing import Content
 
 FILES = {"a.json": b"{}", "sub/b.bin": SMALL}
@@ -433,3 +434,24 @@ def test_a_right_one_still_comes_in(place: Path) -> None:
         assert [model.id for model in cache.import_bundle(io.BytesIO(content))] == names
         cache.remove("m")
         cache.close()
+
+
+@pytest.mark.parametrize(
+    ("ref", "own"),
+    [
+        ("hf:org/name", "hf:org/name@" + "1" * 40 + "/a"),
+        ("ollama:tiny", "oci://registry.ollama.ai/library/tiny@sha256:" + "1" * 64),
+        ("oci://h:5000/x", "oci://h:5000/x@sha256:" + "1" * 64),
+    ],
+)
+def test_of_a_hubs_model_only_its_hub_is_asked_later(cache: Cache, ref: str, own: str) -> None:
+    """Who fetches it may give a token, which is for the hub: not for a place that a bundle names."""
+    fields, foreign = (
+        listing({"a": b"1"}, "m", ref=ref),
+        ["http://127.0.0.1:9/a", "oci://127.0.0.1:9/x@sha256:" + "1" * 64],
+    )
+    fields["files"][0]["urls"] = [*foreign, own]
+    cache.import_bundle(io.BytesIO(tar_of(manifest(fields), blob(b"1"))))
+    record = Installed.read(cache.path("m"))
+    assert record is not None
+    assert record.files[0].urls == (own,)

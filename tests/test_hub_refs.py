@@ -391,6 +391,19 @@ def test_who_waits_for_another_process_sees_how_far_it_is(hub: Hub, cache: Cache
     assert not any("/api/" in seen.path for seen in hub.requests[before:])
 
 
+def test_removing_a_ref_takes_what_it_means_and_removing_the_id_takes_all(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    hub.publish("org/name", {"config.json": CONFIG}, "v2", commit=NEXT)
+    other = cache.fetch(f"{REF}@v2")
+    cache.remove(REF)
+    with pytest.raises(mc.ModelNotAvailableError):
+        cache.path(REF)
+    assert cache.path(f"{REF}@v2") == other.path
+    cache.fetch(REF)
+    cache.remove("hf--org--name")
+    assert not os.listdir(Path(cache.root, "models"))
+
+
 def test_removing_it_takes_all_its_versions(hub: Hub, cache: Cache) -> None:
     cache.fetch(REF)
     hub.publish("org/name", {"config.json": CONFIG}, "v2", commit=NEXT)

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from modelcache.cache import Cache
 from modelcache.errors import PausedError
 from modelcache.history import Attempt
 from modelcache.model import Manifest, ModelFile
-from modelcache.order import Order
 from modelcache.probing import probed
 from modelcache.remotes.http import HttpSource
 from modelcache.testing import Content, Corrupt, Hold, Hub, Origin, Status
@@ -147,10 +145,3 @@ def test_a_file_comes_from_a_hub_and_a_mirror_at_once_and_a_liar_is_left(hub: Hu
         liars = [row for row in cache.health() if row["gateway"] == f"127.0.0.1:{liar.port}"]
         assert [row["success_rate"] for row in liars] == [0]
     assert model["m.bin"].bytes_fetched < content.size + 2 * PIECE
-
-
-def test_headers_for_a_hub_go_to_no_place_that_a_record_names() -> None:
-    file, headers = ModelFile("a", urls=("http://127.0.0.1:9/a",)), {"Authorization": "secret"}
-    order = Order("hf:org/name", "hf--org--name", "1" * 40, (file,), single=False, headers=headers)
-    assert order.headers_for(file) == headers
-    assert replace(order, pinned=True).headers_for(file) == {}

@@ -10,8 +10,10 @@ import pytest
 from caches import Events, run
 
 import modelcache as mc
+from modelcache import refresh
 from modelcache.cache import Cache
 from modelcache.errors import NotFoundError
+from modelcache.order import Order
 from modelcache.testing import Content, Hold, Hub
 
 COMMIT, NEXT = "1" * 40, "2" * 40
@@ -127,6 +129,28 @@ def test_a_hub_that_is_gone_takes_nothing_away(hub: Hub, cache: Cache) -> None:
     eventually(lambda: not asks())
     assert meant(cache) == COMMIT
     assert str(cache.fetch(REF)) == str(first)
+
+
+def test_a_bug_in_one_question_ends_no_other(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.publish("org/other", FILES, commit=COMMIT)
+    cache.fetch(REF)
+    cache.fetch("hf:org/other")
+    grow_old(cache)
+    grow_old(cache, "hf--org--other")
+    asked, real = [], refresh.asked
+
+    def maybe(order: Order, *rest: object) -> object:
+        asked.append(order.id)
+        if len(asked) == 1:
+            raise ValueError("a bug")
+        return real(order, *rest)
+
+    monkeypatch.setattr(refresh, "asked", maybe)
+    cache.fetch(REF)
+    eventually(lambda: asked and not asks())
+    cache.fetch("hf:org/other")
+    eventually(lambda: len(asked) == 2 and not asks())
+    assert asked == ["hf--org--name", "hf--org--other"]
 
 
 def test_what_is_not_here_is_asked_about_first(hub: Hub, cache: Cache) -> None:

@@ -18,7 +18,9 @@ def add_to(commands: Commands) -> None:
     add_model(info)
     add_json(info)
     add_model(commands.add("path", "print where a model is; asks no network", _path))
-    rm = commands.add("rm", "remove a model; files that others share stay", _rm)
+    rm = commands.add(
+        "rm", "remove a model, all versions of an id or the one that is named; what others share stays", _rm
+    )
     add_model(rm)
     add_json(rm)
     add = commands.add("add", "take a file or folder of this disk into the cache", _add)

@@ -12,7 +12,6 @@ Responsible for: these. Leaves to others: which files (`foreign`), and what a wr
 
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from modelcache.store.disk import (
     create,
     disk_errors,
     make_directories,
+    random_name,
     read_small,
     store_error,
     sync_directory,
@@ -94,7 +94,7 @@ def take(
 @contextmanager
 def _temporary(folder: str) -> Iterator[tuple[int, str]]:
     """A file of ours; gone afterwards, if it got no other name. The lock tells whoever cleans that it is in use."""
-    beside = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
+    beside = os.path.join(folder, f".{random_name(8)}.tmp")
     with disk_errors(folder):
         fd = create(beside)
     try:
@@ -161,7 +161,7 @@ def _may_link(fd: int, path: str, folder: str) -> bool:
     status = os.fstat(fd)
     if status.st_size < LEAST_LINKED or (is_shared(folder) and not status.st_mode & stat.S_IROTH):
         return False
-    probe = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
+    probe = os.path.join(folder, f".{random_name(8)}.tmp")
     try:
         os.link(path, probe, follow_symlinks=False)
     except OSError:
@@ -193,7 +193,7 @@ def _linked(
 
 def _is_named(layout: Layout, path: str, stamp: Stamp, reading: blobs.Reading) -> bool:
     """Gives the file the blob's name as well. False where it is not any more what was read."""
-    beside = os.path.join(layout.root, "blobs", "sha256", f".{secrets.token_hex(8)}.tmp")
+    beside = os.path.join(layout.root, "blobs", "sha256", f".{random_name(8)}.tmp")
     os.link(path, beside, follow_symlinks=False)
     try:
         if stamp.judge(beside) != "right":

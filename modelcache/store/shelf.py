@@ -72,7 +72,8 @@ class Shelf:
         return record
 
     def remains(self, ref: Ref) -> list[Installed]:
-        """The version that is named, else all of them. Raises ModelNotAvailableError if there is none.
+        """The version that is named, or that the default branch or tag of a hub means; all of a bare id. Raises
+        ModelNotAvailableError if there is none.
 
         What is left of one whose record cannot be read is a record without files.
         """
@@ -86,7 +87,7 @@ class Shelf:
         return found or [self.present(ref)]
 
     def _named(self, ref: Ref) -> list[str]:
-        named, folders = ref.version or ref.revision, self._folders(ref.id)
+        named, folders = ref.version or ref.alias, self._folders(ref.id)
         if not named:
             return sorted(folders)
         means_itself = named in folders or (ref.scheme and ref.version)
