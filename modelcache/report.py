@@ -22,12 +22,14 @@ GAP = "  "
 class Report:
     """`rows` are dicts with the same keys; `title` says what they are about.
 
-    `hidden` are the keys that only programs need: people have them in the title, or know.
+    `hidden` are the keys that only programs need: people have them in the title, or know. `findings` is how many rows
+    somebody has to act upon.
     """
 
     title: str
     rows: tuple[dict[str, Any], ...]
     hidden: tuple[str, ...] = ()
+    findings: int = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.rows)

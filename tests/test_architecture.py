@@ -40,6 +40,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "cache",
     "api",
     "queueing",
+    "jobs.*",
     "testing.*",  # imports nothing of ours, so that any downloader can be tested with it
     "modelcache",  # a table of names that are imported when they are asked for
     "demostage",

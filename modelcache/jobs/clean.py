@@ -1,0 +1,23 @@
+"""The job `clean`: removes what is nobody's and too old.
+
+Leaves everything else to `Cache.clean`.
+"""
+
+import threading
+from dataclasses import dataclass
+
+from modelcache.jobs.job import Clock, Config, options_of
+from modelcache.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    dry_run: bool = False  # only tells what would be removed
+
+
+def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    """One row a find; what should go and could not be removed is a finding."""
+    options = options_of(Options, config.options)
+    report = config.cache.clean(dry_run=options.dry_run)
+    left = 0 if options.dry_run else sum(not row["removed"] for row in report)
+    return Report(report.title, report.rows, findings=left)

@@ -1,0 +1,77 @@
+"""What jobs are given and give, whoever runs them."""
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from caches import rot
+
+from modelcache.cache import Cache
+from modelcache.errors import UsageError
+from modelcache.jobs import clean, verify
+from modelcache.jobs.job import Config, options_of
+from modelcache.report import Report
+
+
+def config(cache: Cache, **options: object) -> Config:
+    return Config(cache, options)
+
+
+def add(cache: Cache, tmp_path: Path, model: str = "m", content: bytes = b"weights") -> Path:
+    """A model of one file; where it is in the cache."""
+    source = tmp_path / f"{model}.bin"
+    source.write_bytes(content)
+    return Path(cache.add(source, model).path, source.name)
+
+
+def test_verify_counts_what_has_rotted_as_findings(cache: Cache, tmp_path: Path) -> None:
+    add(cache, tmp_path, "right")
+    rot(add(cache, tmp_path, "wrong", b"other weights"), 0)
+    report = verify.run(config(cache), stop=threading.Event(), clock=time.time)
+    assert report.findings == 1
+    assert {row["model"]: row["finding"] for row in report} == {"right": "whole", "wrong": "corrupt"}
+
+
+def test_verify_that_is_told_to_stop_gives_what_it_has(cache: Cache, tmp_path: Path) -> None:
+    add(cache, tmp_path)
+    stop = threading.Event()
+    stop.set()
+    assert verify.run(config(cache), stop=stop, clock=time.time) == Report("verified files", ())
+
+
+def test_clean_has_findings_only_where_something_could_not_be_removed(cache: Cache, tmp_path: Path) -> None:
+    add(cache, tmp_path)
+    cache.remove("m")
+    report = clean.run(config(cache), stop=threading.Event(), clock=time.time)
+    assert report.findings == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    share: float = 1.0
+    top: int = 3
+    names: tuple[str, ...] = ()
+    dry: bool = False
+
+
+def test_options_are_checked_against_what_a_job_knows() -> None:
+    given = {"share": 1, "top": 5, "names": ["a", "b"], "dry": True}
+    assert options_of(Options, given) == Options(1.0, 5, ("a", "b"), True)
+    assert options_of(Options, {}) == Options()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shar": 1.0}, "unknown option 'shar'"),
+        ({"share": "1/30"}, "a number is expected"),
+        ({"top": True}, "a whole number is expected"),
+        ({"dry": 1}, "true or false is expected"),
+        ({"names": "a"}, "a list of texts is expected"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        options_of(Options, options)
