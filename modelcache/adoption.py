@@ -17,7 +17,7 @@ from modelcache.install import install
 from modelcache.model import ModelFile, Span
 from modelcache.order import Order, Workshop
 from modelcache.progress import Show, shown
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.sampling import Sampler
 from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Patience, Subject, locked

@@ -1,7 +1,7 @@
 """Reads what is installed, and says which bytes are wrong.
 
 Responsible for: telling whole, corrupt, missing and unreadable apart, and recording that. Never deletes.
-Leaves to others: mending it (`repair`), scheduling.
+Leaves to others: mending it (`mending`), scheduling.
 """
 
 import os

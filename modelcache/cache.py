@@ -1,7 +1,7 @@
 """The cache: the object users hold.
 
 Responsible for: what can be asked of it. Leaves to others: what belongs to one process (`runtime`), what is meant and
-whether it is here (`ordering`), fetching (`download`), reading and repairing (`audit`, `repair`), looking after the
+whether it is here (`ordering`), fetching (`download`), reading and mending (`audit`, `mending`), looking after the
 store (`maintenance`, `doctor`), what was done (`past`). Making a Cache does no I/O; a hit imports no network library
 and hashes nothing.
 """
@@ -21,7 +21,7 @@ from modelcache.order import Order, Workshop
 from modelcache.ordering import Wish, chosen_of, digests_of, hit, order_of
 from modelcache.outcome import File, Model
 from modelcache.refs import Ref
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 from modelcache.settings import Settings
 from modelcache.store.installed import Installed
@@ -335,7 +335,7 @@ class Cache:
         `headers` and `mirrors` are for one model, which is named, as in `fetch`. Rows say what was done to each file;
         `repaired` is False where no source had it, with the reason.
         """
-        from modelcache.repair import repair
+        from modelcache.mending import repair
 
         wish = Wish(mirrors=tuple(mirrors), headers=dict(headers or {}))
         if (wish.headers or wish.mirrors) and len(models) != 1:

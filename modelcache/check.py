@@ -11,7 +11,7 @@ from modelcache.errors import ShortageError, StoreError
 from modelcache.model import Manifest, ModelFile
 from modelcache.names import joined
 from modelcache.outcome import UNVERIFIED, Audit
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.store.installed import RECORD, Installed, InstalledFile
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from modelcache.catalog import ids
 from modelcache.errors import ModelCacheError, StoreError
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.settings import HUGGING_FACE, OLLAMA, Settings
 from modelcache.state.place import Place, is_on_network
 from modelcache.store import leftovers

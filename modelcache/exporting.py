@@ -21,7 +21,7 @@ from modelcache.events import Fact
 from modelcache.model import MAX_ALIASES, MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Workshop
 from modelcache.progress import Show, shown
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.sampling import Sampler
 from modelcache.store import blobs
 from modelcache.store.disk import READ, check_room, chunks_of, disk_errors

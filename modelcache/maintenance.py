@@ -17,7 +17,7 @@ from typing import Any
 from modelcache.errors import LockedError, StoreError
 from modelcache.events import Fact, now_ms
 from modelcache.order import Workshop
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.state.state import State
 from modelcache.store import leftovers
 from modelcache.store.gate import listing, sweeping

@@ -15,7 +15,7 @@ from modelcache.filefetch import discard
 from modelcache.history import DownloadRecord, Standing
 from modelcache.order import Order, Workshop
 from modelcache.ordering import order_of
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.state.state import State
 from modelcache.states import RECORD_STATUS
 from modelcache.store.locks import is_held

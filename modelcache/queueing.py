@@ -19,7 +19,7 @@ from modelcache.errors import CancelledError, ModelCacheError, PausedError, Usag
 from modelcache.model import Manifest
 from modelcache.ordering import Wish, chosen_of, digests_of
 from modelcache.outcome import File, Model
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.store.waitlist import Entry, Waiting, Waitlist
 from modelcache.urls import without_secrets
 

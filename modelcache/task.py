@@ -1,7 +1,7 @@
 """One file of a running download, as far as it has come.
 
 Responsible for: its stage and its numbers, read by anyone at any time. Leaves to others:
-doing the work (`filefetch`, `repair`).
+doing the work (`filefetch`, `mending`).
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ import pytest
 import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.errors import StoreError, UsageError
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.store.intake import LEAST_LINKED
 from modelcache.testing import Content, Hold, Hub
 from tests.caches import Events, check_progress, rot, run

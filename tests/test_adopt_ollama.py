@@ -9,7 +9,7 @@ import pytest
 import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.image import MANIFEST
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.store.intake import LEAST_LINKED
 from modelcache.testing import Content
 from tests.caches import rot, run

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import modelcache
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "modelcache"
 
@@ -20,7 +22,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "errors",
     "urls units",
     "names",
-    "model events settings report states",
+    "model events settings rows states",
     "history refs image",
     "spans pieces retry dispatch outcome health throttle abreast",
     "plan",
@@ -32,7 +34,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "unpack layouts install filefetch wiring logbook sampling",
     "manifests task ordering audit resolving",
     "account again",
-    "download refresh repair",
+    "download refresh mending",
     "adopt check progress maintenance doctor past",
     "adoption arrival exporting",
     "importing",
@@ -189,6 +191,12 @@ def test_a_wrong_import_is_found(sources: Sources, fault: str) -> None:
 )
 def test_a_right_import_is_none(sources: Sources) -> None:
     assert faults_in({PACKAGE: "", **sources}) == []
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing a module binds its name in the package, and hides what is called so: `modelcache.repair` was one."""
+    modules = {path.stem for path in (ROOT / PACKAGE).iterdir()}
+    assert modules.isdisjoint(modelcache.__all__)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -12,7 +12,7 @@ from modelcache.cache import Cache
 from modelcache.errors import UsageError
 from modelcache.jobs import clean, verify
 from modelcache.jobs.job import Config, options_of
-from modelcache.report import Report
+from modelcache.rows import Report
 
 
 def config(cache: Cache, **options: object) -> Config:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from modelcache.report import Report
+from modelcache.rows import Report
 from modelcache.units import as_clock, moment, short
 
 SHA = "0123456789abcdef" * 4

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
-from modelcache.report import Report
+from modelcache.rows import Report
 
 
 def add_to(commands: Commands) -> None:

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from modelcache.jobs.job import Clock, Config, options_of
-from modelcache.report import Report
+from modelcache.rows import Report
 
 
 @dataclass(frozen=True, slots=True)

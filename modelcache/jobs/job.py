@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from modelcache.cache import Cache
 from modelcache.errors import UsageError
-from modelcache.report import Report
+from modelcache.rows import Report
 
 BUILT_IN = {  # by name, as in `run = "package.module:function"`
     "verify": "modelcache.jobs.verify:run",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelcache.jobs.job import Clock, Config, options_of
-from modelcache.report import Report
+from modelcache.rows import Report
 
 
 @dataclass(frozen=True, slots=True)
