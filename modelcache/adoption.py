@@ -5,18 +5,21 @@ Nothing is asked for over the network, and nothing is changed where the files ar
 Leaves to others: what a tool's folders mean (`foreign`), proving (`filefetch`), names and records (`install`).
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from modelcache.errors import LockedError, UsageError, VerificationError, told
+from modelcache.dispatch import Show
+from modelcache.errors import LockedError, StoreError, UsageError, VerificationError, told
 from modelcache.events import Fact, FactType
 from modelcache.filefetch import FileFetch
+from modelcache.foreign.root import Root
 from modelcache.foreign.tier import Found, Left, Tier
 from modelcache.install import install
 from modelcache.model import ModelFile, Span
 from modelcache.order import Order, Workshop
-from modelcache.progress import Show, shown
+from modelcache.progress import shown
 from modelcache.rows import Report
 from modelcache.sampling import Sampler
 from modelcache.store.gate import await_sweep
@@ -25,6 +28,7 @@ from modelcache.store.resolved import Resolved
 from modelcache.store.shelf import Shelf
 from modelcache.task import Task
 from modelcache.transfer.control import Control
+from modelcache.wiring import tier_of
 
 DRAIN_S = 1.0
 Outcome = Literal["taken", "here", "wrong", "left", "absent"]
@@ -45,6 +49,16 @@ class _Places:
 
     def begun(self, _file: ModelFile) -> tuple[str, list[Span]] | None:
         return None
+
+
+def tier_at(source: str) -> Tier:
+    """What `source` calls: hf, ollama or a folder of theirs. UsageError for a root of modelcache, StoreError."""
+    tier = tier_of(source)
+    if not os.path.isdir(tier.name):
+        raise StoreError(f"{tier.name} is no folder", next_step="name the folder of the other tool's cache")
+    if isinstance(tier, Root):
+        raise UsageError(f"{tier.name} is a root of modelcache", next_step="name it in the setting tiers")
+    return tier
 
 
 def adopt(shop: Workshop, shelf: Shelf, tier: Tier, progress: Show) -> Report:

@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 from modelcache.account import Account
+from modelcache.dispatch import Show
 from modelcache.errors import PausedError, StoreError, UsageError, VerificationError, told
 from modelcache.events import DownloadComplete, Fact, FactType
 from modelcache.install import install
 from modelcache.model import Manifest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Model, in_place_text
-from modelcache.progress import Show, shown
+from modelcache.progress import shown
 from modelcache.sampling import Sampler
 from modelcache.states import State
 from modelcache.store.gate import await_sweep

@@ -1,43 +1,55 @@
 """The cache: the object users hold.
 
-Responsible for: what can be asked of it. Leaves to others: what belongs to one process (`runtime`), what is meant and
-whether it is here (`ordering`), fetching (`download`), reading and mending (`audit`, `mending`), looking after the
-store (`maintenance`, `doctor`), what was done (`past`). Making a Cache does no I/O; a hit imports no network library
-and hashes nothing.
+Responsible for: what can be asked of it, in words; each method leaves the rest to a module. Leaves to others: the roots
+(`roots`), fetching (`fetching`), going on, pausing, cancelling (`steering`), what is installed (`inventory`) and
+looking after it (`care`, `maintenance`, `doctor`), what was done (`past`). Making a Cache does no I/O; a hit imports no
+network library and hashes nothing.
 """
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from modelcache.errors import LockedError, ModelNotAvailableError, NotFoundError, Reason, StoreError, UsageError
-from modelcache.history import UNFINISHED
+from modelcache.dispatch import Show
+from modelcache.errors import UsageError
+from modelcache.fetching import begun, check_order, fetched, laid_out, unpacked, waited
 from modelcache.model import Manifest
 from modelcache.names import checked_path
-from modelcache.order import Order, Workshop
-from modelcache.ordering import Wish, chosen_of, digests_of, hit, order_of
+from modelcache.ordering import Wish, chosen_of, digests_of
 from modelcache.outcome import File, Model
 from modelcache.refs import Ref
-from modelcache.rows import Report
-from modelcache.runtime import STOP_WITHIN_S, Runtime
+from modelcache.roots import Roots, model_of, ref_of
+from modelcache.rows import Report, joined
 from modelcache.settings import Settings
-from modelcache.store.installed import Installed
-from modelcache.store.layout import Layout
-from modelcache.store.locks import is_held
-from modelcache.store.shelf import Shelf
-from modelcache.wiring import checked, fallback_for, is_offline, root_of, settings_for
+from modelcache.wiring import checked, root_of
 
 if TYPE_CHECKING:
+    from typing import TypedDict, Unpack
+
     from modelcache.archives.bundle import Readable
     from modelcache.download import Download
     from modelcache.exporting import Sink
     from modelcache.history import DownloadRecord
 
+    class _Options(TypedDict, total=False):
+        """What every fetch may be told; `Cache.fetch` says what it means."""
+
+        output: "Path | None"
+        mirrors: Iterable[str]
+        headers: Mapping[str, str] | None
+        progress: Show
+        cache: bool
+        strict: bool
+        require_digest: bool
+        prefer: str
+
+    class _OfOneFile(_Options, total=False):
+        checksum: str | None
+        size: int | None
+
+
 Path = str | os.PathLike[str]
-Show = bool | Callable[[dict[str, Any]], None] | None
 
 
 class Cache:
@@ -49,10 +61,8 @@ class Cache:
 
     def __init__(self, root: Path | None = None, **settings: Any) -> None:
         self.root = root_of(root)
-        self._overrides = checked(settings)
-        self._shelf = Shelf(Layout(self.root))
-        self._runtime = Runtime(self.root, self._shelf, self._overrides)
-        self._fallback: Cache | None = None
+        self._roots = Roots(self.root, checked(settings))
+        self._runtime = self._roots.own
 
     def __repr__(self) -> str:
         return f"Cache({self.root!r})"
@@ -61,34 +71,25 @@ class Cache:
 
     @overload
     def fetch(
-        self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
-        output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
-        progress: Show = ..., wait: Literal[False], cache: bool = ..., strict: bool = ..., require_digest: bool = ...,
-        unpack: Literal[False] = ..., prefer: str = ..., files: Iterable[str] | str = ...,
+        self, ref: str | Manifest, *, wait: Literal[False], sha256: str | None = ..., unpack: Literal[False] = ...,
+        files: Iterable[str] | str = ..., **options: "Unpack[_OfOneFile]",
     ) -> "Download": ...  # fmt: skip
 
     @overload
     def fetch(
-        self, ref: Manifest, *, output: Path | None = ..., mirrors: Iterable[str] = ...,
-        headers: Mapping[str, str] | None = ..., progress: Show = ..., wait: Literal[True] = ..., cache: bool = ...,
-        strict: bool = ..., require_digest: bool = ..., prefer: str = ..., files: Iterable[str] | str = ...,
+        self, ref: Manifest, *, wait: Literal[True] = ..., files: Iterable[str] | str = ...,
+        **options: "Unpack[_Options]",
     ) -> Model: ...  # fmt: skip
 
     @overload
     def fetch(
-        self, ref: str, *, sha256: str, checksum: str | None = ..., size: int | None = ...,
-        output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
-        progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
-        require_digest: bool = ..., unpack: bool = ..., prefer: str = ...,
-    ) -> File: ...  # fmt: skip
+        self, ref: str, *, sha256: str, wait: Literal[True] = ..., unpack: bool = ..., **options: "Unpack[_OfOneFile]"
+    ) -> File: ...
 
     @overload
     def fetch(
-        self, ref: str | Manifest, *, sha256: str | None = ..., checksum: str | None = ..., size: int | None = ...,
-        output: Path | None = ..., mirrors: Iterable[str] = ..., headers: Mapping[str, str] | None = ...,
-        progress: Show = ..., wait: Literal[True] = ..., cache: bool = ..., strict: bool = ...,
-        require_digest: bool = ..., unpack: bool = ..., prefer: str = ..., files: Iterable[str] | str = ...,
-        layout: str = ...,
+        self, ref: str | Manifest, *, sha256: str | None = ..., wait: Literal[True] = ..., unpack: bool = ...,
+        files: Iterable[str] | str = ..., layout: str = ..., **options: "Unpack[_OfOneFile]",
     ) -> Model | File: ...  # fmt: skip
 
     def fetch(
@@ -142,76 +143,19 @@ class Cache:
             dict(headers or {}), cache, strict, require_digest, prefer, chosen_of(files),
         )  # fmt: skip
         if layout:
-            return self._laid_out(ref, wish, progress, layout, place)
+            return laid_out(self._roots, ref, wish, progress, layout, place)
         if not wait:
             return self.begin(ref, wish, progress)
-        result = self._fetched(ref, wish, progress)
+        result = fetched(self._roots, ref, wish, progress)
         if unpack:
             folder = self.unpack(result, place)
             assert isinstance(result, File)
             return replace(result, unpacked=folder)
         return result
 
-    def _fetched(self, ref: str | Manifest, wish: Wish, progress: Show) -> Model | File:
-        order, here = self._at_hand(ref, wish)
-        somebody_listens = callable(progress) or self._runtime.has_subscribers
-        if here is not None and not somebody_listens:
-            self._runtime.count(order, here)
-            return here
-        return self._waited(self.begin(ref, wish, progress))
-
-    def _laid_out(self, ref: str | Manifest, wish: Wish, progress: Show, layout: str, output: str | None) -> Model:
-        """Fetches the whole model, then writes it into the output as another program keeps it."""
-        from modelcache.layouts import checked_layout, write_ollama
-
-        if not isinstance(ref, str) or not output or wish.chosen:
-            raise UsageError("a layout takes a whole model of a registry, and an output")
-        place = checked_layout(layout, ref)
-        model = self._fetched(ref, wish, progress)
-        assert isinstance(model, Model)
-        return replace(model, path=write_ollama(model, output, place))
-
-    def _waited(self, download: "Download") -> Model | File:
-        """Its result. An interrupt pauses it."""
-        try:
-            return download.result()
-        except KeyboardInterrupt as interrupt:
-            download.pause()
-            download.wait_stopped(STOP_WITHIN_S)
-            interrupt.kept_bytes = download.kept_bytes  # type: ignore[attr-defined]
-            interrupt.add_note(f"{download.kept_bytes:,} bytes kept; fetch it again to go on")
-            raise
-
     def begin(self, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
         """What `fetch(wait=False)` gives, for a wish that was made before."""
-        from modelcache.again import to_text
-        from modelcache.download import Download
-        from modelcache.progress import subscriber_for
-
-        order, here = self._at_hand(ref, wish)
-        other = None if here else self._elsewhere()
-        if other is not None:
-            return other.begin(ref, wish, progress)
-        if here is None and order.cached:
-            self._check_ref(order)
-            self.check_at_start()
-
-        def renew(meaning: Manifest | None) -> tuple[Order, Model | File | None]:
-            again = self._order(ref, wish, meaning)
-            return again, hit(again, self._shelf.layout)
-
-        self._runtime.count(order, here)
-        show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files})
-        download = Download(order, self._runtime.shop, renew, show, to_text(ref, wish))
-        self._runtime.runs(download)
-        if here is None:
-            if order.cached:
-                with suppress(StoreError):  # whoever writes there first says so
-                    self._runtime.make_root()
-            download.begin()
-        else:
-            download.be_ready(here)
-        return download
+        return begun(self._roots, ref, wish, progress)
 
     @property
     def limit_rate(self) -> int:
@@ -229,18 +173,7 @@ class Cache:
         Returns the folder; one that an earlier call made beside the archive is returned as it is. UsageError for a
         model or a file of another kind, VerificationError for a damaged or dangerous archive.
         """
-        from modelcache.unpack import UnpackLimits, stem_of, unpack
-
-        if not isinstance(fetched, File):
-            raise UsageError("one archive is unpacked, not a model of several files")
-        beside = os.path.join(os.path.dirname(fetched.path), stem_of(fetched.name))
-        folder = os.path.abspath(os.path.expanduser(os.fspath(output))) if output is not None else beside
-        if output is None and os.path.isdir(folder):
-            return folder
-        settings = self._runtime.shop.settings
-        limits = UnpackLimits(total_bytes=settings.unpack_most, entries=settings.unpack_entries)
-        unpack(fetched.path, folder, name=fetched.name, limits=limits)
-        return folder
+        return unpacked(fetched, None if output is None else os.fspath(output), self.settings)
 
     # -- what is installed --------------------------------------------------------------------------------------------
 
@@ -250,54 +183,21 @@ class Cache:
         Raises ModelNotAvailableError with the reason: not_installed, downloading, verifying (it changed since it
         was verified: fetch or verify it), error (it is corrupt or incomplete, or fetching it was paused or failed).
         """
-        ref = _ref_of(model, version)
-        cache = self._holder(ref)
-        record = cache._shelf.record(ref)
-        if record is None:
-            version = ref.version or ref.alias or None
-            raise ModelNotAvailableError(ref.id, version, cache._why_not(ref.id))
-        if cache._shelf.status(record) != "ready":
-            distrusted = record.missing or any(file.is_distrusted for file in record.files)
-            changed = record.condition() == "changed" and not distrusted
-            raise ModelNotAvailableError(record.id, record.version, "verifying" if changed else "error")
-        if not ref.path:
-            return record.place(record.files[0]) if ref.url else record.folder
-        file = record.file(ref.path)
-        if file is None:
-            raise ModelNotAvailableError(record.id, record.version, "not_installed")
-        return record.place(file)
+        from modelcache.inventory import path_of
+
+        return path_of(self._roots, ref_of(model, version))
 
     def models(self) -> Report:
         """What is installed: one row a version, with what a catalog says of it. StoreError where it cannot be read."""
-        rows = [
-            {
-                "model": record.id, "version": record.version, "files": len(record.files),
-                "size": sum(max(0, file.size) for file in record.files), "status": cache._shelf.status(record),
-                "task": entry.task if entry else "", "ref": record.ref,
-                "languages": list(entry.languages) if entry else [],
-                "default_version": entry.default_version if entry else "",
-            }
-            for cache, record in self._all()
-            for entry in [cache._shelf.entry(Ref(record.id))]
-        ]  # fmt: skip
-        return Report("installed models", tuple(rows), hidden=("languages", "default_version"))
+        from modelcache.inventory import models
+
+        return models(self._roots)
 
     def info(self, model: str, version: str | None = None) -> Report:
         """One row a file. Raises ModelNotAvailableError."""
-        ref = _model_of(model, version)
-        record = self._holder(ref)._shelf.present(ref)
-        rows = [
-            {
-                "file": file.path, "size": file.size, "sha256": file.sha256, "verified": file.verified,
-                "proof": file.proof, "verified_at": file.stamp.verified_at,
-                "condition": file.stamp.judge(record.place(file)), "path": record.place(file),
-            }
-            for file in record.files
-        ]  # fmt: skip
-        entry = self._shelf.entry(Ref(record.id))
-        told = [entry.task, ", ".join(entry.languages)] if entry else []
-        title = "; ".join(filter(None, (f"{record.id}@{record.version} from {record.ref}, in {record.folder}", *told)))
-        return Report(title, tuple(rows), hidden=("proof", "path"))
+        from modelcache.inventory import info
+
+        return info(self._roots, model_of(model, version))
 
     def verify(
         self, model: str | None = None, version: str | None = None, *, strict: bool = False, progress: Show = None
@@ -307,14 +207,9 @@ class Cache:
         A file is right if each piece has the digest that was recorded when its SHA-256 was proven; where one has not,
         or none is known, its SHA-256 decides. `strict`: its SHA-256 alone. `progress` as in `fetch`.
         """
-        from modelcache.audit import verify
-        from modelcache.transfer.control import Control
+        from modelcache.care import verify
 
-        audits = []
-        for cache, record in self._chosen(model, version):
-            with cache._shown(progress, record) as shop:
-                audits += verify(shop, record, Control(), strict=strict)
-        return Report("verified files", tuple(audit.to_row() for audit in audits))
+        return verify(self._roots.chosen(model, version), strict=strict, progress=progress)
 
     def check(self, manifest: Manifest, folder: Path) -> Report:
         """Whether a folder holds what the manifest lists. A file that was verified before costs one stat."""
@@ -335,17 +230,14 @@ class Cache:
         `headers` and `mirrors` are for one model, which is named, as in `fetch`. Rows say what was done to each file;
         `repaired` is False where no source had it, with the reason.
         """
-        from modelcache.mending import repair
+        from modelcache.care import repair
 
         wish = Wish(mirrors=tuple(mirrors), headers=dict(headers or {}))
         if (wish.headers or wish.mirrors) and len(models) != 1:
             raise UsageError("headers and mirrors go with one model: name it")
-        chosen = [one for model in models for one in self._chosen(model, None)] if models else self._corrupt()
-        rows: list[dict[str, object]] = []
-        for cache, record in chosen:
-            with cache._shown(progress, record) as shop:
-                rows += repair(shop, record, wish)
-        return Report("repaired files", tuple(rows))
+        roots = self._roots
+        chosen = [held for model in models for held in roots.chosen(model)] if models else roots.corrupt()
+        return repair(chosen, wish, progress)
 
     def remove(self, model: str, version: str | None = None) -> int:
         """Takes a model away: all versions of an id, or the one that is named (`version`, or `model@version`); of a hub
@@ -354,18 +246,9 @@ class Cache:
         Returns the bytes freed; what other models share stays. Raises LockedError while it is being fetched,
         ModelNotAvailableError if there is no such model or version. Removing again goes on where an error came.
         """
-        from modelcache.events import Fact
-        from modelcache.store.removal import remove
+        from modelcache.care import remove
 
-        ref = _model_of(model, version)
-        cache = self._holder(ref)
-        records, shop, freed = cache._shelf.remains(ref), cache._runtime.shop, 0
-        for record in records:
-            freed += remove(shop.layout, shop.registry, record)
-            message = f"{record.id}@{record.version} is removed"
-            shop.dispatcher.publish(Fact("removed", record.id, message, version=record.version, path=record.folder))
-        shop.dispatcher.drain(STOP_WITHIN_S)
-        return freed
+        return remove(self._roots, model_of(model, version))
 
     def add(self, path: Path, model: str, version: str = "1", *, replace: bool = False) -> Model:
         """Takes a file or a folder of this disk into the store, as a copy (a reflink where the disk can). Links in
@@ -376,10 +259,9 @@ class Cache:
         from modelcache.adopt import adopt
 
         checked_path(model, parts=1), checked_path(version, parts=1)
-        cache = self._elsewhere() or self
-        cache._shelf.check_ref(model, model)
-        cache._runtime.make_root()
-        return adopt(cache._runtime.shop, os.path.abspath(os.fspath(path)), model, version, replace=replace)
+        runtime = self._roots.writable()
+        runtime.shelf.check_ref(model, model)
+        return adopt(runtime.shop, os.path.abspath(os.fspath(path)), model, version, replace=replace)
 
     def export_bundle(self, models: Sequence[str], output: "Path | Sink", *, progress: Show = None) -> Report:
         """Writes models (`id`, `id@version`, or the URL of one) to one file for machines without network: `output`,
@@ -392,7 +274,7 @@ class Cache:
 
         if not models:
             raise UsageError("name the models to export")
-        chosen = [(cache._runtime.shop, record) for model in models for cache, record in self._chosen(model, None)]
+        chosen = [(runtime.shop, record) for model in models for runtime, record in self._roots.chosen(model)]
         place = os.path.abspath(os.path.expanduser(output)) if isinstance(output, (str, os.PathLike)) else output
         return export(chosen, place, progress)
 
@@ -405,10 +287,9 @@ class Cache:
         """
         from modelcache.importing import opened, take_in
 
-        cache = self._elsewhere() or self
-        cache._runtime.make_root()
+        runtime = self._roots.writable()
         with opened(source) as bundle:
-            return take_in(cache._runtime.shop, cache._shelf, bundle, progress)
+            return take_in(runtime.shop, runtime.shelf, bundle, progress)
 
     def adopt(self, source: Path, *, progress: Show = None) -> Report:
         """Takes what other tools have downloaded into the store, as the models that a fetch would have made of it.
@@ -421,18 +302,11 @@ class Cache:
 
         Raises UsageError for a root of modelcache, StoreError where there is no such folder.
         """
-        from modelcache.adoption import adopt
-        from modelcache.foreign.root import Root
-        from modelcache.wiring import tier_of
+        from modelcache.adoption import adopt, tier_at
 
-        tier = tier_of(os.fspath(source))
-        if not os.path.isdir(tier.name):
-            raise StoreError(f"{tier.name} is no folder", next_step="name the folder of the other tool's cache")
-        if isinstance(tier, Root):
-            raise UsageError(f"{tier.name} is a root of modelcache", next_step="name it in the setting tiers")
-        cache = self._elsewhere() or self
-        cache._runtime.make_root()
-        return adopt(cache._runtime.shop, cache._shelf, tier, progress)
+        tier = tier_at(os.fspath(source))
+        runtime = self._roots.writable()
+        return adopt(runtime.shop, runtime.shelf, tier, progress)
 
     # -- care ---------------------------------------------------------------------------------------------------------
 
@@ -444,27 +318,19 @@ class Cache:
     @property
     def queue_paths(self) -> tuple[str, str]:
         """Of the file that holds what waits to be fetched, and of its lock."""
-        layout = self._shelf.layout
+        layout = self._runtime.shelf.layout
         return layout.queue, layout.lock("queue")
 
     def check_order(self, ref: str | Manifest, wish: Wish) -> None:
         """UsageError for what `fetch` would refuse at once."""
-        order = self._order(ref, wish)
-        if order.cached:
-            self._check_ref(order)
-        if self.settings.shared:
-            self._runtime.make_root()
+        check_order(self._runtime, ref, wish)
 
     def check_at_start(self) -> Report:
         """What earlier runs left unfinished, one row each; what is of no use is removed. Once a process: then nothing.
 
         The first fetch does it by itself. A row: model, file, size (bytes here), total, can_resume, cleaned, and text.
         """
-        if not (self._runtime.is_first_look() and _holds_anything(self._shelf.layout.partials)):
-            return Report("unfinished downloads", ())
-        from modelcache.maintenance import check_at_start
-
-        return check_at_start(self._runtime.shop)
+        return self._runtime.check_at_start()
 
     def clean(self, *, dry_run: bool = False) -> Report:
         """Removes what is nobody's and too old: unfinished downloads, what had rotted, logs, leftovers, free locks.
@@ -474,8 +340,7 @@ class Cache:
         """
         from modelcache.maintenance import clean
 
-        reports = [clean(cache._runtime.shop, cache._runtime.state, dry_run=dry_run) for cache in self._caches()]
-        return Report(reports[0].title, tuple(row for report in reports for row in report))
+        return joined([clean(runtime.shop, runtime.state, dry_run=dry_run) for runtime in self._roots.all()])
 
     def reset(self, model: str) -> Report:
         """Takes a model back to where it was before its first fetch: no version, nothing unfinished, no error.
@@ -483,19 +348,9 @@ class Cache:
         One row for each thing that was removed, with the bytes freed; files that other models share stay. Raises
         LockedError while it is being fetched.
         """
-        from modelcache.maintenance import reset
+        from modelcache.care import reset
 
-        ref = Ref(_model_of(model).id)
-        rows: list[dict[str, Any]] = []
-        for cache in self._caches():
-            shop = cache._runtime.shop
-            try:
-                records = cache._shelf.remains(ref)
-            except ModelNotAvailableError:
-                records = []
-            rows += reset(shop, cache._runtime.state, ref.id, records)
-            shop.dispatcher.drain(STOP_WITHIN_S)
-        return Report(f"{ref.id} is reset", tuple(rows))
+        return reset(self._roots, model_of(model).id)
 
     def doctor(self) -> Report:
         """What is wrong with this cache, one row a finding, with the command that helps; changes nothing.
@@ -504,17 +359,13 @@ class Cache:
         """
         from modelcache.doctor import Examination
 
-        reports = [Examination(cache._shelf, cache._overrides).report() for cache in self._caches()]
-        return Report(reports[0].title, tuple(row for report in reports for row in report))
+        return joined([Examination(runtime.shelf, runtime.overrides).report() for runtime in self._roots.all()])
 
     def logs(self, model: str | None = None) -> Report:
         """What happened, to one model or to all: one row an event, oldest first."""
-        from modelcache.logbook import Logbook
+        from modelcache.care import logs
 
-        books = [Logbook(cache._shelf.layout.logs) for cache in self._caches()]
-        chosen = Ref.parse(model).id if model else ""
-        rows = [row for book in books for one in ([chosen] if chosen else book.models()) for row in book.read(one)]
-        return Report(f"log of {chosen or 'all models'}", tuple(sorted(rows, key=lambda row: str(row["timestamp"]))))
+        return logs(self._roots, Ref.parse(model).id if model else "")
 
     # -- what was done ------------------------------------------------------------------------------------------------
 
@@ -523,13 +374,13 @@ class Cache:
         or success. What no living process carries out is paused."""
         from modelcache import past
 
-        return past.downloads(self._runtime.state, self._shelf, status)
+        return past.downloads(self._runtime.state, self._runtime.shelf, status)
 
     def download(self, download_id: str) -> "DownloadRecord":
         """How a download stands. Raises UnknownDownloadError."""
         from modelcache import past
 
-        return past.download(self._runtime.state, self._shelf, download_id)
+        return past.download(self._runtime.state, self._runtime.shelf, download_id)
 
     def resume(
         self,
@@ -544,21 +395,11 @@ class Cache:
         Headers and passwords are never kept: give them again. Raises as `fetch` does, UnknownDownloadError for an id
         that there is not, UsageError where what was asked is not known any more.
         """
-        from modelcache import past
-        from modelcache.again import parsed
+        from modelcache.steering import resume
 
-        record = self.download(download_id)
-        if record.status == "success":
-            return record
-        past.pause_in_queue(self._shelf, download_id, False)
-        download = self._runtime.find(download_id)
-        if download is not None:
-            download.resume()
-        else:
-            ref, wish = parsed(self._runtime.state.request_of(download_id))
-            download = self.begin(ref, replace(wish, headers=dict(headers or {})), progress)
-        if wait:
-            self._waited(download)
+        download = resume(self._roots, self.download(download_id), headers, progress)
+        if wait and download is not None:
+            waited(download)
         return self.download(download_id)
 
     def pause(self, download_id: str) -> "DownloadRecord":
@@ -566,16 +407,9 @@ class Cache:
 
         What has ended stays as it is. Raises UnknownDownloadError, and LockedError while another process is at it.
         """
-        from modelcache import past
+        from modelcache.steering import pause
 
-        record = self.download(download_id)
-        is_queued = record.status != "success" and past.pause_in_queue(self._shelf, download_id, True)
-        download = self._runtime.find(download_id)
-        if download is not None:
-            download.pause()
-            download.wait_stopped(STOP_WITHIN_S)
-        elif record.status in UNFINISHED and not is_queued:
-            raise LockedError(f"{record.model} is being fetched by another process", next_step="press Ctrl-C there")
+        pause(self._runtime, self.download(download_id))
         return self.download(download_id)
 
     def cancel(self, download_id: str) -> "DownloadRecord":
@@ -585,18 +419,9 @@ class Cache:
 
         Raises UnknownDownloadError, and LockedError while another process is at it.
         """
-        from modelcache import past
+        from modelcache.steering import cancel
 
-        record = self.download(download_id)
-        if record.status == "success":
-            return record
-        download = self._runtime.find(download_id)
-        if download is not None:
-            download.cancel()
-            download.wait_stopped(STOP_WITHIN_S)
-        else:
-            past.forget(self._runtime.state, self._shelf, self._runtime.shop, record)
-        past.take_out_of_queue(self._shelf, download_id)
+        cancel(self._runtime, self.download(download_id))
         return self.download(download_id)
 
     def usage(self) -> Report:
@@ -615,7 +440,7 @@ class Cache:
 
     def on_event(self, subscriber: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         """Calls the function with every event (product H), from one thread. Returns a function that ends it."""
-        ends = [cache._runtime.shop.dispatcher.subscribe(subscriber) for cache in self._caches()]
+        ends = [runtime.shop.dispatcher.subscribe(subscriber) for runtime in self._roots.all()]
 
         def unsubscribe() -> None:
             for end in ends:
@@ -625,112 +450,4 @@ class Cache:
 
     def close(self) -> None:
         """Pauses what runs, and returns when nothing is written any more, within 2 s."""
-        if self._fallback:
-            self._fallback.close()
-        self._runtime.close()
-
-    # -- inside -------------------------------------------------------------------------------------------------------
-
-    def _order(self, ref: str | Manifest, wish: Wish, meaning: Manifest | None = None) -> Order:
-        order = order_of(self._shelf, ref, wish, meaning, self._fresh_s)
-        if order.asks and is_offline(order.asks.scheme):
-            error = ModelNotAvailableError(order.id, order.asks.version or order.asks.alias, "not_installed")
-            error.next_step = "its hub is not asked, for HF_HUB_OFFLINE is set: unset it to fetch"
-            raise error
-        return order
-
-    def _at_hand(self, ref: str | Manifest, wish: Wish) -> tuple[Order, Model | File | None]:
-        """What is wanted, and that, if it is here.
-
-        What a hub said too long ago will do for what is here; whether it still says so is asked beside (product B11).
-        """
-        order = self._order(ref, wish)
-        if order.asks is None or not order.cached or not self._fresh_s(order.asks):
-            return order, hit(order, self._shelf.layout)
-        with suppress(NotFoundError):  # its hub may have it by now
-            older = order_of(self._shelf, ref, wish)
-            if (here := hit(older, self._shelf.layout)) is not None:
-                self._runtime.look_again(order, older.version)
-                return older, here
-        return order, None
-
-    def _check_ref(self, order: Order) -> None:
-        """UsageError where the id stands for something else already. What it stands for in a catalog, that says."""
-        if not order.is_listed:
-            self._shelf.check_ref(order.id, order.ref)
-
-    def _fresh_s(self, ref: Ref) -> float:
-        """How long what a hub has said of a ref counts."""
-        if is_offline(ref.scheme):
-            return math.inf
-        return settings_for(self.root, self._overrides).manifest_ttl if ref.alias else 0.0  # a version is for ever
-
-    def _elsewhere(self) -> "Cache | None":
-        """The cache to use where nothing can be written here (product A8)."""
-        if self._fallback is None and (place := fallback_for(self.root)):
-            self._fallback = Cache(place, **self._overrides)
-        return self._fallback
-
-    def _caches(self) -> "list[Cache]":
-        other = self._elsewhere()
-        return [self, other] if other else [self]
-
-    def _all(self) -> "list[tuple[Cache, Installed]]":
-        """Every model. StoreError where they cannot be listed and there is no fallback."""
-        caches = self._caches()
-        if len(caches) == 1:
-            self._shelf.check_readable()
-        return [(cache, record) for cache in caches for record in cache._shelf.all()]
-
-    def _holder(self, ref: Ref) -> "Cache":
-        """The cache that has a model: this one, unless only the fallback has it."""
-        if self._shelf.record(ref) is None and (other := self._elsewhere()):
-            return other
-        return self
-
-    def _chosen(self, model: str | None, version: str | None) -> "list[tuple[Cache, Installed]]":
-        """One model, or all."""
-        if model is None:
-            return self._all()
-        ref = _model_of(model, version)
-        cache = self._holder(ref)
-        return [(cache, cache._shelf.present(ref))]
-
-    def _corrupt(self) -> "list[tuple[Cache, Installed]]":
-        return [(cache, record) for cache, record in self._chosen(None, None) if cache._shelf.status(record) != "ready"]
-
-    @contextmanager
-    def _shown(self, progress: Show, record: Installed) -> Iterator[Workshop]:
-        """The workshop, while the events of a model are shown."""
-        from modelcache.progress import shown
-
-        shop, sizes = self._runtime.shop, {file.path: max(0, file.size) for file in record.files}
-        with shown(progress, shop.dispatcher, record.id, sizes):
-            yield shop
-
-    def _why_not(self, model_id: str) -> Reason:
-        """Why a model without a record is not available."""
-        mine = [one for one in self._runtime.running if one.order.id == model_id]
-        if any(not one.has_ended for one in mine) or is_held(self._shelf.layout.model_lock(model_id)):
-            return "downloading"
-        return "error" if mine and mine[-1].state in ("paused", "failed") else "not_installed"
-
-
-def _ref_of(model: str, version: str | None) -> Ref:
-    ref = Ref.parse(model)
-    return replace(ref, version=checked_path(version, parts=1)) if version else ref
-
-
-def _model_of(model: str, version: str | None = None) -> Ref:
-    """UsageError where one file is named: what is done to it is done to the whole model."""
-    ref = _ref_of(model, version)
-    if ref.path:
-        raise UsageError(f"{ref.shown} is one file of a model", next_step=f"name the model: {ref.base}")
-    return ref
-
-
-def _holds_anything(folder: str) -> bool:
-    try:
-        return bool(os.listdir(folder))
-    except OSError:
-        return False
+        self._roots.close()

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from modelcache.archives.bundle import END, Member
+from modelcache.dispatch import Show
 from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError, VerificationError
 from modelcache.events import Fact
 from modelcache.model import MAX_ALIASES, MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Workshop
-from modelcache.progress import Show, shown
+from modelcache.progress import shown
 from modelcache.rows import Report
 from modelcache.sampling import Sampler
 from modelcache.store import blobs

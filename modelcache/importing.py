@@ -22,6 +22,7 @@ from dataclasses import replace
 from modelcache.again import bytes_here
 from modelcache.archives.bundle import Bundle, Member, Readable
 from modelcache.arrival import Arrival, content_of
+from modelcache.dispatch import Show
 from modelcache.errors import LockedError, ModelCacheError, StoreError, UsageError, VerificationError
 from modelcache.history import Attempt
 from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile, Span
@@ -29,7 +30,6 @@ from modelcache.names import check_conflicts
 from modelcache.order import Fetched, Workshop
 from modelcache.ordering import hit
 from modelcache.outcome import Model
-from modelcache.progress import Show
 from modelcache.refs import Ref, repository_of
 from modelcache.store import blobs
 from modelcache.store.claim import forget

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TextIO
 from urllib.parse import urlsplit
 
-from modelcache.dispatch import Dispatcher, Subscriber
+from modelcache.dispatch import Dispatcher, Show, Subscriber
 from modelcache.errors import UsageError
 from modelcache.units import as_clock, in_units, part_of, short
 
@@ -27,7 +27,6 @@ ENDS = {"success": "done", "completed": "done", "paused": "paused", "error": "fa
 LINE_EVERY_S = 10.0
 DRAIN_S = 1.5
 SPEED_OVER_MS = 5000
-Show = bool | Subscriber | None  # `progress` as users give it: see `subscriber_for`
 MODES = ("auto", "text", "off")
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelcache.again import parsed, to_text
 from modelcache.api import default
-from modelcache.cache import Cache, Path, Show
+from modelcache.cache import Cache, Path
+from modelcache.dispatch import Show
 from modelcache.errors import CancelledError, ModelCacheError, PausedError, UsageError, told
 from modelcache.model import Manifest
 from modelcache.ordering import Wish, chosen_of, digests_of

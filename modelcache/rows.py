@@ -5,7 +5,7 @@ rows to pandas when asked, not before. What people read is shortened, the rows t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from modelcache.units import in_units, moment, short
@@ -47,6 +47,12 @@ class Report:
         if not self.rows:
             return f"{self.title}: nothing"
         return f"{self.title}\n{_table(self.rows, [key for key in self.rows[0] if key not in self.hidden])}"
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """One of several, with the title of the first."""
+    rows = tuple(row for report in reports for row in report)
+    return replace(reports[0], rows=rows, findings=sum(report.findings for report in reports))
 
 
 def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:

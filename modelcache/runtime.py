@@ -1,7 +1,8 @@
-"""What a cache has in one process: threads, locks, connections, and what runs.
+"""What a root is in one process: its models, and threads, locks, connections and what runs.
 
-Responsible for: making it when it is first needed, making it anew in a child after a fork, which inherits none of it,
-and ending it. Leaves to others: using it (`cache`), settings and sources (`wiring`).
+Responsible for: making them when they are first needed, making them anew in a child after a fork, which inherits none
+of them, and ending them. Leaves to others: using them (`fetching`, `inventory`, `cache`), settings and sources
+(`wiring`).
 """
 
 import os
@@ -15,9 +16,11 @@ from modelcache.errors import UsageError
 from modelcache.history import Use
 from modelcache.order import Order, Workshop
 from modelcache.outcome import File, Model
+from modelcache.rows import Report
 from modelcache.settings import MOST_S
 from modelcache.state.uses import Uses
 from modelcache.store.disk import check_no_links, make_directories, make_root
+from modelcache.store.layout import Layout
 from modelcache.store.shelf import Shelf
 from modelcache.wiring import Sources, settings_for, tiers_for
 
@@ -30,12 +33,12 @@ STOP_WITHIN_S = 1.5
 
 
 class Runtime:
-    """Of one cache. Making it does nothing; all methods may be called from any thread."""
+    """Of one root. Making it does nothing; all methods may be called from any thread."""
 
-    def __init__(self, root: str, shelf: Shelf, overrides: Mapping[str, Any]) -> None:
-        self._root = root
-        self._shelf = shelf
-        self._overrides = overrides
+    def __init__(self, root: str, overrides: Mapping[str, Any]) -> None:
+        self.root = root
+        self.shelf = Shelf(Layout(root))
+        self.overrides = overrides
         self._guard = threading.Lock()
         self._shop: Workshop | None = None
         self._state: State | None = None
@@ -63,12 +66,12 @@ class Runtime:
         from modelcache.state.state import State
         from modelcache.throttle import Throttle
 
-        shelf, dispatcher = self._shelf, Dispatcher()
+        shelf, dispatcher = self.shelf, Dispatcher()
         for folder in shelf.layout.folders:
-            check_no_links(self._root, folder)
-        settings = settings_for(self._root, self._overrides)
+            check_no_links(self.root, folder)
+        settings = settings_for(self.root, self.overrides)
         sources = Sources(settings)
-        self._state = State(self._root, self._uses, settings.metrics_age, shared=settings.shared)
+        self._state = State(self.root, self._uses, settings.metrics_age, shared=settings.shared)
         dispatcher.attach(Logbook(shelf.layout.logs))
         dispatcher.attach(self._state)
         atexit.register(self.close)
@@ -81,15 +84,15 @@ class Runtime:
             sources.resolver,
             Throttle(settings.limit_rate),
             scores=self._state.scores,
-            tiers=tiers_for(settings, self._root),
+            tiers=tiers_for(settings, self.root),
         )
 
     def make_root(self) -> None:
         """Raises UsageError where the root is to be a group's and is not, StoreError."""
         if self.shop.settings.shared:
-            make_root(self._root)
+            make_root(self.root)
         else:
-            make_directories(self._root)
+            make_directories(self.root)
 
     @property
     def has_subscribers(self) -> bool:
@@ -103,12 +106,16 @@ class Runtime:
         self._state.close()
         return self._state
 
-    def is_first_look(self) -> bool:
-        """True once in each process."""
+    def check_at_start(self) -> Report:
+        """What earlier runs left unfinished, once in each process: then nothing."""
         self._adopt_process()
         with self._guard:
             is_first, self._was_checked = not self._was_checked, True
-        return is_first
+        if not is_first or not _holds_anything(self.shelf.layout.partials):
+            return Report("unfinished downloads", ())
+        from modelcache.maintenance import check_at_start
+
+        return check_at_start(self.shop)
 
     # -- what runs ----------------------------------------------------------------------------------------------------
 
@@ -173,7 +180,7 @@ class Runtime:
             from modelcache.state.state import State
 
             self._adopt_process()
-            state = self._state or State(self._root, self._uses, MOST_S)
+            state = self._state or State(self.root, self._uses, MOST_S)
             state.close()
 
     def _adopt_process(self) -> None:
@@ -181,3 +188,10 @@ class Runtime:
             self._guard = threading.Lock()  # the inherited one may be held by a thread that does not exist here
             self._pid, self._shop, self._state, self._running = os.getpid(), None, None, []
             self._was_checked, self._refresher = False, None
+
+
+def _holds_anything(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False

@@ -21,6 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError
+from modelcache.fetching import begun
 from modelcache.queueing import Ended, Queue
 from modelcache.store.owner import Owner
 from modelcache.store.waitlist import Waitlist
@@ -754,16 +755,17 @@ def test_what_another_process_fetches_without_the_queue_is_not_paused_from_here(
 # ---- what is kept of the wish, and what helps
 
 
-def test_the_kind_to_prefer_is_kept(cache, cache_root, origin) -> None:
+def test_the_kind_to_prefer_is_kept(cache, cache_root, origin, monkeypatch) -> None:
     asked: list[Any] = []
 
-    class Watched(Cache):
-        def begin(self, ref: Any, wish: Any, progress: Any) -> Any:
-            asked.append(wish.prefer)
-            return super().begin(ref, wish, progress)
+    def watched(roots: Any, ref: Any, wish: Any, progress: Any) -> Any:
+        asked.append(wish.prefer)
+        return begun(roots, ref, wish, progress)
 
+    for module in ("cache", "steering"):
+        monkeypatch.setattr(f"modelcache.{module}.begun", watched)
     origin.faults(Status(500), path="a.bin")
-    cache = Watched(cache_root, backoff=0.01)
+    cache = Cache(cache_root, backoff=0.01)
     queue = Queue(cache)
     queue.add(origin.url("a.bin"), prefer="http")
     with pytest.raises(UsageError, match="prefer = 'tape'"):
@@ -771,7 +773,7 @@ def test_the_kind_to_prefer_is_kept(cache, cache_root, origin) -> None:
     queue.run(progress=False)
     origin.heal()
     (download,) = cache.downloads("failed")
-    Watched(cache_root).resume(download["id"])  # as another process would
+    Cache(cache_root).resume(download["id"])  # as another process would
     assert asked == ["http", "http"]
 
 

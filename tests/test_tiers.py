@@ -76,7 +76,7 @@ def test_a_large_file_is_a_second_name_and_a_small_one_a_copy(hub: Hub, cache: C
     blob = repository / "blobs" / WEIGHTS.sha256
     if not os.path.samefile(model["model.safetensors"].path, blob):  # type: ignore[index]
         pytest.skip("this disk has reflinks")
-    assert is_foreign(cache._shelf.layout, WEIGHTS.sha256, str(blob))
+    assert is_foreign(cache._runtime.shelf.layout, WEIGHTS.sha256, str(blob))
     assert not os.path.samefile(model["config.json"].path, repository / "snapshots" / COMMIT / "config.json")  # type: ignore[index]
     assert [row["check"] for row in cache.doctor() if row["check"] == "modes"] == []
     assert cache.remove("hf:org/name") == CONFIG.size  # what the other tool has is not freed
@@ -100,7 +100,7 @@ def test_where_the_disk_can_it_is_a_reflink_and_nobody_elses(
     assert len(cloned) == len(FILES)
     assert Path(path).read_bytes() == WEIGHTS.read()
     assert (os.stat(path).st_mode & 0o777, os.stat(blob).st_nlink) == (0o444, 1)
-    assert not is_foreign(cache._shelf.layout, WEIGHTS.sha256, path)
+    assert not is_foreign(cache._runtime.shelf.layout, WEIGHTS.sha256, path)
     assert list(Path(cache.root).rglob("*.tmp")) == []
 
 
@@ -227,7 +227,7 @@ def test_a_tier_on_a_file_system_that_is_read_only_is_copied_from(origin: Origin
             assert isinstance(file, mc.File)
             assert file.status == "linked"
             assert os.stat(file.path).st_mode & 0o777 == 0o444
-            assert not is_foreign(cache._shelf.layout, WEIGHTS.sha256, file.path)
+            assert not is_foreign(cache._runtime.shelf.layout, WEIGHTS.sha256, file.path)
         assert origin.requests == []
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)

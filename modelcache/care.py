@@ -1,0 +1,91 @@
+"""Looks after what is installed, whichever root it is in: reading it, mending it, taking it away; and its logs.
+
+Responsible for: what is shown and told meanwhile, and one report of it all. Leaves to others: what is wrong with a
+file (`audit`), making it right (`mending`), what goes (`store.removal`, `maintenance`).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from modelcache.dispatch import Show
+from modelcache.errors import ModelNotAvailableError
+from modelcache.events import Fact
+from modelcache.order import Workshop
+from modelcache.ordering import Wish
+from modelcache.outcome import Audit
+from modelcache.refs import Ref
+from modelcache.roots import Held, Roots
+from modelcache.rows import Report
+from modelcache.runtime import STOP_WITHIN_S
+
+
+def verify(chosen: Iterable[Held], *, strict: bool, progress: Show) -> Report:
+    """Reads every byte of these models; one row a file."""
+    from modelcache.audit import verify
+    from modelcache.transfer.control import Control
+
+    audits: list[Audit] = []
+    for held in chosen:
+        with _shown(progress, held) as shop:
+            audits += verify(shop, held[1], Control(), strict=strict)
+    return Report("verified files", tuple(audit.to_row() for audit in audits))
+
+
+def repair(chosen: Iterable[Held], wish: Wish, progress: Show) -> Report:
+    """Makes these models right again; one row a file that was wrong."""
+    from modelcache.mending import repair
+
+    rows: list[dict[str, object]] = []
+    for held in chosen:
+        with _shown(progress, held) as shop:
+            rows += repair(shop, held[1], wish)
+    return Report("repaired files", tuple(rows))
+
+
+@contextmanager
+def _shown(progress: Show, held: Held) -> Iterator[Workshop]:
+    """The workshop, while the events of a model are shown."""
+    from modelcache.progress import shown
+
+    runtime, record = held
+    with shown(progress, runtime.shop.dispatcher, record.id, {file.path: max(0, file.size) for file in record.files}):
+        yield runtime.shop
+
+
+def remove(roots: Roots, ref: Ref) -> int:
+    """Takes a version away, or all of an id, in the root that has them; the bytes freed."""
+    from modelcache.store.removal import remove
+
+    runtime, freed = roots.holder(ref), 0
+    records, shop = runtime.shelf.remains(ref), runtime.shop
+    for record in records:
+        freed += remove(shop.layout, shop.registry, record)
+        message = f"{record.id}@{record.version} is removed"
+        shop.dispatcher.publish(Fact("removed", record.id, message, version=record.version, path=record.folder))
+    shop.dispatcher.drain(STOP_WITHIN_S)
+    return freed
+
+
+def reset(roots: Roots, model: str) -> Report:
+    """Takes all of an id away, in every root; one row for each thing that was removed."""
+    from modelcache.maintenance import reset
+
+    rows: list[dict[str, Any]] = []
+    for runtime in roots.all():
+        try:
+            records = runtime.shelf.remains(Ref(model))
+        except ModelNotAvailableError:
+            records = []
+        rows += reset(runtime.shop, runtime.state, model, records)
+        runtime.shop.dispatcher.drain(STOP_WITHIN_S)
+    return Report(f"{model} is reset", tuple(rows))
+
+
+def logs(roots: Roots, model: str) -> Report:
+    """One row an event, oldest first: of one model, or of all where it is empty."""
+    from modelcache.logbook import Logbook
+
+    books = [Logbook(runtime.shelf.layout.logs) for runtime in roots.all()]
+    rows = [row for book in books for one in ([model] if model else book.models()) for row in book.read(one)]
+    return Report(f"log of {model or 'all models'}", tuple(sorted(rows, key=lambda row: str(row["timestamp"]))))

@@ -1,0 +1,175 @@
+"""Gives what was asked for: at once where it is here, else by a download.
+
+Responsible for: hits, which cost a stat a file; where a download writes; and waiting for it. Leaves to others: what is
+meant and whether it is here (`ordering`), carrying a download out (`download`), the roots (`roots`).
+A hit imports no network library, and hashes nothing.
+"""
+
+import math
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from modelcache.dispatch import Show
+from modelcache.errors import ModelNotAvailableError, NotFoundError, StoreError, UsageError
+from modelcache.model import Manifest
+from modelcache.order import Order
+from modelcache.ordering import Wish, hit, order_of
+from modelcache.outcome import File, Model
+from modelcache.refs import Ref
+from modelcache.roots import Roots
+from modelcache.runtime import STOP_WITHIN_S, Runtime
+from modelcache.settings import Settings
+from modelcache.wiring import is_offline, settings_for
+
+if TYPE_CHECKING:
+    from modelcache.download import Download
+
+Result = Model | File
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked, and the root that is to have it."""
+
+    runtime: Runtime
+    ref: str | Manifest
+    wish: Wish
+
+    def order(self, meaning: Manifest | None = None) -> Order:
+        """`meaning` is what a hub has just said. Raises as `order_of`."""
+        order = order_of(self.runtime.shelf, self.ref, self.wish, meaning, self._fresh_s)
+        if order.asks and is_offline(order.asks.scheme):
+            error = ModelNotAvailableError(order.id, order.asks.version or order.asks.alias, "not_installed")
+            error.next_step = "its hub is not asked, for HF_HUB_OFFLINE is set: unset it to fetch"
+            raise error
+        return order
+
+    def at_hand(self) -> tuple[Order, Result | None]:
+        """What is wanted, and that, if it is here.
+
+        What a hub said too long ago will do for what is here; whether it still says so is asked beside (product B11).
+        """
+        runtime, order = self.runtime, self.order()
+        if order.asks is None or not order.cached or not self._fresh_s(order.asks):
+            return order, hit(order, runtime.shelf.layout)
+        with suppress(NotFoundError):  # its hub may have it by now
+            older = order_of(runtime.shelf, self.ref, self.wish)
+            if (here := hit(older, runtime.shelf.layout)) is not None:
+                runtime.look_again(order, older.version)
+                return older, here
+        return order, None
+
+    def renewed(self, meaning: Manifest | None) -> tuple[Order, Result | None]:
+        """The same, once a hub has been asked, or another process has ended."""
+        order = self.order(meaning)
+        return order, hit(order, self.runtime.shelf.layout)
+
+    def check(self, order: Order) -> None:
+        """UsageError where the id stands for something else already. What it stands for in a catalog, that says."""
+        if order.cached and not order.is_listed:
+            self.runtime.shelf.check_ref(order.id, order.ref)
+
+    def _fresh_s(self, ref: Ref) -> float:
+        """How long what a hub has said of a ref counts."""
+        if is_offline(ref.scheme):
+            return math.inf
+        if not ref.alias:
+            return 0.0  # a version is for ever
+        return settings_for(self.runtime.root, self.runtime.overrides).manifest_ttl
+
+
+def fetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result:
+    """Waits until it is here. Raises as a download ends."""
+    order, here = Request(roots.own, ref, wish).at_hand()
+    somebody_listens = callable(progress) or roots.own.has_subscribers
+    if here is not None and not somebody_listens:
+        roots.own.count(order, here)
+        return here
+    return waited(begun(roots, ref, wish, progress))
+
+
+def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
+    """Under way, or ended already where everything is here. What has to be written goes where that can be."""
+    request = Request(roots.own, ref, wish)
+    order, here = request.at_hand()
+    if here is None and (other := roots.fallback()):
+        request = replace(request, runtime=other)
+        order, here = request.at_hand()
+    download = _download(request, order, here, progress)
+    if here is not None:
+        download.be_ready(here)
+        return download
+    if order.cached:
+        with suppress(StoreError):  # whoever writes there first says so
+            request.runtime.make_root()
+    download.begin()
+    return download
+
+
+def _download(request: Request, order: Order, here: Result | None, progress: Show) -> "Download":
+    """Not begun yet, but known to this process."""
+    from modelcache.again import to_text
+    from modelcache.download import Download
+    from modelcache.progress import subscriber_for
+
+    runtime = request.runtime
+    if here is None and order.cached:
+        request.check(order)
+        runtime.check_at_start()
+    runtime.count(order, here)
+    show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files})
+    download = Download(order, runtime.shop, request.renewed, show, to_text(request.ref, request.wish))
+    runtime.runs(download)
+    return download
+
+
+def waited(download: "Download") -> Result:
+    """Its result. An interrupt pauses it."""
+    try:
+        return download.result()
+    except KeyboardInterrupt as interrupt:
+        download.pause()
+        download.wait_stopped(STOP_WITHIN_S)
+        interrupt.kept_bytes = download.kept_bytes  # type: ignore[attr-defined]
+        interrupt.add_note(f"{download.kept_bytes:,} bytes kept; fetch it again to go on")
+        raise
+
+
+def check_order(runtime: Runtime, ref: str | Manifest, wish: Wish) -> None:
+    """UsageError for what a fetch would refuse at once."""
+    request = Request(runtime, ref, wish)
+    request.check(request.order())
+    if runtime.shop.settings.shared:
+        runtime.make_root()
+
+
+# -- in other forms ---------------------------------------------------------------------------------------------------
+
+
+def laid_out(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show, layout: str, output: str | None) -> Model:
+    """Fetches a whole model, then writes it into the output as another program keeps it."""
+    from modelcache.layouts import checked_layout, write_ollama
+
+    if not isinstance(ref, str) or not output or wish.chosen:
+        raise UsageError("a layout takes a whole model of a registry, and an output")
+    place = checked_layout(layout, ref)
+    model = fetched(roots, ref, wish, progress)
+    assert isinstance(model, Model)
+    return replace(model, path=write_ollama(model, output, place))
+
+
+def unpacked(archive: Result, output: str | None, settings: Settings) -> str:
+    """The folder that it is unpacked into; one that an earlier call made beside the archive is as good."""
+    from modelcache.unpack import UnpackLimits, stem_of, unpack
+
+    if not isinstance(archive, File):
+        raise UsageError("one archive is unpacked, not a model of several files")
+    beside = os.path.join(os.path.dirname(archive.path), stem_of(archive.name))
+    folder = os.path.abspath(os.path.expanduser(output)) if output is not None else beside
+    if output is None and os.path.isdir(folder):
+        return folder
+    limits = UnpackLimits(total_bytes=settings.unpack_most, entries=settings.unpack_entries)
+    unpack(archive.path, folder, name=archive.name, limits=limits)
+    return folder

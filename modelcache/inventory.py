@@ -1,0 +1,76 @@
+"""What is installed: where it is, and lists of it.
+
+Responsible for: one row a model or a file, and why a model is not available. Leaves to others: finding a record
+(`store.shelf`), doing something with what it names (`care`).
+"""
+
+from typing import Any
+
+from modelcache.errors import ModelNotAvailableError, Reason
+from modelcache.refs import Ref
+from modelcache.roots import Roots
+from modelcache.rows import Report
+from modelcache.runtime import Runtime
+from modelcache.store.installed import Installed, InstalledFile
+from modelcache.store.locks import is_held
+from modelcache.store.shelf import Shelf
+
+
+def path_of(roots: Roots, ref: Ref) -> str:
+    """Where a model or a file is. ModelNotAvailableError says why it is not."""
+    runtime = roots.holder(ref)
+    record = runtime.shelf.record(ref)
+    if record is None:
+        raise ModelNotAvailableError(ref.id, ref.version or ref.alias or None, _why_not(runtime, ref.id))
+    if runtime.shelf.status(record) != "ready":
+        distrusted = record.missing or any(file.is_distrusted for file in record.files)
+        changed = record.condition() == "changed" and not distrusted
+        raise ModelNotAvailableError(record.id, record.version, "verifying" if changed else "error")
+    if not ref.path:
+        return record.place(record.files[0]) if ref.url else record.folder
+    file = record.file(ref.path)
+    if file is None:
+        raise ModelNotAvailableError(record.id, record.version, "not_installed")
+    return record.place(file)
+
+
+def _why_not(runtime: Runtime, model_id: str) -> Reason:
+    """Why a model without a record is not available."""
+    mine = [one for one in runtime.running if one.order.id == model_id]
+    if any(not one.has_ended for one in mine) or is_held(runtime.shelf.layout.model_lock(model_id)):
+        return "downloading"
+    return "error" if mine and mine[-1].state in ("paused", "failed") else "not_installed"
+
+
+def models(roots: Roots) -> Report:
+    """One row a version. StoreError where they cannot be listed and there is no fallback."""
+    rows = tuple(_row_of(runtime.shelf, record) for runtime, record in roots.models())
+    return Report("installed models", rows, hidden=("languages", "default_version"))
+
+
+def _row_of(shelf: Shelf, record: Installed) -> dict[str, Any]:
+    entry = shelf.entry(Ref(record.id))
+    return {
+        "model": record.id, "version": record.version, "files": len(record.files),
+        "size": sum(max(0, file.size) for file in record.files), "status": shelf.status(record),
+        "task": entry.task if entry else "", "ref": record.ref,
+        "languages": list(entry.languages) if entry else [],
+        "default_version": entry.default_version if entry else "",
+    }  # fmt: skip
+
+
+def info(roots: Roots, ref: Ref) -> Report:
+    """One row a file. Raises ModelNotAvailableError."""
+    record = roots.holder(ref).shelf.present(ref)
+    entry = roots.own.shelf.entry(Ref(record.id))
+    told = [entry.task, ", ".join(entry.languages)] if entry else []
+    title = "; ".join(filter(None, (f"{record.id}@{record.version} from {record.ref}, in {record.folder}", *told)))
+    return Report(title, tuple(_file_row(record, file) for file in record.files), hidden=("proof", "path"))
+
+
+def _file_row(record: Installed, file: InstalledFile) -> dict[str, Any]:
+    place = record.place(file)
+    return {
+        "file": file.path, "size": file.size, "sha256": file.sha256, "verified": file.verified, "proof": file.proof,
+        "verified_at": file.stamp.verified_at, "condition": file.stamp.judge(place), "path": place,
+    }  # fmt: skip
