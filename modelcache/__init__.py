@@ -57,6 +57,10 @@ def __getattr__(name: str) -> object:
             value = getattr(import_module(f"modelcache.{home}"), name)
             globals()[name] = value
             return value
+    if name == "jobs":
+        from importlib import import_module
+
+        return import_module("modelcache.jobs")
     raise AttributeError(f"module 'modelcache' has no attribute {name!r}")
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PREFIX = "MODELCACHE_"
 HUGGING_FACE = "https://huggingface.co"
+JOBS = "jobs"  # the one table of the configuration file
 MOST_TOKEN_BYTES = 4096
 MOST_LOGIN_BYTES = 1 << 20
 
@@ -303,23 +304,18 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a fifo in its place must not hang us
 
 
-def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    path = os.environ.get("MODELCACHE_CONFIG") or os.path.join(root, "modelcache.toml")
-    try:
-        with open(path, "rb", opener=None if os.environ.get("MODELCACHE_CONFIG") else _at_once) as stream:
-            content = stream.read(1 << 20)
-    except (FileNotFoundError, NotADirectoryError):
-        if os.environ.get("MODELCACHE_CONFIG"):
-            raise UsageError(f"MODELCACHE_CONFIG names {path}, which is not there") from None
-        return {}
-    except OSError as error:
-        raise store_error(error, path) from error
-    import tomllib
+def job_tables(root: str) -> tuple[str, dict[str, Any]]:
+    """The configuration file and its table [jobs], unchecked; empty where there is none. UsageError, StoreError."""
+    path, table = _configuration(root)
+    jobs = table.get(JOBS, {})
+    if not isinstance(jobs, dict):
+        raise UsageError(f"{path}: jobs = {jobs!r}: tables [jobs.NAME] are expected")
+    return path, jobs
 
-    try:
-        table = tomllib.loads(content.decode())
-    except ValueError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+
+def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    path, table = _configuration(root)
+    table.pop(JOBS, None)
     unknown = [name for name in table if name not in known]
     if unknown:
         raise UsageError(f"{path}: unknown setting {unknown[0]!r}")
@@ -328,3 +324,23 @@ def _from_file(root: str, known: Mapping[str, Any]) -> dict[str, Any]:
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}") from error
     return table
+
+
+def _configuration(root: str) -> tuple[str, dict[str, Any]]:
+    """The file, and what it says."""
+    path = os.environ.get("MODELCACHE_CONFIG") or os.path.join(root, "modelcache.toml")
+    try:
+        with open(path, "rb", opener=None if os.environ.get("MODELCACHE_CONFIG") else _at_once) as stream:
+            content = stream.read(1 << 20)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.environ.get("MODELCACHE_CONFIG"):
+            raise UsageError(f"MODELCACHE_CONFIG names {path}, which is not there") from None
+        return path, {}
+    except OSError as error:
+        raise store_error(error, path) from error
+    import tomllib
+
+    try:
+        return path, tomllib.loads(content.decode())
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error

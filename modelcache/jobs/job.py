@@ -17,6 +17,8 @@ BUILT_IN = {  # by name, as in `run = "package.module:function"`
     "verify": "modelcache.jobs.verify:run",
     "clean": "modelcache.jobs.clean:run",
     "publish-metrics": "modelcache.jobs.publish_metrics:run",
+    "refresh": "modelcache.jobs.refresh:run",
+    "mirror": "modelcache.jobs.mirror:run",
 }
 Clock = Callable[[], float]  # seconds since 1970, as `time.time`
 T = TypeVar("T")

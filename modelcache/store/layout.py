@@ -7,6 +7,7 @@
     partials/<key>.<token>/              on the way
     models/<id>/<version>/<path>         links to blobs, and the record `.manifest.json`
     catalog/<id>/                        what refs of hubs meant when they were last asked about
+    jobs/<name>/<slot>.json              runs of jobs: each is the claim of its slot
     registry.json  queue.json  locks/  quarantine/  logs/
 
 Responsible for: these paths, as text. Leaves to others: creating them.
@@ -59,6 +60,7 @@ class Layout:
         """Everything that lies in the root and is a folder."""
         names = (
             "blobs", "pieces", "aliases", "foreign", "partials", "models", "locks", "quarantine", "state", "catalog",
+            "jobs",
         )  # fmt: skip
         return [os.path.join(self.root, name) for name in names]
 
@@ -77,6 +79,10 @@ class Layout:
     @property
     def logs(self) -> str:
         return os.path.join(self.root, "logs")
+
+    @property
+    def jobs(self) -> str:
+        return os.path.join(self.root, "jobs")
 
     @property
     def queue(self) -> str:

@@ -1,0 +1,108 @@
+"""`jobs`: running one, all of them when they are due, and what ran."""
+
+import argparse
+import logging
+import sys
+import threading
+import time
+from dataclasses import replace
+
+from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
+from modelcache.errors import ModelCacheError, UsageError
+from modelcache.rows import Report
+
+COULD_NOT_RUN = 2
+STATUS_CODES = {"ok": 0, "findings": 1, "failed": COULD_NOT_RUN}
+LAST = 20
+
+
+def add_to(commands: Commands) -> None:
+    sub = commands.add("jobs", "run what looks after the cache, now or when it is due", _jobs)
+    sub.add_argument("action", choices=["run", "start", "list", "history"])
+    sub.add_argument("name", nargs="?", metavar="NAME", help="of a job; `history` without one is of all")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="with `run`: an option, as in the settings"
+    )
+    sub.add_argument("--slot", metavar="SLOT", help="with `run`: the slot, as 20261123T0300Z, which runs once")
+    sub.add_argument("--last", type=int, default=LAST, metavar="N", help="with `history`: so many runs of each job")
+    add_json(sub)
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from modelcache.jobs.overview import history, listed
+
+    match options.action:
+        case "run" if not options.name:
+            raise UsageError("run needs the NAME of a job", next_step="see `modelcache jobs list`")
+        case "run":
+            return _run(options)
+        case "start":
+            return _start(options)
+        case "list":
+            return _print(listed(cache_of(options)), options)
+    return _print(history(cache_of(options), options.name, options.last), options)
+
+
+def _start(options: argparse.Namespace) -> int:
+    from modelcache.jobs.daemon import serve
+
+    _log_to_stderr()
+    serve(cache_of(options))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Exit code: 0 fine, 1 findings, 2 it could not run, 143 stopped by SIGTERM (130 by Ctrl-C)."""
+    from modelcache.jobs.overview import run_row
+    from modelcache.jobs.runner import Runner
+    from modelcache.jobs.schedule import SLOT_NOW, schedule, slot_of
+    from modelcache.jobs.signals import Signals
+
+    _log_to_stderr()
+    cache, stop = cache_of(options), threading.Event()
+    try:
+        job = schedule(cache.root, options.name)
+        job = replace(job, options={**job.options, **_options(options.set)})
+        signals = Signals(stop.set)
+        run = Runner(cache).run(job, options.slot or slot_of(time.time(), SLOT_NOW), stop)
+    except ModelCacheError as error:
+        error.exit_code = COULD_NOT_RUN
+        raise
+    cache.close()
+    if options.json:
+        print_json(run_row(run))
+    elif run.report is not None:
+        _print(run.report, options)
+    if run.status == "stopped":
+        return signals.code or int(bool(run.findings))  # it stopped itself after `max_runtime`
+    return STATUS_CODES[run.status]
+
+
+def _print(report: Report, options: argparse.Namespace) -> int:
+    """What a record holds may be anything."""
+    if options.json:
+        print_json(list(report))
+    else:
+        print("\n".join(map(printable, str(report).split("\n"))))
+    return 0
+
+
+def _options(given: list[str]) -> dict[str, object]:
+    """Options as they would stand in the file: K=V of TOML; what is none is a text."""
+    import tomllib
+
+    options: dict[str, object] = {}
+    for each in given:
+        name, sign, value = each.partition("=")
+        if not sign:
+            raise UsageError("--set takes K=V")
+        try:
+            options[name] = tomllib.loads(f"value = {value}")["value"]
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("modelcache.jobs").setLevel(logging.INFO)

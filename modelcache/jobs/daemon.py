@@ -1,0 +1,146 @@
+"""Runs jobs when they are due, until it is told to stop: as a program, or in the background of a notebook.
+
+Responsible for: waking up, which APScheduler does, and looking once a minute for what was missed: while no daemon ran,
+while the machine slept, or by a daemon that was killed. Nothing is kept here: schedules are settings, and what has run
+is in the ledger, so that a restart moves nothing and several daemons of one store share the slots.
+Leaves to others: which slot is due (`schedule`), running it (`runner`).
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
+from apscheduler.schedulers.base import BaseScheduler  # type: ignore[import-untyped]
+from apscheduler.schedulers.blocking import BlockingScheduler  # type: ignore[import-untyped]
+from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped]
+
+from modelcache.cache import Cache
+from modelcache.errors import ModelCacheError
+from modelcache.jobs.job import Clock
+from modelcache.jobs.runner import PATIENCE_S, Runner
+from modelcache.jobs.schedule import GRACE_S, Schedule, schedules
+from modelcache.jobs.signals import Signals
+from modelcache.units import moment
+
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())
+
+LOOK_EVERY_S = 60
+
+
+class Trigger(BaseTrigger):  # type: ignore[misc]
+    """When a schedule begins next, by its own clock line and delay."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    def get_next_fire_time(self, _previous: datetime | None, now: datetime) -> datetime | None:
+        instant = self._schedule.next(now.timestamp())
+        return None if instant is None else datetime.fromtimestamp(instant, UTC)
+
+
+class Daemon:
+    """The schedules of a cache, and a scheduler of APScheduler that begins their runs. UsageError for a configuration
+    file that cannot be read; what is wrong with one job is logged, and the others run."""
+
+    def __init__(
+        self, cache: Cache, scheduler: BaseScheduler, clock: Clock = time.time, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._clock = clock
+        self._runner = Runner(cache, clock, patience_s)
+        self._scheduler = scheduler
+        self._stop = threading.Event()
+        self._said: set[str] = set()
+        self.schedules = schedules(cache.root)
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # that a job still runs is nothing to warn of
+        for schedule in self.schedules:
+            if schedule.fault:
+                self._say_once(schedule.fault)
+            elif schedule.runs_by_itself:
+                self._add(self._fire, Trigger(schedule), schedule.name, [schedule])
+        self._add(self._look, "interval", "", [], seconds=LOOK_EVERY_S, next_run_time=datetime.now(UTC))
+
+    def _add(self, work: Callable[..., None], trigger: Any, name: str, arguments: list[Any], **more: Any) -> None:
+        rules: dict[str, Any] = {"coalesce": True, "max_instances": 1, "misfire_grace_time": int(GRACE_S)}
+        self._scheduler.add_job(work, trigger, args=arguments, id=name, **rules, **more)
+
+    def stop(self) -> None:
+        """Tells what runs to stop at its next checkpoint, and returns when it has: within its patience."""
+        self._stop.set()
+        self._scheduler.shutdown(wait=True)
+
+    def _look(self) -> None:
+        """Begins what should have begun by now and has not, or was lost on the way."""
+        for schedule in self.schedules:
+            slot = schedule.due(self._clock())
+            if slot and self._runner.ledger.is_open(schedule.name, slot):
+                self._scheduler.modify_job(schedule.name, next_run_time=datetime.now(UTC))
+
+    def _fire(self, schedule: Schedule) -> None:
+        slot = schedule.due(self._clock())
+        if not slot or self._stop.is_set() or not self._runner.ledger.is_open(schedule.name, slot):
+            return
+        try:
+            self._runner.run(schedule, slot, self._stop)
+        except ModelCacheError as error:
+            self._say_once(f"{schedule.name}: {error.line()}")
+        except Exception as error:  # noqa: BLE001 - the next one runs all the same
+            self._say_once(f"{schedule.name}: a bug in modelcache: {type(error).__name__}")
+
+    def _say_once(self, words: str) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            log.warning("%s", words)
+
+
+def serve(cache: Cache, clock: Clock = time.time, patience_s: float = PATIENCE_S) -> None:
+    """Runs jobs until SIGTERM or SIGINT; then what runs stops at its next checkpoint. A second signal ends at once.
+
+    For the main thread of a program.
+    """
+    scheduler = BlockingScheduler(timezone=UTC)
+    daemon = Daemon(cache, scheduler, clock, patience_s)
+    Signals(threading.Thread(target=daemon.stop, name="modelcache-jobs-end", daemon=True).start)
+    log.info("jobs of %s: %s", cache.root, _plan(daemon.schedules, clock()))
+    scheduler.start()
+    cache.close()
+    log.info("stopped")
+
+
+class Jobs:
+    """Jobs that run in the background of this process, and end with it: with the kernel, in a notebook."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._root = cache.root
+        self._scheduler = BackgroundScheduler(timezone=UTC, daemon=True)
+        self._daemon = Daemon(cache, self._scheduler)
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """What runs stops at its next checkpoint. Calling it again does nothing."""
+        if self._scheduler.running:
+            self._daemon.stop()
+
+    def __repr__(self) -> str:
+        if not self._scheduler.running:
+            return f"jobs of {self._root}: stopped"
+        plan = _plan(self._daemon.schedules, time.time())
+        return f"jobs of {self._root}, which end with this process: {plan}"
+
+
+def start(cache: Cache) -> Jobs:
+    """Says on stderr what runs when, and that it ends with this process."""
+    jobs = Jobs(cache)
+    print(jobs, file=sys.stderr)
+    return jobs
+
+
+def _plan(schedules: tuple[Schedule, ...], now: float) -> str:
+    nexts = {one.name: instant for one in schedules if (instant := one.next(now)) is not None}
+    plan = [f"{name} {moment(int(nexts[name] * 1000))}" for name in sorted(nexts, key=nexts.__getitem__)]
+    return ", ".join(plan) or "none runs by itself"

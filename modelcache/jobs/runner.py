@@ -1,0 +1,147 @@
+"""One run of a job: its claim, its heartbeat, its end.
+
+Responsible for: one run of each job at a time in a store, and one a slot (I29); that a run is told to stop, by whoever
+wants or by its `max_runtime`; that what it raises is known and ends nothing else.
+
+The job works in a thread of its own, which cannot be killed. One that does not stop is given up after a while: its run
+has failed, and nobody runs the same job until that thread, or the process, has ended, for the thread keeps the lock.
+Leaves to others: which slot is due (`schedule`), what is kept of a run (`ledger`).
+"""
+
+import importlib
+import logging
+import threading
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from modelcache.cache import Cache
+from modelcache.errors import LockedError, ModelCacheError, StoreError
+from modelcache.jobs.job import Clock, Config, Job
+from modelcache.jobs.ledger import Claim, Ledger, Run, Status
+from modelcache.jobs.ping import ping
+from modelcache.jobs.schedule import Schedule, slot_of
+from modelcache.rows import Report
+from modelcache.store.layout import Layout
+from modelcache.store.locks import Patience, Subject, locked
+from modelcache.wiring import fallback_for
+
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())
+
+LOOK_S = 0.1
+BEAT_S = 10.0
+PATIENCE_S = 30.0  # with a job that was told to stop
+
+
+@dataclass(slots=True)
+class _Work:
+    """A job in its thread. The lock of the job goes with it."""
+
+    schedule: Schedule
+    config: Config
+    clock: Clock
+    lock: ExitStack
+    stop: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
+    report: Report | None = None
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        with self.lock:
+            try:
+                result = _loaded(self.schedule.target)(self.config, stop=self.stop, clock=self.clock)
+                if result is not None and not isinstance(result, Report):
+                    raise TypeError("a job returns a Report, or None")
+                self.report = result
+            except BaseException as error:  # noqa: BLE001 - whatever it raises, the next job runs
+                self.error = error
+        self.done.set()
+
+
+class Runner:
+    """Runs jobs on one cache. `clock` says what time it is; `patience_s` is how long a job is waited for that was told
+    to stop."""
+
+    def __init__(self, cache: Cache, clock: Clock = time.time, patience_s: float = PATIENCE_S) -> None:
+        self._cache = cache
+        self._clock = clock
+        self._patience_s = patience_s
+        self._layout = Layout(fallback_for(cache.root) or cache.root)
+        self.ledger = Ledger(self._layout)
+
+    def run(self, schedule: Schedule, slot: str, stop: threading.Event) -> Run:
+        """To its end, or until it is given up after `stop`; how it was.
+
+        LockedError while this job runs, here or elsewhere, and where somebody has run the slot; StoreError where no
+        run can be recorded. Then nothing was run.
+        """
+        name = schedule.name
+        lock = self._layout.lock(f"job-{name}")
+        with ExitStack() as stack:
+            stack.enter_context(locked(lock, Subject(f"job {name}"), Patience(0.0)))
+            claim = self.ledger.claim(name, slot, self._now_ms())
+            if claim is None:
+                raise LockedError(f"job {name} has been run for {slot}", next_step="see `modelcache jobs history`")
+            work = _Work(schedule, Config(self._cache, schedule.options), self._clock, stack.pop_all())
+        run = self._ended(claim, work, *self._watched(claim, work, stop))
+        if run.status == "ok" and schedule.ping:
+            ping(name, schedule.ping)
+        self.ledger.forget(name, slot_of(self._clock() - self._cache.settings.metrics_age))
+        return run
+
+    def _watched(self, claim: Claim, work: _Work, stop: threading.Event) -> tuple[Status, str]:
+        """Waits for the job; how it ended, and why."""
+        schedule, begun, told_at, why = work.schedule, time.monotonic(), 0.0, ""
+        try:
+            threading.Thread(target=work.run, name=f"modelcache-job-{schedule.name}", daemon=True).start()
+        except RuntimeError as error:
+            work.lock.close()
+            return "failed", f"no thread: {error}"
+        next_beat = begun + BEAT_S
+        while not work.done.wait(LOOK_S):
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + BEAT_S
+                claim.beat()
+            if not told_at and (stop.is_set() or now - begun > schedule.max_runtime):
+                told_at, why = now, "" if stop.is_set() else f"it took longer than {schedule.max_runtime:g} s"
+                work.stop.set()
+            if told_at and now - told_at > self._patience_s:
+                return ("failed" if why else "stopped"), f"{why or 'it was told to stop'}, and it does not stop"
+        return _outcome(work, bool(told_at), why)
+
+    def _ended(self, claim: Claim, work: _Work, status: Status, error: str) -> Run:
+        report = work.report if work.done.is_set() else None
+        try:
+            run = claim.end(status, self._now_ms(), error=error, report=report)
+        except StoreError as refusal:
+            log.warning("%s %s: how it ended could not be recorded: %s", claim.run.job, claim.run.slot, refusal.line())
+            run = claim.run
+        level = logging.ERROR if status == "failed" else logging.INFO
+        found = f", {run.findings} findings" if run.findings else ""
+        log.log(level, "%s %s: %s%s%s", run.job, run.slot, status, found, f": {error}" if error else "")
+        return run
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _outcome(work: _Work, was_told: bool, why: str) -> tuple[Status, str]:
+    error = work.error
+    if isinstance(error, ModelCacheError):
+        return ("stopped" if was_told and error.kind == "interrupted" else "failed"), error.line()
+    if error is not None:  # its text may hold anything, a URL with its token for example (I22)
+        log.error("%s: %s", work.schedule.name, "".join(traceback.format_tb(error.__traceback__)))
+        return "failed", f"{work.schedule.target} raised {type(error).__name__}"
+    if was_told:
+        return "stopped", why
+    return ("findings" if work.report is not None and work.report.findings else "ok"), ""
+
+
+def _loaded(target: str) -> Job:
+    """The function that `package.module:function` names. Raises whatever its module does."""
+    module, _, name = target.partition(":")
+    job: Job = getattr(importlib.import_module(module), name)
+    return job

@@ -1,0 +1,55 @@
+"""Jobs as a user writes them; tests name them as `run = "ownjobs:…"`."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from modelcache.jobs.job import Clock, Config
+from modelcache.rows import Report
+
+
+def count(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    """One line more in the file that the option names."""
+    path = Path(str(config.options["file"]))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, f"{os.getpid()} {clock():.0f}\n".encode())
+    os.close(fd)
+    return Report("counted", ({"pid": os.getpid()},))
+
+
+def finds(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    return Report("found", ({"what": "rot"}, {"what": "whole"}), findings=1)
+
+
+def raises(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    raise ValueError("https://host/model?token=" + "".join(("SEC", "RET")))
+
+
+def leaves(config: Config, *, stop: threading.Event, clock: Clock) -> None:
+    raise SystemExit(7)
+
+
+def no_report(config: Config, *, stop: threading.Event, clock: Clock) -> dict[str, int]:
+    return {"rows": 1}
+
+
+def works(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    """Until it is told to stop; the file of its option says that it has begun."""
+    Path(str(config.options["file"])).write_text(str(os.getpid()))
+    steps = 0
+    while not stop.wait(0.01) and steps < 12_000:
+        steps += 1
+    return Report("worked", ({"steps": "some"},))
+
+
+def hangs(config: Config, *, stop: threading.Event, clock: Clock) -> None:
+    """Until there is a file that its option names, whoever tells it to stop."""
+    Path(str(config.options["file"])).write_text(str(os.getpid()))
+    end = time.monotonic() + 100
+    while not Path(str(config.options["until"])).exists() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def dies(config: Config, *, stop: threading.Event, clock: Clock) -> None:
+    os._exit(9)

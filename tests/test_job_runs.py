@@ -1,0 +1,358 @@
+"""One run of a job: its claim, its end, and what is kept of both."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from modelcache.cache import Cache
+from modelcache.errors import LockedError, StoreError, UsageError
+from modelcache.jobs import ledger
+from modelcache.jobs.ledger import Ledger
+from modelcache.jobs.overview import history
+from modelcache.jobs.runner import Runner
+from modelcache.jobs.schedule import Schedule
+from modelcache.rows import Report
+from modelcache.store.layout import Layout
+from modelcache.store.owner import Owner
+
+SLOT = "20260110T0200Z"
+NOW = 1_768_010_400.0  # that slot
+
+
+def job(function: str, **options: object) -> Schedule:
+    return Schedule("mine", f"ownjobs:{function}", options=options)
+
+
+def runner(cache: Cache, patience_s: float = 5.0) -> Runner:
+    return Runner(cache, lambda: NOW, patience_s)
+
+
+def record(cache: Cache, slot: str = SLOT) -> Path:
+    return Path(cache.root, "jobs", "mine", f"{slot}.json")
+
+
+def leave(cache: Cache, owner: Owner, silent_s: float = 0.0, attempt: int = 1) -> None:
+    """A run that somebody began, and has not touched for so long."""
+    place = record(cache)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fields = {
+        "format": 1, "job": "mine", "slot": SLOT, "status": "running", "owner": owner.to_json(), "started_at": 1,
+        "finished_at": 0, "attempt": attempt, "error": "", "report": None,
+    }  # fmt: skip
+    place.write_text(json.dumps(fields))
+    os.utime(place, (time.time() - silent_s,) * 2)
+
+
+def dead() -> Owner:
+    """A process of this machine that has ended."""
+    program = "from modelcache.store.owner import Owner; import json; print(json.dumps(Owner.mine().to_json()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return Owner.from_json(json.loads(done.stdout))
+
+
+def elsewhere() -> Owner:
+    return Owner("another-host", "b", 1, 77, 1, "m")
+
+
+def test_a_run_is_kept_with_its_report(cache: Cache) -> None:
+    run = runner(cache).run(job("finds"), SLOT, threading.Event())
+    assert (run.status, run.findings, run.started_at, run.finished_at) == (
+        "findings",
+        1,
+        int(NOW * 1000),
+        int(NOW * 1000),
+    )
+    (row,) = history(cache, "mine")
+    assert (row["job"], row["slot"], row["status"], row["findings"]) == ("mine", SLOT, "findings", 1)
+    assert row["host"] == Owner.mine().host
+    assert row["report"] == {"title": "found", "rows": [{"what": "rot"}, {"what": "whole"}]}
+
+
+def test_a_slot_is_run_once(cache: Cache, tmp_path: Path) -> None:
+    counted = job("count", file=str(tmp_path / "count"))
+    runner(cache).run(counted, SLOT, threading.Event())
+    with pytest.raises(LockedError, match="has been run"):
+        runner(cache).run(counted, SLOT, threading.Event())
+    assert len((tmp_path / "count").read_text().splitlines()) == 1
+
+
+def test_of_many_who_claim_a_slot_at_once_one_has_it(cache: Cache) -> None:
+    begin, claims, others = threading.Barrier(8), [], Ledger(Layout(cache.root))
+
+    def claim() -> None:
+        begin.wait(20)
+        claims.append(others.claim("mine", SLOT, 1))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sum(one is not None for one in claims) == 1 and len(claims) == 8
+
+
+def test_a_job_runs_once_at_a_time_whatever_the_slot(cache: Cache, tmp_path: Path) -> None:
+    stop, begun = threading.Event(), tmp_path / "begun"
+    runs: list[object] = []
+    thread = threading.Thread(target=lambda: runs.append(runner(cache).run(job("works", file=str(begun)), SLOT, stop)))
+    thread.start()
+    wait_for(begun)
+    with pytest.raises(LockedError, match="job mine is in use by this process"):
+        runner(cache).run(job("finds"), "20260110T0300Z", threading.Event())
+    assert runner(cache).ledger.read("mine", "20260110T0300Z") is None
+    stop.set()
+    thread.join(20)
+    (row,) = history(cache)
+    assert (row["status"], row["report"]["title"]) == ("stopped", "worked")  # its partial report is kept
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("raises", "ownjobs:raises raised ValueError"), ("leaves", "ownjobs:leaves raised SystemExit"),
+        ("no_report", "ownjobs:no_report raised TypeError"), ("absent", "ownjobs:absent raised AttributeError"),
+    ],
+)  # fmt: skip
+def test_what_a_job_raises_is_told_by_its_kind_alone(
+    cache: Cache, function: str, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = runner(cache).run(job(function), SLOT, threading.Event())
+    assert (run.status, run.error) == ("failed", error)
+    assert "SECRET" not in caplog.text + record(cache).read_text()
+    again = runner(cache).run(job("finds"), "20260110T0300Z", threading.Event())
+    assert again.status == "findings"
+
+
+def test_a_module_that_is_not_there_is_a_run_that_failed(cache: Cache) -> None:
+    run = runner(cache).run(Schedule("mine", "no.such.module:job"), SLOT, threading.Event())
+    assert (run.status, run.error) == ("failed", "no.such.module:job raised ModuleNotFoundError")
+
+
+def test_a_run_that_takes_too_long_is_told_to_stop(cache: Cache, tmp_path: Path) -> None:
+    long = Schedule("mine", "ownjobs:works", max_runtime=0.1, options={"file": str(tmp_path / "begun")})
+    run = runner(cache).run(long, SLOT, threading.Event())
+    assert (run.status, run.error) == ("stopped", "it took longer than 0.1 s")
+    assert run.report == Report("worked", ({"steps": "some"},))
+
+
+def test_a_run_that_hangs_is_given_up_and_nobody_runs_that_job_beside_it(cache: Cache, tmp_path: Path) -> None:
+    options = {"file": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
+    run = runner(cache, 0.1).run(
+        Schedule("mine", "ownjobs:hangs", max_runtime=0.1, options=options), SLOT, threading.Event()
+    )
+    assert (run.status, run.error) == ("failed", "it took longer than 0.1 s, and it does not stop")
+    with pytest.raises(LockedError):
+        runner(cache).run(job("finds"), "20260110T0300Z", threading.Event())
+    other = runner(cache).run(Schedule("other", "ownjobs:finds"), SLOT, threading.Event())
+    assert other.status == "findings"
+    (tmp_path / "until").touch()
+    for thread in [each for each in threading.enumerate() if each.name == "modelcache-job-mine"]:
+        thread.join(20)
+    assert runner(cache).run(job("finds"), "20260110T0300Z", threading.Event()).status == "findings"
+    assert {row["slot"]: row["status"] for row in history(cache, "mine")}[SLOT] == "failed"
+
+
+def test_the_slot_of_a_process_that_died_is_taken_over(cache: Cache) -> None:
+    leave(cache, dead())
+    assert [row["status"] for row in history(cache)] == ["lost"]
+    assert runner(cache).ledger.is_open("mine", SLOT)
+    run = runner(cache).run(job("finds"), SLOT, threading.Event())
+    assert (run.status, run.attempt) == ("findings", 2)
+
+
+def test_what_killed_its_process_twice_is_left_alone(cache: Cache) -> None:
+    leave(cache, dead(), attempt=2)
+    assert not runner(cache).ledger.is_open("mine", SLOT)
+    with pytest.raises(LockedError):
+        runner(cache).run(job("finds"), SLOT, threading.Event())
+
+
+def test_a_run_on_another_host_is_lost_when_it_falls_silent(cache: Cache) -> None:
+    leave(cache, elsewhere(), ledger.SILENT_S - 30)
+    assert [row["status"] for row in history(cache)] == ["running"]
+    with pytest.raises(LockedError):
+        runner(cache).run(job("finds"), SLOT, threading.Event())
+    leave(cache, elsewhere(), ledger.SILENT_S + 30)
+    assert runner(cache).run(job("finds"), SLOT, threading.Event()).status == "findings"
+
+
+def test_a_run_that_goes_on_beats(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelcache.jobs.runner.BEAT_S", 0.01)
+    stop, begun = threading.Event(), tmp_path / "begun"
+    works = threading.Thread(target=runner(cache).run, args=(job("works", file=str(begun)), SLOT, stop))
+    works.start()
+    wait_for(begun)
+    os.utime(record(cache), (1, 1))
+    end = time.monotonic() + 20
+    while record(cache).stat().st_mtime < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    stop.set()
+    works.join(20)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"\xff\xfe", b"[]", b"{}", b"[" * 100_000, b'{"format": 1, "status": "fine"}', b"1" * 5000, b"NaN",
+     b'{"format":1,"status":"ok","owner":{"pid":"x"},"started_at":1,"finished_at":1,"attempt":1,"error":"","report":0}',
+     b'{"format":1,"status":"ok","owner":null,"started_at":-1,"finished_at":9e99,"attempt":1,"error":"","report":0}'],
+)  # fmt: skip
+def test_a_record_that_holds_anything_is_a_run_of_which_nothing_is_known(cache: Cache, garbage: bytes) -> None:
+    record(cache).parent.mkdir(parents=True)
+    record(cache).write_bytes(garbage)
+    assert [row["status"] for row in history(cache)] == ["running"]  # somebody may be writing it
+    os.utime(record(cache), (1, 1))
+    assert [row["status"] for row in history(cache)] == ["lost"]
+    assert runner(cache).run(job("finds"), SLOT, threading.Event()).status == "findings"
+
+
+def test_links_fifos_and_folders_in_place_of_records_hold_nobody_up(cache: Cache, tmp_path: Path) -> None:
+    folder = record(cache).parent
+    folder.mkdir(parents=True)
+    (tmp_path / "secret").write_text("{}")
+    os.symlink(tmp_path / "secret", record(cache))
+    os.mkfifo(record(cache, "20260110T0300Z"))
+    record(cache, "20260110T0400Z").mkdir()
+    (folder / "notes.txt").touch()
+    (folder.parent / "stray").touch()
+    assert len(history(cache, "mine")) == 3
+    with pytest.raises(StoreError):
+        history(cache, "stray")
+    with pytest.raises(LockedError):
+        runner(cache).run(job("finds"), "20260110T0300Z", threading.Event())
+    assert (tmp_path / "secret").read_text() == "{}"
+
+
+def test_a_folder_that_is_a_link_is_not_written_through(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    Path(cache.root, "jobs").mkdir(parents=True)
+    os.symlink(tmp_path / "outside", record(cache).parent)
+    with pytest.raises(StoreError, match="symbolic link"):
+        runner(cache).run(job("finds"), SLOT, threading.Event())
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_a_large_report_is_kept_in_part(cache: Cache) -> None:
+    rows = tuple({"file": f"{number:06}", "text": "x" * 2000} for number in range(5000))
+    claim = runner(cache).ledger.claim("mine", SLOT, 1)
+    assert claim
+    claim.end("findings", 2, report=Report("large", rows, findings=4000))
+    (row,) = history(cache)
+    assert row["findings"] == 4000
+    assert 0 < len(row["report"]["rows"]) <= ledger.MOST_ROWS
+    assert record(cache).stat().st_size < 2 * ledger.MOST_BYTES
+
+
+def test_rows_of_any_kind_can_be_kept(cache: Cache) -> None:
+    loop: dict[str, object] = {}
+    loop["self"] = loop
+    claim = runner(cache).ledger.claim("mine", SLOT, 1)
+    assert claim
+    claim.end("ok", 2, report=Report("odd", ({"path": Path("a")}, loop, {"b": b"bytes"}, {("a", "tuple"): 1})))
+    (row,) = history(cache)
+    assert row["report"]["rows"] == [{"path": "a"}, {"b": "b'bytes'"}]
+
+
+def test_runs_are_forgotten_when_metrics_are(cache_root: Path) -> None:
+    cache = Cache(cache_root, metrics_age=10 * 86_400.0)
+    for slot in ("20251201T0200Z", "20260101T0200Z", "20260108T0200Z", SLOT):
+        runner(cache).run(job("finds"), slot, threading.Event())
+    assert [row["slot"] for row in history(cache)] == [SLOT, "20260108T0200Z", "20260101T0200Z"]
+
+
+def test_a_slot_is_checked_before_it_becomes_a_name(cache: Cache) -> None:
+    with pytest.raises(UsageError, match="no slot"):
+        runner(cache).run(job("finds"), "../../evil", threading.Event())
+    assert not list(Path(cache.root).rglob("*evil*"))
+
+
+def test_a_claim_can_be_made_on_a_full_disk_and_clean_runs(small_disk: Path) -> None:
+    cache = Cache(small_disk / "root")
+    cache.clean()
+    Path(cache.root, "jobs", "mine").mkdir(parents=True)
+    Path(cache.root, "locks").mkdir(exist_ok=True)
+    with open(small_disk / "ballast", "wb") as ballast:
+        try:
+            while True:
+                ballast.write(bytes(1 << 16))
+                ballast.flush()
+        except OSError:
+            pass
+    run = runner(cache).run(job("finds"), SLOT, threading.Event())
+    assert run.status == "findings"
+    assert not runner(cache).ledger.is_open("mine", SLOT)
+
+
+def test_in_a_root_of_a_group_records_are_the_groups(tmp_path: Path) -> None:
+    root = tmp_path / "lab"
+    root.mkdir()
+    root.chmod(0o2775)
+    cache = Cache(root)
+    runner(cache).run(job("finds"), SLOT, threading.Event())
+    assert oct(record(cache).stat().st_mode & 0o7777) == "0o664"
+    assert oct(record(cache).parent.stat().st_mode & 0o7777) == "0o2775"
+
+
+class _Watch(BaseHTTPRequestHandler):
+    seen: list[str]
+    status = 200
+
+    def do_GET(self) -> None:
+        self.seen.append(self.path)
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def watchman(status: int = 200) -> Iterator[tuple[str, list[str]]]:
+    """A server that is pinged: its URL, and the paths it was asked for."""
+    handler = type("Watch", (_Watch,), {"seen": [], "status": status})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/SECRET?status=up&msg=OK", handler.seen
+        server.shutdown()
+        thread.join(10)
+
+
+def test_a_run_that_was_well_pings_and_others_do_not(cache: Cache, tmp_path: Path) -> None:
+    with watchman() as (url, seen):
+        counted = Schedule("mine", "ownjobs:count", ping=url, options={"file": str(tmp_path / "count")})
+        runner(cache).run(counted, SLOT, threading.Event())
+        assert seen == ["/SECRET?status=up&msg=OK"]
+        for hour, function in enumerate(("finds", "raises")):
+            runner(cache).run(
+                Schedule("mine", f"ownjobs:{function}", ping=url), f"20260111T0{hour}00Z", threading.Event()
+            )
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("status", [404, 500, None])
+def test_a_ping_that_fails_fails_no_job_and_is_told_without_its_url(
+    cache: Cache, tmp_path: Path, status: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"file": str(tmp_path / "count")}
+    with watchman(status or 200) as (url, _):
+        where = url if status else "http://127.0.0.1:9/SECRET"
+        run = runner(cache).run(Schedule("mine", "ownjobs:count", ping=where, options=options), SLOT, threading.Event())
+    assert run.status == "ok"
+    assert "mine: its ping" in caplog.text
+    assert "SECRET" not in caplog.text + record(cache).read_text()
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -1,0 +1,213 @@
+"""When jobs run, as crontab(5) and the settings say."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from modelcache.errors import UsageError
+from modelcache.jobs.cron import Cron
+from modelcache.jobs.schedule import Schedule, schedule, schedules
+
+BERLIN = ZoneInfo("Europe/Berlin")  # 02:00 became 03:00 on 2026-03-29, 03:00 becomes 02:00 on 2026-10-25
+DAY_S = 86_400.0
+
+
+def at(text: str) -> float:
+    """Of a moment in UTC, as 2026-03-29T01:30."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+def instants(line: str, start: str, count: int, zone: ZoneInfo = BERLIN) -> list[str]:
+    cron, now, found = Cron(line, zone), at(start), []
+    for _ in range(count):
+        instant = cron.next(now)
+        assert instant is not None and instant > now
+        now = instant
+        found.append(datetime.fromtimestamp(now, UTC).strftime("%a %d %H:%M"))
+    return found
+
+
+def settings(home: Path, text: str) -> dict[str, Schedule]:
+    """All jobs under this configuration file."""
+    home.mkdir(exist_ok=True)
+    Path(home, "modelcache.toml").write_text(text)
+    return {one.name: one for one in schedules(str(home), UTC)}
+
+
+def test_a_line_is_meant_in_local_time() -> None:
+    assert instants("0 3 * * *", "2026-01-10T00:00", 2) == ["Sat 10 02:00", "Sun 11 02:00"]
+    assert instants("0 3 * * *", "2026-07-10T02:00", 2) == ["Sat 11 01:00", "Sun 12 01:00"]
+
+
+def test_what_falls_into_the_hour_that_is_left_out_runs_after_it() -> None:
+    assert instants("30 2 * * *", "2026-03-28T02:00", 3) == ["Sun 29 01:30", "Mon 30 00:30", "Tue 31 00:30"]
+
+
+def test_what_falls_into_the_hour_that_comes_twice_runs_once() -> None:
+    assert instants("30 2 * * *", "2026-10-24T12:00", 2) == ["Sun 25 00:30", "Mon 26 01:30"]
+
+
+def test_what_runs_every_hour_runs_in_the_hour_that_comes_twice_too() -> None:
+    found = instants("30 * * * *", "2026-10-24T23:45", 3)
+    assert found == ["Sun 25 00:30", "Sun 25 01:30", "Sun 25 02:30"]
+
+
+@pytest.mark.parametrize(
+    ("weekdays", "days"),
+    [
+        ("0", ["Sun"]), ("7", ["Sun"]), ("sun", ["Sun"]), ("1-5", ["Mon", "Tue", "Wed", "Thu", "Fri"]),
+        ("5-7", ["Fri", "Sat", "Sun"]), ("0-1", ["Sun", "Mon"]),
+        ("MON,3", ["Mon", "Wed"]), ("fri-mon/2", ["Fri", "Sun"]),
+        ("*/2", ["Sun", "Tue", "Thu", "Sat"]),
+    ],
+)  # fmt: skip
+def test_numbers_of_weekdays_begin_with_sunday(weekdays: str, days: list[str]) -> None:
+    found = {each[:3] for each in instants(f"0 12 * * {weekdays}", "2026-07-01T00:00", 7)}
+    assert found == set(days)
+
+
+def test_a_day_of_the_month_and_one_of_the_week_are_either() -> None:
+    found = instants("0 12 1 * mon", "2026-07-01T00:00", 3)
+    assert found == ["Wed 01 10:00", "Mon 06 10:00", "Mon 13 10:00"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "nonsense", "0 3 * *", "0 3 * * * *", "61 * * * *", "*/0 * * * *", "5-1 * * * *", "0 3 * * 8", "0 3 * * mo",
+     "0 3 * * 1-", "0 3 * * 1/0", "0 3 * * -1", "0 3 * * ²", "0 3 31 2 *", "0 " * 3000, "0 3 * * 1/-1", "\0 3 * * *"],
+)  # fmt: skip
+def test_a_line_that_means_nothing_is_refused(line: str) -> None:
+    with pytest.raises(UsageError, match="cron = "):
+        Cron(line, BERLIN)
+
+
+def test_the_latest_instant_is_not_older_than_that() -> None:
+    cron = Cron("0 3 * * *", BERLIN)
+    assert cron.latest(at("2026-01-10T02:00"), 3600) == at("2026-01-10T02:00")
+    assert cron.latest(at("2026-01-10T03:00"), 3600) == at("2026-01-10T02:00")
+    assert cron.latest(at("2026-01-10T03:01"), 3600) is None
+
+
+def test_a_slot_is_what_the_line_means_however_late_it_begins() -> None:
+    one = Schedule("verify", cron=Cron("0 3 * * *", BERLIN), enabled=True)
+    assert one.due(at("2026-01-10T01:59")) == ""
+    assert {one.due(at(f"2026-01-10T{clock}")) for clock in ("02:00", "02:00:30", "02:59")} == {"20260110T0200Z"}
+    assert one.due(at("2026-01-10T03:01")) == ""
+
+
+def test_jitter_delays_a_run_and_leaves_its_slot() -> None:
+    one = Schedule("verify", cron=Cron("0 3 * * *", BERLIN), enabled=True, jitter=1800.0)
+    plain, begins = at("2026-01-10T02:00"), one.next(at("2026-01-09T12:00"))
+    assert begins is not None and plain < begins < plain + 1800
+    assert one.due(begins) == "20260110T0200Z"
+    assert one.due(begins - 1) == ""
+    assert one.next(begins) == begins + DAY_S
+
+
+def test_the_delay_is_the_same_after_a_restart_and_another_for_each_job() -> None:
+    delays = [Schedule(name, jitter=1800.0).delay_s for name in ("verify", "verify", "clean")]
+    assert delays[0] == delays[1] != delays[2]
+
+
+def test_without_a_file_three_jobs_run_by_themselves(home: Path) -> None:
+    found = {one.name: one for one in schedules(str(home))}
+    assert [name for name, one in found.items() if one.runs_by_itself] == ["verify", "clean", "publish-metrics"]
+    assert [one.cron.line for one in found.values() if one.cron and one.enabled] == [
+        "0 3 * * *", "30 3 * * *", "0 6 * * *",
+    ]  # fmt: skip
+    assert not any(one.fault for one in found.values())
+
+
+def test_a_table_changes_what_it_names_and_leaves_the_rest(home: Path) -> None:
+    found = settings(
+        home,
+        '[jobs.verify]\ncron = "15 1 * * *"\nshare = 0.5\njitter = 60\nmax_runtime = 10\n'
+        "[jobs.clean]\nenabled = false\n"
+        '[jobs.refresh]\nenabled = true\n[jobs.mirror]\ncron = "0 1 * * *"\ntop = 3\n'
+        '[jobs.mine]\nrun = "pkg.mod:job"\n',
+    )
+    verify = found["verify"]
+    assert verify.cron and verify.cron.line == "15 1 * * *"
+    assert (verify.options, verify.jitter, verify.max_runtime) == ({"share": 0.5}, 60.0, 10.0)
+    on = [name for name, one in found.items() if one.runs_by_itself]
+    assert on == ["verify", "publish-metrics", "refresh", "mirror"]
+    assert found["mirror"].options == {"top": 3}
+    assert found["mine"].target == "pkg.mod:job" and not found["mine"].fault
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('[jobs.verify]\ncron = "nonsense"', "minute, hour, day, month and weekday"),
+        ("[jobs.verify]\ncron = 3", "a line of a crontab is expected"),
+        ('[jobs.verify]\nenabled = "no"', "true or false is expected"),
+        ("[jobs.verify]\njitter = -1", "a number of seconds up to 3600 is expected"),
+        ("[jobs.verify]\nmax_runtime = nan", "a number of seconds"),
+        ("[jobs.verify]\nmax_runtime = true", "a number of seconds"),
+        ('[jobs.verify]\nrun = "os:getcwd"', "it comes with modelcache"),
+        ('[jobs]\nverify = "0 3 * * *"', "a table is expected"),
+        ('[jobs.mine]\ncron = "0 3 * * *"', "there is no such job"),
+        ('[jobs.mine]\nrun = "job"', '"package.module:function" is expected'),
+        ('[jobs.mine]\nrun = "../evil:job"', '"package.module:function" is expected'),
+        ('[jobs."../../mine"]\nrun = "a:b"', "small letters"),
+    ],
+)
+def test_what_is_wrong_with_one_job_is_told_with_the_file_and_the_job_and_the_others_run(
+    home: Path, table: str, words: str
+) -> None:
+    found = settings(home, table)
+    (fault,) = [one.fault for one in found.values() if one.fault]
+    assert fault.startswith(f"{home}/modelcache.toml: [jobs.")
+    assert words in fault
+    assert found["clean"].runs_by_itself and found["publish-metrics"].runs_by_itself
+    assert not any(one.runs_by_itself for one in found.values() if one.fault)
+
+
+def test_a_wrong_ping_is_told_without_the_secret_that_it_may_be(home: Path) -> None:
+    one = settings(home, '[jobs.verify]\nping = "hc-ping.com/SECRET"')["verify"]
+    assert "ping: a URL of http or https is expected" in one.fault
+    assert "SECRET" not in one.fault
+    right = settings(home, '[jobs.verify]\nping = "https://hc-ping.com/SECRET"')["verify"]
+    assert right.ping.endswith("SECRET") and "SECRET" not in repr(right)
+
+
+def test_one_job_is_named_or_refused(home: Path) -> None:
+    settings(home, '[jobs.clean]\ncron = "x"')
+    assert schedule(str(home), "verify").name == "verify"
+    with pytest.raises(UsageError, match="no job 'verfy'"):
+        schedule(str(home), "verfy")
+    with pytest.raises(UsageError, match=r"\[jobs.clean\]"):
+        schedule(str(home), "clean")
+
+
+def test_a_fetch_does_not_mind_what_jobs_are_told(home: Path) -> None:
+    from modelcache.cache import Cache
+
+    settings(home, 'log_age = 5.0\n[jobs.verify]\ncron = "nonsense"')
+    assert Cache(home).settings.log_age == 5.0
+    Path(home, "modelcache.toml").write_text("jobs = 5")
+    with pytest.raises(UsageError, match="tables"):
+        schedules(str(home))
+
+
+def test_in_a_root_of_a_group_nobody_else_chooses_what_runs(home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o2775)
+    text = '[jobs.mine]\nrun = "pkg.mod:job"\n'
+    settings(home, text)
+    Path(home, "modelcache.toml").chmod(0o644)
+    assert {one.name: one.fault for one in schedules(str(home))}["mine"] == ""
+    Path(home, "modelcache.toml").chmod(0o664)
+    assert "others can write" in {one.name: one.fault for one in schedules(str(home))}["mine"]
+
+
+def test_the_zone_is_that_of_the_machine() -> None:
+    program = f"from modelcache.jobs.cron import Cron; print(Cron('0 3 * * *').next({at('2026-01-10T00:00')}))"
+    environment = os.environ | {"TZ": "Asia/Tokyo"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == at("2026-01-10T18:00")
