@@ -1,20 +1,21 @@
 """Reads what is installed, and says which bytes are wrong.
 
-Responsible for: telling whole, corrupt, missing and unreadable apart, and recording that. Never deletes.
-Leaves to others: mending it (`mending`), scheduling.
+Responsible for: telling whole, corrupt, missing and unreadable apart, and recording that. Never deletes. Only rot is
+marked, which a read from end to end has proven: a disk that fails, or a file that is not there, says nothing of bytes.
+Leaves to others: mending it (`mending`), whose turn it is (`sweep`).
 """
 
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial as bound
 
 from modelcache.abreast import Going, abreast
-from modelcache.errors import ShortageError, StoreError
+from modelcache.errors import PausedError, StoreError
 from modelcache.events import Progress
 from modelcache.model import Digest
 from modelcache.order import Workshop
@@ -22,57 +23,95 @@ from modelcache.outcome import Audit
 from modelcache.sampling import Sampler, Speed
 from modelcache.states import EVENT_STATUS, State
 from modelcache.store import blobs, records
-from modelcache.store.disk import BUFFER, store_error
+from modelcache.store.disk import BUFFER
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.registry import status_of
 from modelcache.store.sharing import Sharing
 from modelcache.transfer.control import Control
+from modelcache.verdict import Expected, judged
 
 WRITE_EVERY_S = 2.0
 
 
-def verify(shop: Workshop, record: Installed, control: Control, *, strict: bool = False) -> list[Audit]:
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How files are read.
+
+    strict: by SHA-256, even where pieces are known. pay: told how many bytes come next; it may wait. may_begin: whether
+    one more file may be begun. clock: what stamps are dated by, in seconds since 1970.
+    """
+
+    strict: bool = False
+    pay: Callable[[int], None] = lambda _: None
+    may_begin: Callable[[], bool] = lambda: True
+    clock: Callable[[], float] = time.time
+
+
+def verify(shop: Workshop, record: Installed, control: Control, manner: Manner | None = None) -> list[Audit]:
     """Reads every file of a model, and tells how far it is. Raises what `control` does."""
     with sampler_of(shop, record) as sampler:
-        return read(shop, record, control, sampler, strict=strict)
+        return read(shop, record, control, sampler, manner)
 
 
 def sampler_of(shop: Workshop, record: Installed) -> Sampler:
     return Sampler(shop.dispatcher, record.id, len(record.files) + len(record.missing))
 
 
-def read(shop: Workshop, record: Installed, control: Control, sampler: Sampler, *, strict: bool = False) -> list[Audit]:
-    """Refreshes the stamps of what is right; what is not is never a hit again. In the order of the record.
-
-    Files are read side by side, and recorded as they end. `strict`: by SHA-256, even where pieces are known.
-    Works where nothing can be written, too: then only the findings tell.
-    """
-    largest_first = sorted(record.files, key=lambda file: -file.size)  # so that all threads end at about the same time
-    readings = [_Reading(shop, record, file, control, strict) for file in largest_first]
-    findings = _Findings(shop, record)
-    try:
-        _read(readings, findings, sampler)
-    finally:
-        with suppress(StoreError):
-            findings.write()
-    found = {reading.file.path: reading.audit for reading in readings}
-    audits = [audit for file in record.files if (audit := found[file.path])]
+def read(
+    shop: Workshop, record: Installed, control: Control, sampler: Sampler, manner: Manner | None = None
+) -> list[Audit]:
+    """All that `reading` finds, in the order of the record."""
+    found = {audit.path: audit for audit in reading(shop, record, control, sampler, manner)}
+    audits = [found[file.path] for file in record.files]
     for path in record.missing:
         place = os.path.join(record.folder, path)
         audits.append(Audit(record.id, record.version, path, place, 0, "missing", reason="never fetched"))
     return audits
 
 
-def _read(readings: list["_Reading"], findings: "_Findings", sampler: Sampler) -> None:
+def reading(
+    shop: Workshop, record: Installed, control: Control, sampler: Sampler, manner: Manner | None = None
+) -> Generator[Audit, None, None]:
+    """Refreshes the stamps of what is right; what has rotted is never a hit again. Gives each file as it ends.
+
+    Files are read side by side. Works where nothing can be written, too: then only the findings tell. Raises what
+    `control` does, and PausedError where no file more may be begun; what was found by then is recorded.
+    """
+    manner = manner or Manner()
+    largest_first = sorted(record.files, key=lambda file: -file.size)  # so that all threads end at about the same time
+    readings = [_Reading(shop, record, file, control, manner) for file in largest_first]
+    findings = _Findings(shop, record)
+    try:
+        with closing(_read(readings, findings, sampler, manner)) as ended:
+            yield from (one.found for one in ended)
+    finally:
+        with suppress(StoreError):
+            findings.write()
+    if any(one.audit is None for one in readings):
+        raise PausedError("the time for reading is over")
+
+
+def record_as_proven(shop: Workshop, record: Installed, proven: Sequence[tuple[InstalledFile, Stamp]]) -> None:
+    """Gives files of a model the stamps that they have in another one: they are the same on the disk."""
+    findings = _Findings(shop, record, proven)
+    with suppress(StoreError):
+        findings.write()
+
+
+def _read(
+    readings: list["_Reading"], findings: "_Findings", sampler: Sampler, manner: Manner
+) -> Generator["_Reading", None, None]:
     """Events tell of the files in order: of the first one that is not told to its end."""
     told = deque(readings)
-    works = (work for reading in readings for work in reading.works())
+    works = (work for reading in readings if manner.may_begin() for work in reading.works())
     with closing(abreast(works)) as done:
         if told:
             sampler.follow(told[0])
         for ended in done:
-            if ended is not None:
-                findings.add(ended.file, ended.stamp)
+            if ended is None:
+                continue
+            findings.add(ended)
+            yield ended
             while told and told[0].audit is not None:
                 sampler.end(told.popleft())
                 if told:
@@ -86,14 +125,16 @@ class _Reading:
     or nothing is known of pieces, `_audit` reads the whole, and decides.
     """
 
-    def __init__(self, shop: Workshop, record: Installed, file: InstalledFile, control: Control, strict: bool) -> None:
+    def __init__(
+        self, shop: Workshop, record: Installed, file: InstalledFile, control: Control, manner: Manner
+    ) -> None:
         self.file = file
-        self.audit: Audit | None = None  # at the end; then `stamp` is that of a file that is whole
-        self.stamp: Stamp | None = None
+        self.audit: Audit | None = None  # at the end
+        self.stamp: Stamp | None = None  # how it looked before it was read
         self._shop = shop
         self._record = record
         self._control = control
-        self._strict = strict
+        self._manner = manner
         self._guard = threading.Lock()
         self._looking = 0  # looks that have not ended
         self._is_doubtful = False
@@ -101,6 +142,11 @@ class _Reading:
         self._here = 0
         self._gauge = Speed()
         self._speed = 0.0
+
+    @property
+    def found(self) -> Audit:
+        assert self.audit is not None
+        return self.audit
 
     def works(self) -> Iterator[Callable[[Going], "_Reading | None"]]:
         """The last to end gives this reading, with `audit`; the others nothing."""
@@ -121,7 +167,7 @@ class _Reading:
             return []
         if pieces is None or file.is_distrusted or stamp.size != file.size:
             return []
-        if self._strict:
+        if self._manner.strict:
             return [lambda tick: blobs.read_back(place, (sha256,), 0, tick).wrong is None]
         portions = blobs.portions(pieces)
         return [bound(blobs.has_pieces, place, stamp, pieces, portion) for portion in portions]
@@ -137,16 +183,35 @@ class _Reading:
             self._looking -= 1
             if self._looking:
                 return None
-        audit = _blank(self._record, self.file)
-        if self._is_doubtful:
-            audit, self.stamp = _audit(self._shop, self._record, self.file, tick)
+        audit = self._audit(tick) if self._is_doubtful else self._blank()
+        if self.stamp is not None:
+            self.stamp = replace(self.stamp, verified_at=round(1000 * self._manner.clock()))
         self.audit = audit
         return self
+
+    def _blank(self) -> Audit:
+        record, file = self._record, self.file
+        return Audit(record.id, record.version, file.path, record.place(file), self._size, "whole")
+
+    def _audit(self, tick: Callable[[], None]) -> Audit:
+        """Reads all of it by SHA-256."""
+        layout, file = self._shop.layout, self.file
+        sha256 = Digest("sha256", file.sha256)
+        known = blobs.load_pieces(layout, sha256, file.size)
+        expected = Expected((sha256,), file.size, known, self._shop.settings.piece_size)
+        verdict = judged(self._record.place(file), expected, tick)
+        self.stamp = verdict.stamp
+        reading = verdict.reading
+        if verdict.finding == "whole" and reading and known != reading.pieces:
+            with suppress(StoreError):  # what was recorded of them is wrong, if anything was
+                blobs.note(layout, reading.digests, reading.pieces)
+        return replace(self._blank(), finding=verdict.finding, reason=verdict.reason, wrong=verdict.wrong)
 
     def _tick(self, going: Going) -> None:
         """One more buffer was read."""
         going()
         self._control.check()
+        self._manner.pay(min(BUFFER, self._size))
         with self._guard:
             self._here = min(self._here + BUFFER, self._size)
 
@@ -167,22 +232,25 @@ class _Reading:
 class _Findings:
     """What was found and is not recorded yet: a kill costs the findings of `WRITE_EVERY_S`."""
 
-    def __init__(self, shop: Workshop, record: Installed) -> None:
+    def __init__(self, shop: Workshop, record: Installed, proven: Sequence[tuple[InstalledFile, Stamp]] = ()) -> None:
         self._shop = shop
         self._record = record
         self._sharing = Sharing(shop.layout, shop.registry)
-        self._stamps: list[tuple[InstalledFile, Stamp | None]] = []
+        self._stamps: list[tuple[InstalledFile, Stamp | None]] = [
+            *proven
+        ]  # the file as it was recorded; None: it has rotted
         self._due = time.monotonic() + WRITE_EVERY_S
 
-    def add(self, file: InstalledFile, stamp: Stamp | None) -> None:
-        """`file` as it was recorded before it was read; None for the stamp of one that is not right.
-
-        What is rotten here is so in every model that has the same file, from now on.
-        """
-        self._stamps.append((file, stamp))
-        if stamp is None:
+    def add(self, ended: _Reading) -> None:
+        """What is rotten here is so in every model that has the same file, from now on. Of what is not there, or cannot
+        be read, nothing is recorded: it may come back."""
+        file, stamp = ended.file, ended.stamp
+        if stamp and ended.found.finding == "whole":
+            self._stamps.append((file, stamp))
+        elif stamp and ended.found.finding == "corrupt":
+            self._stamps.append((file, None))
             with suppress(StoreError):
-                self._sharing.distrust(file.sha256, self._record.place(file))
+                self._sharing.distrust(file.sha256, self._record.place(file), stamp)
         if time.monotonic() >= self._due:
             with suppress(StoreError):
                 self.write()
@@ -190,6 +258,8 @@ class _Findings:
     def write(self) -> None:
         stamps, self._stamps, self._due = self._stamps, [], time.monotonic() + WRITE_EVERY_S
         self._sharing.write()
+        if not stamps:
+            return
         with records.changing(self._shop.layout):
             now = Installed.read(self._record.folder)
             if now is not None:
@@ -210,37 +280,3 @@ def _still_true(now: Installed, stamps: list[tuple[InstalledFile, Stamp | None]]
         elif stamp is None and entry is not None and entry.sha256 == file.sha256:
             found.append(entry.distrusted())
     return found
-
-
-def _blank(record: Installed, file: InstalledFile) -> Audit:
-    return Audit(record.id, record.version, file.path, record.place(file), max(0, file.size), "whole")
-
-
-def _audit(
-    shop: Workshop, record: Installed, file: InstalledFile, tick: Callable[[], None]
-) -> tuple[Audit, Stamp | None]:
-    """The finding, and the stamp of a file that is whole."""
-    place = record.place(file)
-    sha256 = Digest("sha256", file.sha256)
-    blank = _blank(record, file)
-    known = blobs.load_pieces(shop.layout, sha256, file.size)
-    try:
-        stamp = Stamp.of(place)
-        length = known.size if known else shop.settings.piece_size
-        reading = blobs.read_back(place, (sha256,), length, tick)
-    except (FileNotFoundError, NotADirectoryError):
-        return replace(blank, finding="missing", reason="the file is gone"), None
-    except OSError as error:
-        return replace(blank, finding="unreadable", reason=store_error(error, place).message), None
-    except ShortageError:
-        raise  # this process has no handle left: that says nothing of the file
-    except StoreError as error:
-        return replace(blank, finding="unreadable", reason=error.message), None
-    if reading.wrong is None:
-        if known != reading.pieces:  # what was recorded of them is wrong, if anything was
-            with suppress(StoreError):
-                blobs.note(shop.layout, reading.digests, reading.pieces)
-        return blank, stamp
-    wrong = blobs.wrong_spans(reading, known, file.size) if known else []
-    reason = "the bytes are not what they were" if known else "no piece digests tell where"
-    return replace(blank, finding="corrupt", wrong=tuple(wrong), reason=reason), None

@@ -25,6 +25,7 @@ from modelcache.settings import Settings
 from modelcache.wiring import checked, root_of
 
 if TYPE_CHECKING:
+    from threading import Event
     from typing import TypedDict, Unpack
 
     from modelcache.archives.bundle import Readable
@@ -210,6 +211,38 @@ class Cache:
         from modelcache.care import verify
 
         return verify(self._roots.chosen(model, version), strict=strict, progress=progress)
+
+    def sweep(
+        self,
+        *,
+        share: str | float = "1/30",
+        older_than: str | float = "10d",
+        time_limit: str | float = 0,
+        rate_limit: str | int = 0,
+        strict: bool = False,
+        repair: bool = False,
+        also: Iterable[str] = (),
+        progress: Show = None,
+        stop: "Event | None" = None,
+        clock: Callable[[], float] | None = None,
+    ) -> Report:
+        """Verifies what is due: what was verified longest ago comes first, and each run goes on behind the last one.
+
+        share: how much of all bytes, `1/30`, 0.1 or `full`.
+        older_than: what was verified less long ago is left, `10d` or seconds.
+        time_limit: after so long no file is begun, `1h` or seconds; 0: no limit.
+        rate_limit: bytes/s at most, `50M`; 0: as fast as it goes.
+        strict: by SHA-256, not by pieces. repair: mends at once what has rotted in the store.
+        also: other places, which are only read: `hf`, `ollama`, a cache of theirs, a folder with a manifest.
+        progress: as in `fetch`. stop: ends it within a buffer. clock: seconds since 1970.
+
+        One row a file that was read, or that an earlier run found wrong; `findings` of the report counts those somebody
+        has to act upon. Raises LockedError while another sweep is at it, UsageError for a place that is none.
+        """
+        from modelcache.sweeps.sweep import Plan, sweep
+
+        plan = Plan.parsed(share, older_than, time_limit, rate_limit, strict=strict, repairs=repair, also=also)
+        return sweep([runtime.shop for runtime in self._roots.all()], plan, progress, stop, clock)
 
     def check(self, manifest: Manifest, folder: Path) -> Report:
         """Whether a folder holds what the manifest lists. A file that was verified before costs one stat."""

@@ -22,13 +22,13 @@ from modelcache.runtime import STOP_WITHIN_S
 
 def verify(chosen: Iterable[Held], *, strict: bool, progress: Show) -> Report:
     """Reads every byte of these models; one row a file."""
-    from modelcache.audit import verify
+    from modelcache.audit import Manner, verify
     from modelcache.transfer.control import Control
 
     audits: list[Audit] = []
     for held in chosen:
         with _shown(progress, held) as shop:
-            audits += verify(shop, held[1], Control(), strict=strict)
+            audits += verify(shop, held[1], Control(), Manner(strict))
     return Report("verified files", tuple(audit.to_row() for audit in audits))
 
 

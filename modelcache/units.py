@@ -1,9 +1,13 @@
 """Numbers and names as people read them: bytes in units, moments in local time, what is too long with an ellipsis.
 
-Responsible for: these texts, which no program should have to read back. Leaves to others: where they stand.
+Responsible for: these texts, which no program should have to read back, and reading what people type: sizes, times.
+Leaves to others: where they stand.
 """
 
+import re
 import time
+
+from modelcache.errors import UsageError
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -48,3 +52,25 @@ def _unit(size: float) -> tuple[str, int]:
             break
         unit, factor = larger, factor * 1024
     return unit, factor
+
+
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def bytes_of(text: str) -> int:
+    """`500000`, `500K`, `2.5M`, `1G` (of 1024). UsageError."""
+    return int(_typed(text, _FACTORS, "500K, 2.5M or 1G (bytes)"))
+
+
+def seconds_of(text: str) -> float:
+    """`90`, `90s`, `15m`, `1.5h`, `10d`, `2w`. UsageError."""
+    return _typed(text, _SECONDS, "90s, 15m, 1.5h or 10d")
+
+
+def _typed(text: str, factors: dict[str, int], expected: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([A-Za-z]?)", text.strip())
+    factor = factors.get(found[2]) if found else None
+    if not found or factor is None:
+        raise UsageError(f"{text!r}: {expected} is expected")
+    return float(found[1]) * factor

@@ -10,7 +10,7 @@ from blake3 import blake3
 from caches import Events, check_pace, check_progress, manifest_of, no_handle_left, partials, rot
 
 from modelcache.abreast import processors
-from modelcache.audit import verify
+from modelcache.audit import Manner, verify
 from modelcache.cache import Cache
 from modelcache.errors import ModelNotAvailableError, PausedError, StoreError
 from modelcache.model import Digest, PieceDigests
@@ -301,7 +301,7 @@ class Meeting(Control):
 def verified(cache: Cache, folder: str, control: Control, *, strict: bool = False) -> list[tuple[str, str]]:
     record = Installed.read(folder)
     assert record is not None
-    return [(audit.path, audit.finding) for audit in verify(cache._runtime.shop, record, control, strict=strict)]
+    return [(audit.path, audit.finding) for audit in verify(cache._runtime.shop, record, control, Manner(strict))]
 
 
 @pytest.mark.skipif(processors() < 2, reason="one processor reads with one thread")
@@ -495,7 +495,7 @@ def test_too_few_handles_to_read_with_say_nothing_of_a_file(cache: Cache, model:
     record = Installed.read(model)
     assert record is not None
     with no_handle_left(), pytest.raises(StoreError, match="too many open files"):
-        verify(cache._runtime.shop, record, Control(), strict=strict)
+        verify(cache._runtime.shop, record, Control(), Manner(strict))
     assert Installed.read(model) == record
     assert cache.path("m") == model
     assert findings(cache) == {"big.bin": "whole", "small.json": "whole"}

@@ -12,7 +12,6 @@ from modelcache.cache import Cache
 from modelcache.errors import UsageError
 from modelcache.jobs import clean, verify
 from modelcache.jobs.job import Config, options_of
-from modelcache.rows import Report
 
 
 def config(cache: Cache, **options: object) -> Config:
@@ -29,16 +28,19 @@ def add(cache: Cache, tmp_path: Path, model: str = "m", content: bytes = b"weigh
 def test_verify_counts_what_has_rotted_as_findings(cache: Cache, tmp_path: Path) -> None:
     add(cache, tmp_path, "right")
     rot(add(cache, tmp_path, "wrong", b"other weights"), 0)
-    report = verify.run(config(cache), stop=threading.Event(), clock=time.time)
-    assert report.findings == 1
-    assert {row["model"]: row["finding"] for row in report} == {"right": "whole", "wrong": "corrupt"}
+    everything = config(cache, share="full", older_than=0)
+    report = verify.run(everything, stop=threading.Event(), clock=lambda: time.time() + 1)
+    assert (report.findings, report.title) == (1, "2 files verified, 20 B")
+    assert {row["model"]: row["finding"] for row in report} == {"wrong": "corrupt"}
 
 
 def test_verify_that_is_told_to_stop_gives_what_it_has(cache: Cache, tmp_path: Path) -> None:
     add(cache, tmp_path)
     stop = threading.Event()
     stop.set()
-    assert verify.run(config(cache), stop=stop, clock=time.time) == Report("verified files", ())
+    report = verify.run(config(cache, share=1.0, older_than="0s"), stop=stop, clock=lambda: time.time() + 1)
+    assert (report.rows, report.findings) == ((), 0)
+    assert "it was ended before its time" in report.title
 
 
 def test_clean_has_findings_only_where_something_could_not_be_removed(cache: Cache, tmp_path: Path) -> None:

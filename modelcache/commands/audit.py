@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json
+from modelcache.errors import UsageError
 
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
 MOST_SPANS = 4  # of a file, in a line for people
@@ -15,18 +16,57 @@ def add_to(commands: Commands) -> None:
     verify.add_argument("models", nargs="*", metavar="REF")
     verify.add_argument("--strict", action="store_true", help="by the SHA-256 of whole files, not by their pieces")
     verify.add_argument("--quiet", action="store_true", help="no progress")
+    _add_sweep(verify)
     add_json(verify)
     repair = commands.add("repair", "fetch again only the pieces that are wrong", _repair)
     repair.add_argument("models", nargs="*", metavar="REF")
     add_sources(repair)
 
 
+def _add_sweep(sub: argparse.ArgumentParser) -> None:
+    """Of the whole cache, a share a run."""
+    sweep = sub.add_argument_group("sweeping", "what was verified longest ago first; the next run goes on there")
+    sweep.add_argument("--share", metavar="1/30", help="read that share of all bytes (1/30, 0.1, full)")
+    sweep.add_argument("--older-than", metavar="10d", help="leave what was verified less long ago (10d, with --share)")
+    sweep.add_argument("--time-limit", metavar="1h", help="begin no file after so long")
+    sweep.add_argument("--rate-limit", metavar="50M", help="read so many bytes/s at most")
+    sweep.add_argument("--repair", action="store_true", help="mend at once what has rotted here")
+    sweep.add_argument(
+        "--also", action="append", default=[], metavar="PLACE",
+        help="read, and never change: hf, ollama, a cache of theirs, or a folder with a manifest",
+    )  # fmt: skip
+
+
 def _verify(options: argparse.Namespace) -> int:
+    if any((options.share, options.older_than, options.time_limit, options.rate_limit, options.repair, options.also)):
+        return _sweep(options)
     cache = cache_of(options)
     shown = not options.quiet
     reports = [cache.verify(model, strict=options.strict, progress=shown) for model in options.models or [None]]
     rows = [row for report in reports for row in report]
     return findings(rows, options, ", ".join(options.models) or cache.root)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    if options.models:
+        raise UsageError("a sweep goes through the whole cache", next_step="repair one model with `modelcache repair`")
+    report = cache_of(options).sweep(
+        share=options.share or "full",
+        older_than=options.older_than or ("10d" if options.share else 0),
+        time_limit=options.time_limit or 0,
+        rate_limit=options.rate_limit or 0,
+        strict=options.strict,
+        repair=options.repair,
+        also=options.also,
+        progress=not options.quiet,
+    )
+    for row in report:
+        if row["repaired"]:
+            done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
+            print(f"{row['model']} {row['file']}: {done}", file=sys.stderr)
+    code = findings([row for row in report if not row["repaired"]], options, report.title)
+    print(report.title, file=sys.stderr)
+    return code
 
 
 def findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: str) -> int:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from modelcache.errors import UsageError
-from modelcache.foreign.tier import Found, Left, entries_of, regular_inside, small, touched_ms
+from modelcache.foreign.tier import Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
 from modelcache.model import GIT, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts, checked_path
 from modelcache.refs import Ref
@@ -53,6 +53,33 @@ class HubCache:
                 kind = "" if repository[1] == "models" else f"{repository[1]}/"
                 yield from self._commits(entry.path, f"hf:{kind}{repository[2].replace('--', '/')}")
 
+    def claims(self) -> Iterator[Claim]:
+        """Every file of every snapshot whose digest its blob's name tells, or the list of the commit."""
+        for entry in entries_of(self.name, MOST):
+            repository = _REPOSITORY.fullmatch(entry.name)
+            if not repository or not entry.is_dir(follow_symlinks=False):
+                continue
+            kind = "" if repository[1] == "models" else f"{repository[1]}/"
+            for commit in entries_of(os.path.join(entry.path, "snapshots"), MOST):
+                with suppress(UsageError):
+                    ref = _commit_of(f"hf:{kind}{repository[2].replace('--', '/')}", commit)
+                    yield from self._claims_of(entry.path, ref)
+
+    def _claims_of(self, repository: str, ref: Ref) -> Iterator[Claim]:
+        listed = {file.path: file for file in _tree(os.path.join(repository, "trees", f"{ref.version}.json"), ref)}
+        for name, path in _below(os.path.join(repository, "snapshots", ref.version)):
+            try:
+                blob = _BLOB.fullmatch(os.readlink(path))
+            except OSError:
+                blob = None
+            if blob:
+                digests: tuple[Digest, ...] = (_digest(blob[1]),)
+            elif name in listed:
+                digests = listed[name].digests
+            else:
+                continue  # nothing says what it should be
+            yield Claim(ref.base, ref.version, name, led_to(path, self.name), digests)
+
     def _commits(self, repository: str, base: str) -> Iterator[Found | Left]:
         refs = _refs(os.path.join(repository, "refs"))
         commits = sorted(
@@ -61,9 +88,7 @@ class HubCache:
         )
         for commit in commits:
             try:
-                ref = Ref.parse(f"{base}@{commit.name}")
-                if ref.path or not ref.version or not commit.is_dir(follow_symlinks=False):
-                    raise UsageError("it is no commit of a repository")
+                ref = _commit_of(base, commit)
                 yield self._snapshot(repository, ref, refs.get(commit.name, {}))
             except UsageError as error:
                 yield Left(commit.path, error.message)
@@ -117,10 +142,21 @@ def folder_of(ref: Ref) -> str:
     return name.replace("/", "--")
 
 
+def _commit_of(base: str, folder: "os.DirEntry[str]") -> Ref:
+    ref = Ref.parse(f"{base}@{folder.name}")
+    if ref.path or not ref.version or not folder.is_dir(follow_symlinks=False):
+        raise UsageError("it is no commit of a repository")
+    return ref
+
+
+def _digest(hexes: str) -> Digest:
+    return Digest.parse(hexes, "sha256" if len(hexes) == 64 else GIT)
+
+
 def _described(ref: Ref, name: str, size: int, digest: str) -> ModelFile:
     """A file as the hub would list it."""
     path = checked_path(name)
-    digests = (Digest.parse(digest, "sha256" if len(digest) == 64 else GIT),)
+    digests = (_digest(digest),)
     return ModelFile(path, size, digests, (f"hf:{ref.name}@{ref.version}/{quote(path)}",))
 
 

@@ -13,9 +13,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from modelcache.errors import UsageError
-from modelcache.foreign.tier import Found, Left, regular_inside, small, touched_ms
+from modelcache.foreign.tier import Claim, Found, Left, led_to, regular_inside, small, touched_ms
 from modelcache.image import MANIFEST, MOST_BYTES, contents_of
 from modelcache.model import Digest, Manifest, ModelFile, Span
 from modelcache.refs import OLLAMA_REGISTRY, Ref
@@ -58,6 +59,17 @@ class OllamaStore:
                 yield self._model(base, where, manifest, aliases, places[manifest])
             except UsageError as error:
                 yield Left(places[manifest], error.message)
+
+    def claims(self) -> Iterator[Claim]:
+        """Every layer that a manifest lists: Ollama needs all of them."""
+        for parts, path in self._manifests():
+            with suppress(UsageError):
+                if len(parts) < LEAST_PARTS or (manifest := small(path, MOST_BYTES)) is None:
+                    continue
+                base, tag = _base(parts[0], "/".join(parts[1:-1])), parts[-1]
+                for each in contents_of(manifest):
+                    place = led_to(self.blob(each.sha256.hex), self.name)
+                    yield Claim(Ref.parse(base).base, tag, each.path, place, (each.sha256,), each.size)
 
     def _manifests(self) -> Iterator[tuple[list[str], str]]:
         """Names and path of everything below the manifests that is no folder; links are not followed."""

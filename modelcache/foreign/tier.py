@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from modelcache.model import Manifest, ModelFile, Span
+from modelcache.model import Digest, Manifest, ModelFile, PieceDigests, Span
 from modelcache.refs import Ref
 
 
@@ -55,6 +55,32 @@ class Found:
     whole: Manifest | None = None
     aliases: Mapping[str, int] = field(default_factory=dict)
     left: tuple[Left, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """That a file is what its name, or a list, says: something to verify, which need not even be there.
+
+    model, version, path: what it is, for people. place: the file, without links; where they lead out of the cache, or
+    nowhere, the link itself or where the file should be. Without a digest only the size can be checked.
+    """
+
+    model: str
+    version: str
+    path: str
+    place: str
+    digests: tuple[Digest, ...]
+    size: int | None = None
+    pieces: PieceDigests | None = None
+
+
+def led_to(path: str, folder: str) -> str:
+    """Where a path leads once all links are followed, if that is inside the folder; else the path itself."""
+    try:
+        real, within = os.path.realpath(path), os.path.realpath(folder)
+        return real if os.path.commonpath((real, within)) == within else path
+    except (OSError, ValueError):
+        return path
 
 
 def regular_inside(path: str, folder: str, size: int | None = None) -> str | None:

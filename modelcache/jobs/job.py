@@ -7,7 +7,8 @@ Leaves to others: when it runs (`schedule`), and everything around one run (`run
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from types import UnionType
+from typing import Any, Protocol, TypeVar, get_args
 
 from modelcache.cache import Cache
 from modelcache.errors import UsageError
@@ -42,7 +43,8 @@ class Job(Protocol):
 
 
 def options_of(kind: type[T], options: Mapping[str, object]) -> T:
-    """The options of a job as its own dataclass, of fields with the types bool, int, float, str or tuple[str, ...].
+    """The options of a job as its own dataclass, of fields with the types bool, int, float, str or tuple[str, ...]; a
+    text or a number is `str | float`.
 
     UsageError names the one that is unknown, or of another type.
     """
@@ -54,13 +56,13 @@ def options_of(kind: type[T], options: Mapping[str, object]) -> T:
 
 
 def _checked(name: str, value: object, kind: Any) -> object:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind in (float, str | float) and type(value) is int:
         return float(value)
     if kind == tuple[str, ...] and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
         return tuple(value)
-    if isinstance(kind, type) and type(value) is kind:
+    if type(value) in (get_args(kind) if isinstance(kind, UnionType) else (kind,)):
         return value
     expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
-        kind, "a list of texts"
+        kind, "a text or a number" if isinstance(kind, UnionType) else "a list of texts"
     )
     raise UsageError(f"{name} = {value!r}: {expected} is expected")

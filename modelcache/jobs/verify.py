@@ -1,11 +1,10 @@
-"""The job `verify`: reads what is installed, and says what has rotted.
+"""The job `verify`: a sweep, which reads a share of what is installed and says what has rotted.
 
-Leaves everything else to `Cache.verify`; nothing is deleted.
+Leaves everything else to `Cache.sweep`; nothing is deleted.
 """
 
 import threading
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from modelcache.jobs.job import Clock, Config, options_of
 from modelcache.rows import Report
@@ -13,15 +12,28 @@ from modelcache.rows import Report
 
 @dataclass(frozen=True, slots=True)
 class Options:
+    share: str | float = "1/30"
+    older_than: str | float = "10d"
+    time_limit: str | float = 0
+    rate_limit: str | int = 0
     strict: bool = False  # by the SHA-256 of whole files
+    repair: bool = False
+    also: tuple[str, ...] = ()  # hf, ollama, folders
 
 
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
-    """One row a file; what is not whole is a finding."""
+    """One row a file that is not whole; the title says how much was read. Told to stop, it gives what it has."""
     options = options_of(Options, config.options)
-    rows: list[dict[str, Any]] = []
-    for model in config.cache.models():
-        if stop.is_set():
-            break
-        rows += config.cache.verify(model["model"], model["version"], strict=options.strict, progress=False)
-    return Report("verified files", tuple(rows), findings=sum(row["finding"] != "whole" for row in rows))
+    report = config.cache.sweep(
+        share=options.share,
+        older_than=options.older_than,
+        time_limit=options.time_limit,
+        rate_limit=options.rate_limit,
+        strict=options.strict,
+        repair=options.repair,
+        also=options.also,
+        progress=False,
+        stop=stop,
+        clock=clock,
+    )
+    return replace(report, rows=tuple(row for row in report if row["finding"] != "whole"))

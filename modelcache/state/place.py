@@ -35,6 +35,11 @@ class Place:
         folder = _platform_folder(root) if is_on_network(root) else os.path.join(root, "state")
         return cls(os.path.join(folder, f"{name}.db"), os.path.join(folder, f"{name}.requests"), host)
 
+    @property
+    def looks(self) -> str:
+        """What sweeps remember."""
+        return self.database.removesuffix(".db") + ".looks"
+
     def request(self, download_id: str) -> str:
         return os.path.join(self.requests, f"{download_id}.json")
 

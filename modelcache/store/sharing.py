@@ -43,13 +43,16 @@ class Rotten:
     is_marked: bool
 
     @classmethod
-    def at(cls, place: str, *, foreign: bool) -> "Rotten | None":
-        """Marks the file, durably, unless it is foreign. None where there is no file that anything could share."""
+    def at(cls, place: str, *, foreign: bool, seen: Stamp | None = None) -> "Rotten | None":
+        """Marks the file, durably, unless it is foreign. None where there is no file that anything could share, or
+        another one than was `seen`."""
         try:
             now = os.lstat(place)
         except OSError:
             return None
-        return cls(now.st_dev, now.st_ino, not foreign and _mark(place)) if stat.S_ISREG(now.st_mode) else None
+        if not stat.S_ISREG(now.st_mode) or (seen and seen.inode != now.st_ino):
+            return None
+        return cls(now.st_dev, now.st_ino, not foreign and _mark(place, now.st_ino))
 
     def is_at(self, place: str, entry: InstalledFile) -> bool:
         """Whether this is the file that a record calls `entry`, not one that was proven since under its number."""
@@ -60,12 +63,14 @@ class Rotten:
         return False
 
 
-def _mark(place: str) -> bool:
-    """Gives the file a later date. False where the disk refuses."""
+def _mark(place: str, inode: int) -> bool:
+    """Gives the file a later date. False where the disk refuses, or another file is there by now."""
     with suppress(OSError, OverflowError):
         fd = os.open(place, READ | os.O_NONBLOCK)
         try:
             now = os.fstat(fd)
+            if now.st_ino != inode:
+                return False
             os.utime(fd, ns=(now.st_atime_ns, now.st_mtime_ns + LATER_NS))
             os.fsync(fd)
             return os.fstat(fd).st_mtime_ns != now.st_mtime_ns
@@ -87,9 +92,12 @@ class Sharing:
         self._findings = _Findings({}, {})
         self._due = time.monotonic() + WRITE_EVERY_S
 
-    def distrust(self, sha256: str, place: str) -> None:
-        """The file at `place` has rotted: nothing that is the same file is a hit, or available, from here on."""
-        rotten = Rotten.at(place, foreign=is_foreign(self._layout, sha256, place))
+    def distrust(self, sha256: str, place: str, seen: Stamp | None = None) -> None:
+        """The file at `place` has rotted: nothing that is the same file is a hit, or available, from here on.
+
+        `seen` is how it looked when it was read: what has taken its place since then is another file.
+        """
+        rotten = Rotten.at(place, foreign=is_foreign(self._layout, sha256, place), seen=seen)
         if rotten is None:
             return
         with self._guard:

@@ -1,0 +1,233 @@
+"""The store: whose turn it is there, by the stamps in the records; reading, and mending what has rotted.
+
+Responsible for: opening only the records of models whose turn it may be, and reading once what several models share.
+The stamps are the cursor: what was verified is dated in its record, and the next run goes on behind it.
+Leaves to others: reading a model (`audit`), mending it (`mending`), what is remembered beside the records (`looks`).
+"""
+
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial as bound
+
+from modelcache.audit import Manner, reading, record_as_proven, sampler_of
+from modelcache.dispatch import Show
+from modelcache.due import Due, Group, looked_at
+from modelcache.errors import LockedError, PausedError, StoreError, UsageError
+from modelcache.mending import Repairer
+from modelcache.order import Workshop
+from modelcache.ordering import Wish
+from modelcache.outcome import Audit
+from modelcache.progress import shown
+from modelcache.sampling import Sampler
+from modelcache.state.looks import Look, Looks
+from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
+from modelcache.sweeps.ward import Found, Pace
+
+LINKS_OF_ONE = 2  # a blob and the file of one model; more, and several models share it
+KNOWN = "found before; `modelcache repair` mends it"
+
+_Model = tuple[str, str]  # id and version
+_File = tuple[_Model, InstalledFile]
+
+
+class StoreWard:
+    """The models of one root, as long as one sweep."""
+
+    name = ""
+
+    def __init__(
+        self, shop: Workshop, looks: Looks, pace: Pace, manner: Manner, progress: Show, *, repairs: bool
+    ) -> None:
+        self._shop = shop
+        self._looks = looks
+        self._pace = pace
+        self._manner = manner
+        self._progress = progress
+        self._repairs = repairs
+        self._before = 0
+        self._unreadable = looks.of("")
+        self._known: dict[str, Found] = {}
+
+    @property
+    def _now_ms(self) -> int:
+        return round(1000 * self._manner.clock())
+
+    def begin(self, before_ms: int) -> None:
+        self._before = before_ms
+        self._looks.unlook("", [place for place in self._unreadable if not os.path.lexists(place)])
+        self._looks.follow(self._shop.layout, self._now_ms)
+
+    def groups(self) -> Iterator[Group[_File]]:
+        for oldest, model_id, version in self._looks.oldest_models(self._before, self._now_ms):
+            yield oldest, bound(self._due, (model_id, version))
+
+    def total(self) -> int:
+        return self._looks.total()
+
+    def known(self) -> Iterator[Found]:
+        yield from self._known.values()
+
+    def _record(self, model: _Model) -> Installed | None:
+        """None where there is none any more, or it is garbage."""
+        with suppress(UsageError):
+            record = Installed.read(self._shop.layout.model(*model))
+            if record and (record.id, record.version) == model:
+                return record
+        return None
+
+    def _note(self, model: _Model) -> Installed | None:
+        record = self._record(model)
+        if record:
+            self._looks.note(record, self._now_ms)
+        else:
+            self._looks.forget(*model)
+        return record
+
+    def _due(self, model: _Model) -> Iterator[Due[_File]]:
+        record = self._note(model)
+        if record is None:
+            return
+        for path in record.missing:
+            self._know(_audit(record, path, 0, "missing", "never fetched"))
+        for file in record.files:
+            at = looked_at(file.stamp.verified_at, self._now_ms)
+            if file.is_distrusted and not self._repairs:
+                self._know(_audit(record, file.path, file.size, "corrupt", KNOWN))
+            elif file.is_distrusted:
+                yield Due(0, 0, (file.sha256, record.place(file)), (model, file))
+            elif at < self._before and (at := max(at, self._unread_at(record, file))) < self._before:
+                yield Due(at, max(0, file.size), (file.sha256, file.stamp.inode), (model, file))
+
+    def _unread_at(self, record: Installed, file: InstalledFile) -> int:
+        """When an earlier run found that it cannot be read; 0 if it could, or looks different by now."""
+        place = record.place(file)
+        look = self._unreadable.get(place)
+        if look is None or look.stamp.judge(place) != "right":
+            return 0
+        at = looked_at(look.stamp.verified_at, self._now_ms)
+        if at >= self._before:
+            self._know(_audit(record, file.path, file.size, "unreadable", look.reason))
+        return at
+
+    def _know(self, audit: Audit) -> None:
+        self._known[audit.place] = Found(audit, is_known=True)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, files: Sequence[Due[_File]]) -> Generator[Found, None, None]:
+        by_model: dict[_Model, list[InstalledFile]] = {}
+        for due in files:
+            model, file = due.file
+            by_model.setdefault(model, []).append(file)
+        for model, planned in by_model.items():
+            if not self._pace.may_begin:
+                raise PausedError("the time for reading is over")
+            record = self._record(model)
+            if record:
+                yield from self._read(record, planned)
+            self._note(model)
+            self._looks.keep()
+
+    def _read(self, record: Installed, planned: Sequence[InstalledFile]) -> Iterator[Found]:
+        entries, proven, unread = record.by_path(), [], []
+        for file in planned:
+            now = entries.get(file.path)
+            if now is not None and now.is_distrusted and not file.is_distrusted:  # by what it shares with another
+                self._know(_audit(record, file.path, file.size, "corrupt", KNOWN))
+                unread += [now] if self._repairs else []
+            elif now == file and (stamp := self._proven_elsewhere(record, file)):
+                proven.append((file, stamp))
+            elif now == file:
+                unread.append(file)
+        if proven:
+            record_as_proven(self._shop, record, proven)
+        if unread:
+            yield from self._audited(replace(record, files=tuple(unread), missing=()))
+
+    def _proven_elsewhere(self, record: Installed, file: InstalledFile) -> Stamp | None:
+        """Its stamp as another model has it by now, which shares it. That model's record vouches for it, as its own."""
+        place = record.place(file)
+        with suppress(OSError):
+            where = self._looks.proven(file.sha256) if os.lstat(place).st_nlink > LINKS_OF_ONE else None
+            other = self._record((where[0], where[1])) if where else None
+            entry = other.file(where[2]) if where and other else None
+            if entry and entry.sha256 == file.sha256 and entry.stamp.judge(place) == "right":
+                at = looked_at(entry.stamp.verified_at, self._now_ms)
+                return entry.stamp if at >= self._before else None
+        return None
+
+    def _audited(self, record: Installed) -> Iterator[Found]:
+        """What is mended comes after what was read."""
+        wrong: list[Audit] = []
+        sizes = {file.path: file.size for file in record.files}
+        with (
+            shown(self._progress, self._shop.dispatcher, record.id, sizes),
+            sampler_of(self._shop, record) as sampler,
+        ):
+            try:
+                with closing(reading(self._shop, record, self._pace, sampler, self._manner)) as audits:
+                    yield from self._sifted(record, audits, wrong)
+            except PausedError:
+                yield from map(Found, wrong)
+                raise
+            if wrong:
+                yield from self._mended(record, wrong, sampler)
+
+    def _sifted(self, record: Installed, audits: Iterable[Audit], to_mend: list[Audit]) -> Iterator[Found]:
+        for audit in audits:
+            if audit.finding == "missing" and not self._is_wanted(record, audit.path):
+                continue  # the model was removed meanwhile
+            self._remember(record, audit)
+            if self._repairs and audit.finding in ("corrupt", "missing"):
+                to_mend.append(audit)
+            else:
+                yield Found(audit)
+
+    def _mended(self, record: Installed, wrong: Sequence[Audit], sampler: Sampler) -> Iterator[Found]:
+        repairer = Repairer(self._shop, record, Wish(), self._pace, sampler)
+        try:
+            for audit in wrong:
+                yield self._mend(repairer, audit)
+        finally:
+            with suppress(StoreError, LockedError):
+                repairer.write()
+
+    def _mend(self, repairer: Repairer, audit: Audit) -> Found:
+        self._known.pop(audit.place, None)
+        try:
+            row = repairer.row(audit)
+        except StoreError as error:
+            return Found(audit, reason=error.line())
+        reason = f"{audit.reason}; not repaired: {row['reason']}" if not row["repaired"] else "repaired"
+        fetched = row["bytes_fetched"]
+        return Found(audit, False, bool(row["repaired"]), fetched if isinstance(fetched, int) else 0, reason)
+
+    def _is_wanted(self, record: Installed, path: str) -> bool:
+        now = self._record((record.id, record.version))
+        return now is not None and now.file(path) is not None
+
+    def _remember(self, record: Installed, audit: Audit) -> None:
+        """What its record does not say: that it cannot be read, and which models share it."""
+        if audit.finding == "unreadable":
+            self._looks.look("", audit.place, Look(_stamp_at(audit.place, self._now_ms), "unreadable", audit.reason))
+        elif audit.place in self._unreadable:
+            self._looks.unlook("", [audit.place])
+        entry = record.file(audit.path)
+        if audit.finding == "whole" and entry:
+            with suppress(OSError):
+                if os.lstat(audit.place).st_nlink > LINKS_OF_ONE:
+                    self._looks.prove(entry.sha256, record.id, record.version, entry.path)
+
+
+def _stamp_at(place: str, now_ms: int) -> Stamp:
+    try:
+        return replace(Stamp.of(place), verified_at=now_ms)
+    except OSError:
+        return replace(NEVER, verified_at=now_ms)
+
+
+def _audit(record: Installed, path: str, size: int, finding: str, reason: str) -> Audit:
+    place = os.path.join(record.folder, path)
+    return Audit(record.id, record.version, path, place, max(0, size), finding, reason=reason)  # type: ignore[arg-type]
