@@ -15,7 +15,7 @@ from modelcache.errors import LockedError, StoreError, UsageError, VerificationE
 from modelcache.events import Fact, FactType
 from modelcache.filefetch import FileFetch
 from modelcache.foreign.root import Root
-from modelcache.foreign.tier import Found, Left, Tier
+from modelcache.foreign.tier import Abandoned, Found, Left, Tier
 from modelcache.install import install
 from modelcache.model import ModelFile, Span
 from modelcache.order import Order, Workshop
@@ -46,6 +46,9 @@ class _Places:
 
     def models(self) -> Iterator[Found | Left]:
         yield self.found
+
+    def abandoned(self) -> Iterator[Abandoned]:
+        yield from ()
 
     def begun(self, _file: ModelFile) -> tuple[str, list[Span]] | None:
         return None

@@ -365,15 +365,34 @@ class Cache:
         """
         return self._runtime.check_at_start()
 
-    def clean(self, *, dry_run: bool = False) -> Report:
+    def pin(self, model: str, version: str | None = None) -> None:
+        """`clean` takes no version of this model away to make room, or not the one that is named, until `unpin`.
+
+        A model need not be here yet, a version has to be: ModelNotAvailableError. Raises StoreError where nothing can
+        be written.
+        """
+        from modelcache.care import pin
+
+        pin(self._roots, model_of(model, version))
+
+    def unpin(self, model: str, version: str | None = None) -> bool:
+        """Whether it was pinned. Raises ModelNotAvailableError, StoreError."""
+        from modelcache.care import unpin
+
+        return unpin(self._roots, model_of(model, version))
+
+    def clean(self, *, dry_run: bool = False, foreign: bool = False) -> Report:
         """Removes what is nobody's and too old: unfinished downloads, what had rotted, logs, leftovers, free locks.
+        Then models that nobody asked for in `unused_age`, and over the `disk_budget` the least recently used.
 
         The ages are settings: `stale_partial_age`, `quarantine_age`, `log_age`, `temporary_age`. One row a find, with
         the bytes it takes; a dry run lists exactly what a run would remove. What is in use stays, whatever its age.
+        `foreign`: also what other tools began to download into `tiers`, and have not gone on with for a day.
         """
-        from modelcache.maintenance import clean
+        from modelcache.cleaning import clean
 
-        return joined([clean(runtime.shop, runtime.state, dry_run=dry_run) for runtime in self._roots.all()])
+        cleaned = [clean(each.shop, each.state, dry_run=dry_run, foreign=foreign) for each in self._roots.all()]
+        return joined(cleaned)
 
     def reset(self, model: str) -> Report:
         """Takes a model back to where it was before its first fetch: no version, nothing unfinished, no error.

@@ -53,6 +53,24 @@ def _shown(progress: Show, held: Held) -> Iterator[Workshop]:
         yield runtime.shop
 
 
+def pin(roots: Roots, ref: Ref) -> None:
+    """Where the model is; where it is not yet, in the root that takes it."""
+    holder = roots.holder(ref)
+    runtime = holder if holder.shelf.record(ref) else roots.writable()
+    runtime.shelf.marks.pin(ref.id, _version_of(roots, ref))
+
+
+def unpin(roots: Roots, ref: Ref) -> bool:
+    """In every root; whether it was pinned in any."""
+    version = _version_of(roots, ref)
+    return sum(runtime.shelf.marks.unpin(ref.id, version) for runtime in roots.all()) > 0
+
+
+def _version_of(roots: Roots, ref: Ref) -> str:
+    """The one that is meant where a version, a tag or a branch is named; else none."""
+    return roots.holder(ref).shelf.present(ref).version if ref.version or ref.revision else ""
+
+
 def remove(roots: Roots, ref: Ref) -> int:
     """Takes a version away, or all of an id, in the root that has them; the bytes freed."""
     from modelcache.store.removal import remove

@@ -25,6 +25,7 @@ from modelcache.store.disk import CREATE, SHARE, disk_errors, random_name, read_
 from modelcache.store.installed import RECORD, Installed
 from modelcache.store.intake import is_foreign
 from modelcache.store.locks import Holder, is_held
+from modelcache.store.marks import FUTURE_S
 from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
 from modelcache.store.shelf import Shelf
@@ -132,7 +133,7 @@ class Examination:
             finally:
                 os.close(fd)
                 os.unlink(path)
-        if abs(skew_s) > leftovers.FUTURE_S:
+        if abs(skew_s) > FUTURE_S:
             yield Finding(
                 "wrong", "clock", f"the clock of the disk differs by {skew_s:+.0f} s", "set the clock: timedatectl"
             )
@@ -218,7 +219,7 @@ class Examination:
         now = time.time()
         if now < PAST_S:
             yield Finding("wrong", "clock", f"it is {time.strftime('%Y-%m-%d')} here", "set the clock: timedatectl")
-        soon = now + leftovers.FUTURE_S
+        soon = now + FUTURE_S
         late = [one.folder for one in leftovers.unfinished(self._layout) if one.touched_at > soon]
         for folder in (self._root, self._layout.logs, self._layout.models, os.path.dirname(self._layout.lock(""))):
             late += [

@@ -16,6 +16,7 @@ from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.store import blobs, links, records
 from modelcache.store.disk import check_no_links, make_output_directories
 from modelcache.store.installed import Installed, InstalledFile, Stamp
+from modelcache.store.marks import Marks
 from modelcache.urls import without_secrets
 
 Tell = Callable[..., None]
@@ -94,6 +95,7 @@ def _into_models(
     default = shop.registry.default(order.id)
     with records.changing(shop.layout):
         old, new = _record(order, shop, blank, entries, fetched[0].sha256.hex if unproven else None)
+    Marks(shop.layout).used(order.id, blank.version)
     event = "repaired" if mended else _event(old, new, default)
     if event and new != old and not new.missing:
         tell(event, f"{order.id}@{blank.version} is {event}", path=blank.folder, version=blank.version)

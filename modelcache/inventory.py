@@ -26,6 +26,7 @@ def path_of(roots: Roots, ref: Ref) -> str:
         distrusted = record.missing or any(file.is_distrusted for file in record.files)
         changed = record.condition() == "changed" and not distrusted
         raise ModelNotAvailableError(record.id, record.version, "verifying" if changed else "error")
+    runtime.shelf.marks.used(record.id, record.version)
     if not ref.path:
         return record.place(record.files[0]) if ref.url else record.folder
     file = record.file(ref.path)
@@ -53,8 +54,8 @@ def _row_of(shelf: Shelf, record: Installed) -> dict[str, Any]:
     return {
         "model": record.id, "version": record.version, "files": len(record.files),
         "size": sum(max(0, file.size) for file in record.files), "status": shelf.status(record),
-        "task": entry.task if entry else "", "ref": record.ref,
-        "languages": list(entry.languages) if entry else [],
+        "pinned": shelf.marks.is_pinned(record.id, record.version), "task": entry.task if entry else "",
+        "ref": record.ref, "languages": list(entry.languages) if entry else [],
         "default_version": entry.default_version if entry else "",
     }  # fmt: skip
 

@@ -132,11 +132,13 @@ class Runtime:
         return next((one for one in self.running if one.id == download_id), None)
 
     def count(self, order: Order, here: Model | File | None) -> None:
-        """One request more. Costs nothing here: it is written with what is written next, or at the end."""
+        """One request more. It is written with what is written next, or at the end."""
         if not order.cached:
             return
         files = () if here is None else here.files if isinstance(here, Model) else (here,)
         self._uses.count(Use(order.id, order.name, sum(file.size for file in files), is_hit=here is not None))
+        if here is not None:
+            self.shelf.marks.used(order.id, here.version)
         if not self._writes_uses:
             import atexit
 

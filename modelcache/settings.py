@@ -16,7 +16,7 @@ KINDS = ("cache", "ipfs", "huggingface", "http", "oci", "peer", "object")  # of 
 HUGGING_FACE, OLLAMA = "hf", "ollama"  # what tiers may be called besides their folders
 MAY_BE_ZERO = (
     "resume_threshold", "clean_restarts", "slow_rate", "backoff", "stale_partial_age", "quarantine_age", "log_age",
-    "temporary_age", "limit_rate", "manifest_ttl",
+    "temporary_age", "limit_rate", "manifest_ttl", "disk_budget", "unused_age",
 )  # fmt: skip
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -50,6 +50,8 @@ class Settings:
     quarantine_age: float = 7 * DAY_S  # what had rotted,
     log_age: float = 30 * DAY_S  # what was logged,
     temporary_age: float = 3600.0  # what a kill left of a moment's work
+    disk_budget: int = 0  # bytes that the cache may take; `clean` removes what was not asked for longest; 0: any number
+    unused_age: float = 0.0  # what was not asked for in so long; 0: never
     manifest_ttl: float = 3600.0  # how long a tag or branch of a hub is taken to mean what it meant
     metrics_age: float = 90 * DAY_S  # what is older: of attempts only the sums of a day, of records none
     tiers: tuple[str, ...] = (HUGGING_FACE, OLLAMA)  # where a file is looked for before the network is asked

@@ -9,6 +9,7 @@ import time
 
 from modelcache.errors import UsageError
 
+DAY_S = 86_400.0
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -30,6 +31,11 @@ def as_clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def lasting(seconds: float) -> str:
+    """`3.5 h`, `12 days`."""
+    return f"{seconds / DAY_S:.0f} days" if seconds >= 2 * DAY_S else f"{seconds / 3600:.1f} h"
 
 
 def moment(at_ms: int) -> str:

@@ -848,8 +848,8 @@ def test_ls_tells_what_is_here(cache: Cache, model: Manifest) -> None:
     cache.fetch(model)
     assert list(cache.models()) == [
         {
-            "model": "m", "version": "1", "files": 2, "size": SMALL.size + OTHER.size, "status": "ready", "task": "",
-            "ref": "m", "languages": [], "default_version": "",
+            "model": "m", "version": "1", "files": 2, "size": SMALL.size + OTHER.size, "status": "ready",
+            "pinned": False, "task": "", "ref": "m", "languages": [], "default_version": "",
         }
     ]  # fmt: skip
     assert run("ls").stdout.splitlines()[0] == "installed models"

@@ -177,6 +177,8 @@ WRONG = {
     "info": ["m --version a/b", "../m"],
     "path": ["m --version a/b", "m --version .."],
     "rm": ["m --version a/b", "../m"],
+    "pin": ["m --version a/b", "../m"],
+    "unpin": ["m --version a/b", "../m"],
     "add": [". --model a/b", ". --model .. ", ". --model m --version a/b"],
     "manifest": ["make no-such", "make . --model a/b", "make . --base-url ftp://x", "take ."],
     "verify": ["../m"],

@@ -4,14 +4,20 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
+from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, printable
 from modelcache.rows import Report
 
 
 def add_to(commands: Commands) -> None:
     clean = commands.add("clean", "remove what is old and nobody's: unfinished downloads, leftovers, logs", _clean)
     clean.add_argument("--dry-run", action="store_true", help="only list what would be removed")
+    clean.add_argument("--foreign", action="store_true", help="also what other tools began, and left for a day")
     add_json(clean)
+    for name, text, run in (
+        ("pin", "keep a model, whatever room it takes: `clean` does not remove it", _pin),
+        ("unpin", "let `clean` remove a model to make room", _unpin),
+    ):
+        add_model(commands.add(name, text, run))
     reset = commands.add("reset", "forget a model, and what is unfinished of it; files that others share stay", _reset)
     reset.add_argument("model", metavar="MODEL")
     add_json(reset)
@@ -23,11 +29,22 @@ def add_to(commands: Commands) -> None:
 
 
 def _clean(options: argparse.Namespace) -> int:
-    report = cache_of(options).clean(dry_run=options.dry_run)
+    report = cache_of(options).clean(dry_run=options.dry_run, foreign=options.foreign)
     _tell(report, options)
     total = sum(row["size"] for row in report if row["removed"] or options.dry_run)
     print(f"{total:,} bytes {'would be freed' if options.dry_run else 'freed'}", file=sys.stderr)
     return 0 if options.dry_run or all(row["removed"] for row in report) else 6
+
+
+def _pin(options: argparse.Namespace) -> int:
+    cache_of(options).pin(options.model, options.version)
+    return 0
+
+
+def _unpin(options: argparse.Namespace) -> int:
+    if not cache_of(options).unpin(options.model, options.version):
+        print(f"{options.model} was not pinned", file=sys.stderr)
+    return 0
 
 
 def _reset(options: argparse.Namespace) -> int:

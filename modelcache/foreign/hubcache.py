@@ -17,12 +17,13 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from modelcache.errors import UsageError
-from modelcache.foreign.tier import Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
+from modelcache.foreign.tier import Abandoned, Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
 from modelcache.model import GIT, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts, checked_path
 from modelcache.refs import Ref
 
 MOST = 10_000  # repositories, commits of one, refs of one
+INCOMPLETE = "incomplete"
 MOST_REF_BYTES = 100
 MOST_TREE_BYTES = 64 << 20
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -125,6 +126,15 @@ class HubCache:
 
     def begun(self, _file: ModelFile) -> tuple[str, list[Span]] | None:
         return None
+
+    def abandoned(self) -> Iterator[Abandoned]:
+        for repository in entries_of(self.name, MOST):
+            if not (_REPOSITORY.fullmatch(repository.name) and repository.is_dir(follow_symlinks=False)):
+                continue
+            for entry in entries_of(os.path.join(repository.path, "blobs"), MOST):
+                blob, _, end = entry.name.partition(".")
+                if end.endswith(INCOMPLETE) and regular_inside(entry.path, self.name) == os.path.realpath(entry.path):
+                    yield Abandoned((entry.path,), os.path.join(self.name, ".locks", repository.name, f"{blob}.lock"))
 
     def _repositories(self, file: ModelFile) -> Iterator[str]:
         """The folders of those that the file's urls name: all others would have to be looked for."""

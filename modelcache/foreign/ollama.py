@@ -12,16 +12,21 @@ Responsible for: its layout. Leaves to others: everything else.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from modelcache.errors import UsageError
-from modelcache.foreign.tier import Claim, Found, Left, led_to, regular_inside, small, touched_ms
+from modelcache.foreign.tier import Abandoned, Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
 from modelcache.image import MANIFEST, MOST_BYTES, contents_of
 from modelcache.model import Digest, Manifest, ModelFile, Span
+from modelcache.openfiles import is_running
 from modelcache.refs import OLLAMA_REGISTRY, Ref
 from modelcache.remotes.inline import url_of
 
+SERVER = "ollama"  # what its process is called
+MOST_BLOBS = 100_000
+_PARTIAL = re.compile("(sha256-[0-9a-f]{64})-partial(-[0-9]+)?")
 LEAST_PARTS = 3  # of a manifest's place: registry, repository, tag
 
 MOST_PORTIONS = 4096
@@ -93,6 +98,17 @@ class OllamaStore:
         whole = Manifest(ref.id, ref.version, ref.base, (*layers, itself))
         files = tuple(file for file in layers if file.path in places)
         return Found(ref, (*files, itself), {**places, MANIFEST: path}, whole, aliases)
+
+    def abandoned(self) -> Iterator[Abandoned]:
+        """None while a server runs: it goes on with what it has begun, and prunes by itself."""
+        if is_running(SERVER):
+            return
+        begun: dict[str, list[str]] = {}
+        for entry in entries_of(os.path.join(self.name, "blobs"), MOST_BLOBS):
+            if (found := _PARTIAL.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                begun.setdefault(found[1], []).append(entry.path)
+        for paths in begun.values():
+            yield Abandoned(tuple(paths))
 
     def begun(self, file: ModelFile, /) -> tuple[str, list[Span]] | None:
         sha256 = file.digest()

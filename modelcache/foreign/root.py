@@ -5,7 +5,7 @@ Responsible for: that its blobs are looked for as those of one's own root are. L
 
 from collections.abc import Iterator
 
-from modelcache.foreign.tier import Found, Left, regular_inside
+from modelcache.foreign.tier import Abandoned, Found, Left, regular_inside
 from modelcache.model import ModelFile, Span
 from modelcache.store import blobs
 from modelcache.store.layout import Layout
@@ -24,6 +24,9 @@ class Root:
 
     def models(self) -> Iterator[Found | Left]:
         yield from ()
+
+    def abandoned(self) -> Iterator[Abandoned]:
+        yield from ()  # whoever fills it cleans it
 
     def begun(self, _file: ModelFile) -> tuple[str, list[Span]] | None:
         return None

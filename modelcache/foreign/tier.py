@@ -29,6 +29,9 @@ class Tier(Protocol):
     def models(self) -> Iterator["Found | Left"]:
         """What it has, version by version, oldest first. Nothing but names and lists is read."""
 
+    def abandoned(self) -> Iterator["Abandoned"]:
+        """Downloads that were begun there, whoever may still be at them."""
+
     def begun(self, file: ModelFile, /) -> tuple[str, list[Span]] | None:
         """A file that has some of its bytes, if a download was interrupted there, and which."""
 
@@ -39,6 +42,14 @@ class Left:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The files of a download that has not ended, and the lock that its tool holds meanwhile, if it has one."""
+
+    paths: tuple[str, ...]
+    lock: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ from modelcache.rows import Report
 @dataclass(frozen=True, slots=True)
 class Options:
     dry_run: bool = False  # only tells what would be removed
+    foreign: bool = False  # also what other tools began, and left for a day
 
 
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     """One row a find; what should go and could not be removed is a finding."""
     options = options_of(Options, config.options)
-    report = config.cache.clean(dry_run=options.dry_run)
-    left = 0 if options.dry_run else sum(not row["removed"] for row in report)
-    return Report(report.title, report.rows, findings=left)
+    return config.cache.clean(dry_run=options.dry_run, foreign=options.foreign)

@@ -8,6 +8,8 @@
     models/<id>/<version>/<path>         links to blobs, and the record `.manifest.json`
     catalog/<id>/                        what refs of hubs meant when they were last asked about
     jobs/<name>/<slot>.json              runs of jobs: each is the claim of its slot
+    used/<id>/<version>                  when it was last asked for
+    pins/                                what stays, whatever room it takes
     registry.json  queue.json  locks/  quarantine/  logs/
 
 Responsible for: these paths, as text. Leaves to others: creating them.
@@ -60,13 +62,21 @@ class Layout:
         """Everything that lies in the root and is a folder."""
         names = (
             "blobs", "pieces", "aliases", "foreign", "partials", "models", "locks", "quarantine", "state", "catalog",
-            "jobs",
+            "jobs", "used", "pins",
         )  # fmt: skip
         return [os.path.join(self.root, name) for name in names]
 
     @property
     def models(self) -> str:
         return os.path.join(self.root, "models")
+
+    @property
+    def used(self) -> str:
+        return os.path.join(self.root, "used")
+
+    @property
+    def pins(self) -> str:
+        return os.path.join(self.root, "pins")
 
     @property
     def partials(self) -> str:

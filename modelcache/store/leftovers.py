@@ -25,9 +25,9 @@ from modelcache.store.installed import RECORD, Installed
 from modelcache.store.journal import Facts, read_head
 from modelcache.store.layout import Layout
 from modelcache.store.locks import CANNOT_LOCK, LEASE, Patience, Subject, is_held, locked
+from modelcache.store.marks import FUTURE_S
 
 HEAD = 4 << 10  # bytes of a journal that are read: some 200 lines, in a fraction of a millisecond
-FUTURE_S = 60.0  # clocks of machines that share a folder may differ by that
 SILENCE_S = 3600.0  # of a lease: nobody on any machine has it any more (product E2)
 MOST_SHOWN = 200
 _PARTIAL = re.compile(r"((?:sha256|sha512|(?:git-)?sha1|md5|blake3|url)-[0-9a-f]{32,128})\.[0-9a-f]{16}")

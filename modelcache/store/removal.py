@@ -16,6 +16,7 @@ from modelcache.store.installed import Installed, InstalledFile
 from modelcache.store.intake import is_foreign
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.marks import Marks
 from modelcache.store.registry import Registry, installed_under
 
 
@@ -32,6 +33,7 @@ def _remove(layout: Layout, registry: Registry, record: Installed) -> int:
     _unlink(layout, record, record.files)
     freed = _sweep(layout, {file.sha256 for file in record.files}, record.folder)
     registry.removed(record.id, record.version)
+    Marks(layout).forget(record.id, record.version)
     with records.changing(layout), disk_errors(record.folder):  # nobody puts a record into a folder that goes
         remove_tree(link_towards(layout.root, record.folder) or record.folder)
         with suppress(OSError):

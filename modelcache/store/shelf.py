@@ -14,6 +14,7 @@ from modelcache.refs import Ref
 from modelcache.store.disk import disk_errors
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
+from modelcache.store.marks import Marks
 from modelcache.store.registry import Registry, installed_under, versions_under
 from modelcache.urls import identity_of
 
@@ -23,6 +24,7 @@ class Shelf:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self.marks = Marks(layout)
         self.registry = Registry(layout.registry, layout.models, layout.lock("registry"))
 
     def record(self, ref: Ref) -> Installed | None:

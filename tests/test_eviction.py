@@ -1,0 +1,226 @@
+"""What goes when room is made: the least recently used, and never what is wanted (product C7, I30)."""
+
+import json
+import mmap
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from caches import manifest_of, run
+from crash import begin, check_store
+
+from modelcache.cache import Cache
+from modelcache.errors import ModelNotAvailableError
+from modelcache.eviction import Candidate, Limits, chosen, taken
+from modelcache.store.installed import Installed
+from modelcache.store.layout import Layout
+from modelcache.store.marks import Marks
+from modelcache.testing import Content, Hold, Origin
+
+MIB = 1 << 20
+HOUR, DAY = 3600.0, 86_400.0
+NOW = 1_000 * DAY
+FILES = {name: Content.generated(MIB, seed=seed) for seed, name in enumerate(("a", "b", "c", "shared", "more"))}
+
+
+# -- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def candidate(name: str, used_days_ago: float, *contents: str, may_go: bool = True, copies: int = 0) -> Candidate:
+    record = Installed(name, "1", name, (), f"/models/{name}/1")
+    return Candidate(record, NOW - used_days_ago * DAY, may_go, dict.fromkeys(contents or (name,), 10), copies)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "taken", "limits", "expected"),
+    [
+        pytest.param([candidate("a", 9)], 99, Limits(), {}, id="without limits nothing goes"),
+        pytest.param([candidate("a", 9)], 10, Limits(10), {}, id="a full budget is kept"),
+        pytest.param([candidate("a", 1), candidate("b", 9)], 20, Limits(15), {"b": 10}, id="the oldest, no more"),
+        pytest.param([candidate("a", 1), candidate("b", 9)], 20, Limits(5), {"b": 10, "a": 10}, id="in order of use"),
+        pytest.param([candidate("a", 9, may_go=False), candidate("b", 1)], 20, Limits(15), {"b": 10}, id="wanted"),
+        pytest.param([candidate("a", HOUR / DAY / 2)], 20, Limits(1), {}, id="within the hour"),
+        pytest.param([candidate("a", -5)], 20, Limits(1), {}, id="from the future: as if now"),
+        pytest.param([candidate("a", 9), candidate("b", 2)], 0, Limits(0, 3 * DAY), {"a": 10}, id="unused for long"),
+        pytest.param(
+            [candidate("a", 9, "x"), candidate("b", 8, "x"), candidate("c", 7)],
+            20, Limits(15), {"a": 0, "b": 10}, id="what two share goes with the second",
+        ),
+        pytest.param(
+            [candidate("a", 9, "x"), candidate("b", 8, "x", may_go=False), candidate("c", 7)],
+            20, Limits(15), {"c": 10}, id="what one that stays has as well frees nothing",
+        ),
+        pytest.param(
+            [candidate("a", 9, "x", copies=3), candidate("b", 8, "x", may_go=False)],
+            13, Limits(10), {"a": 3}, id="a copy is freed all the same",
+        ),
+    ],
+)  # fmt: skip
+def test_what_goes(candidates: list[Candidate], taken: int, limits: Limits, expected: dict[str, int]) -> None:
+    found = list(chosen(candidates, NOW, taken, limits))
+    assert {one.record.id: one.size for one in found} == expected
+    assert [one.record.id for one in found] == list(expected)
+
+
+def test_whatever_is_here_the_rest_fits_or_nothing_more_may_go() -> None:
+    numbers = random.Random(7)
+    for _ in range(500):
+        names = [str(number) for number in range(numbers.randrange(1, 8))]
+        here = [
+            candidate(name, numbers.random() * 10, *numbers.sample("uvwxyz", numbers.randrange(1, 4)),
+                      may_go=numbers.random() < 0.7)
+            for name in names
+        ]  # fmt: skip
+        sizes = {sha256: 10 for one in here for sha256 in one.contents}
+        budget = numbers.randrange(1, sum(sizes.values()) + 1)
+        gone = list(chosen(here, NOW, sum(sizes.values()), Limits(budget)))
+        left = [one for one in here if one.record not in [each.record for each in gone]]
+        left_bytes = sum({sha256: 10 for one in left for sha256 in one.contents}.values())
+        assert sum(sizes.values()) - left_bytes == sum(each.size for each in gone)
+        may_go = [one for one in left if one.may_go and NOW - one.last_used > HOUR]
+        staying = {sha256 for one in left if one not in may_go for sha256 in one.contents}
+        assert left_bytes <= budget or not any(one.contents.keys() - staying for one in may_go)
+
+
+# -- a store ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin(FILES) as serving:
+        yield serving
+
+
+@pytest.fixture
+def models(origin: Origin, cache: Cache) -> Cache:
+    """`a` was not asked for longest, then `b`; all are of a MiB, and share another one."""
+    for days, name in zip((9, 8, 7), "abc", strict=True):
+        cache.fetch(manifest_of(origin, {name: FILES[name], "shared": FILES["shared"]}, model=name))
+        idle(cache, name, days)
+    return cache
+
+
+def idle(cache: Cache, name: str, days: float) -> None:
+    when = time.time() - days * DAY
+    os.utime(Path(cache.root, "used", name, "1"), (when, when))
+
+
+def with_less(cache: Cache, mib: float, **more: float) -> Cache:
+    """The same store, whose budget is so many MiB less than what it takes."""
+    return Cache(cache.root, disk_budget=int(taken(Layout(cache.root)) - mib * MIB), **more)
+
+
+def here(cache: Cache) -> set[str]:
+    return {str(row["model"]) for row in cache.models()}
+
+
+def removed(cache: Cache, **how: bool) -> list[str]:
+    return [row["model"] for row in cache.clean(**how) if row["kind"] == "model"]
+
+
+def test_over_the_budget_the_least_recently_used_goes_and_a_dry_run_lists_just_that(models: Cache) -> None:
+    limited = with_less(models, 1.1)
+    before = taken(Layout(models.root))
+    listed = [row for row in limited.clean(dry_run=True) if row["kind"] in ("model", "budget")]
+    assert here(models) == {"a", "b", "c"}
+    done = [row for row in limited.clean() if row["kind"] in ("model", "budget")]
+    assert [row | {"removed": True} for row in listed] == done
+    assert [row["model"] for row in done] == ["a", "b"]
+    assert "over the budget; not asked for in 9 days" in done[0]["reason"]
+    assert here(models) == {"c"}
+    assert sum(row["size"] for row in done) == 2 * MIB <= before - taken(Layout(models.root))
+    check_store(Path(models.root))
+    with pytest.raises(ModelNotAvailableError):
+        models.path("a")
+    assert removed(limited) == []
+
+
+def test_asking_for_it_is_use_by_path_and_by_fetch(origin: Origin, models: Cache) -> None:
+    models.path("a")
+    assert run("fetch", "b").returncode == 0
+    assert removed(with_less(models, 0.9)) == ["c"]
+
+
+def test_what_is_pinned_stays_until_it_is_not(models: Cache) -> None:
+    assert run("pin", "a").returncode == 0
+    models.pin("b", "1")
+    limited = with_less(models, 3.5)
+    rows = limited.clean()
+    assert rows.findings == 1
+    assert [row["model"] for row in rows if row["kind"] == "model"] == ["c"]
+    (over,) = [row for row in rows if row["kind"] == "budget"]
+    assert not over["removed"]
+    assert "2.5 MiB over the budget: what is left is pinned" in over["reason"]
+    assert {row["model"]: row["pinned"] for row in models.models()} == {"a": True, "b": True}
+    assert run("unpin", "a").returncode == 0
+    assert "was not pinned" in run("unpin", "a").stderr
+    assert removed(limited) == ["a"]
+    with pytest.raises(ModelNotAvailableError):
+        models.pin("b", "none")
+
+
+def test_a_pin_outlives_a_version_and_ends_with_the_one_it_names(origin: Origin, models: Cache) -> None:
+    models.pin("a"), models.pin("b", "1")
+    models.remove("a"), models.remove("b")
+    models.fetch(manifest_of(origin, {"a": FILES["a"]}, model="a"))
+    models.fetch(manifest_of(origin, {"b": FILES["b"]}, model="b"))
+    assert {row["model"]: row["pinned"] for row in models.models()} == {"a": True, "b": False, "c": False}
+
+
+def test_what_a_process_has_open_or_mapped_stays(models: Cache) -> None:
+    place = Path(models.path("a"), "a")
+    idle(models, "a", 9)
+    with place.open("rb") as file:
+        assert removed(with_less(models, 0.5)) == ["b"]
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    assert removed(with_less(models, 0.5)) == ["c"]
+    assert removed(with_less(models, 0.5)) == []
+    mapped.close()
+    assert removed(with_less(models, 0.5)) == ["a"]
+
+
+def test_what_is_being_fetched_stays(origin: Origin, models: Cache, cache_root: Path) -> None:
+    hold = Hold(MIB // 2)
+    origin.faults(hold)
+    listing = Path(models.root).parent / "a.json"
+    listing.write_text(json.dumps(manifest_of(origin, {"more": FILES["more"]}, model="a", version="2").to_json()))
+    child = begin(cache_root, "fetch", "--manifest", str(listing), "--quiet")
+    assert hold.reached.wait(20)
+    idle(models, "a", 9)
+    limited = Cache(models.root, unused_age=2 * HOUR)
+    assert removed(limited, dry_run=True) == removed(limited) == ["b", "c"]
+    hold.release.set()
+    out, said = child.communicate(timeout=30)
+    assert (child.returncode, Path(out.strip(), "more").stat().st_size) == (0, MIB), said
+
+
+def test_what_had_rotted_goes_before_what_is_right(models: Cache) -> None:
+    aside = Path(models.root, "quarantine", f"x.{time.time_ns()}")
+    aside.parent.mkdir(exist_ok=True)
+    aside.write_bytes(b"x" * MIB)
+    rows = list(with_less(models, 0.5).clean())
+    assert [(row["kind"], Path(row["path"]).name) for row in rows if row["kind"] in ("model", "quarantine")] == [
+        ("quarantine", aside.name)
+    ]
+    assert here(models) == {"a", "b", "c"}
+
+
+def test_what_nobody_asked_for_goes_in_time(models: Cache) -> None:
+    assert removed(Cache(models.root, unused_age=8.5 * DAY)) == ["a"]
+    assert removed(Cache(models.root)) == []
+
+
+def test_a_mark_from_the_future_is_no_use_for_ever_and_without_one_the_files_tell(models: Cache) -> None:
+    idle(models, "a", -900)
+    Path(models.root, "used", "b", "1").unlink()
+    assert removed(Cache(models.root, unused_age=1.0)) == ["c"]  # the others came just now
+    for name in "ab":
+        record = Installed.read(models.path(name))
+        Path(models.root, "used", name, "1").unlink(missing_ok=True)
+        assert record is not None
+        aged = [replace(file, stamp=replace(file.stamp, mtime_ns=1)) for file in record.files]
+        assert Marks(Layout(models.root)).last_used(record.with_files(aged)) == 1e-9
