@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from modelcache.api import fetch, on_event, path, repair, verify
+    from modelcache.api import fetch, on_event, path, repair, report, verify
     from modelcache.cache import Cache
     from modelcache.download import Download
     from modelcache.errors import (
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from modelcache.queueing import Queue, queue
 
 _HOMES = {
-    "api": ("fetch", "on_event", "path", "repair", "verify"),
+    "api": ("fetch", "on_event", "path", "repair", "report", "verify"),
     "cache": ("Cache",),
     "download": ("Download",),
     "errors": (
@@ -45,7 +45,8 @@ _HOMES = {
 __all__ = [
     "AllSourcesFailedError", "Cache", "Download", "File", "LockedError", "Manifest", "Model", "ModelCacheError",
     "ModelNotAvailableError", "NotFoundError", "PausedError", "Queue", "StoreError", "UsageError", "VerificationError",
-    "__version__", "fetch", "on_event", "path", "queue", "repair", "verify",
+    "__version__", "fetch", "on_event", "path", "queue", "repair", "report",
+    "verify",
 ]  # fmt: skip
 
 

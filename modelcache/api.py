@@ -11,4 +11,5 @@ fetch = default.fetch
 path = default.path
 verify = default.verify
 repair = default.repair
+report = default.report
 on_event = default.on_event

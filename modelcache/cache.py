@@ -488,6 +488,19 @@ class Cache:
 
         return past.health(self._runtime.state)
 
+    def report(self, since: str = "24h", by: str | None = None) -> Report:
+        """How well fetching went since then: one row a layer, gateway, model or day, or `by` one of these alone.
+
+        `since` is a time as `24h`, `7d` or `4w`, or an ISO date. A row: group, key, total, success (with what was here
+        already), error, success_rate, latency_p50_ms and latency_p95_ms (to the first byte), throughput_bps (bytes/s
+        of one connection), bytes (fetched), bytes_saved_cache, bytes_saved_resume; None where nothing was measured.
+        `to_html` writes a page with plots. What had to be left out, as damaged rows, is in `notes`, and never raises.
+        UsageError for what `since` or `by` cannot mean.
+        """
+        from modelcache.reporting.report import report
+
+        return report(self._runtime.state.place, self._runtime.shelf, since, by)
+
     # -- events and ending --------------------------------------------------------------------------------------------
 
     def on_event(self, subscriber: Callable[[dict[str, Any]], None]) -> Callable[[], None]:

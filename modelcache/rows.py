@@ -1,14 +1,17 @@
 """Rows that a person reads and a program counts.
 
-Responsible for: a plain table of what was found or done, which fits a terminal as far as that can be; `df` gives the
-rows to pandas when asked, not before. What people read is shortened, the rows themselves are whole.
+Responsible for: a plain table of what was found or done, which fits a terminal as far as that can be, and the same in
+a notebook; `df` gives the rows to pandas when asked, not before. What people read is shortened, the rows themselves are
+whole. Leaves to others: CSV (`sheets`), HTML (`markup`), and what is on a page of its own (`reporting`).
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from modelcache.units import in_units, moment, short
+from modelcache.errors import UsageError
+from modelcache.units import as_percent, in_units, moment, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,13 +26,17 @@ class Report:
     """`rows` are dicts with the same keys; `title` says what they are about.
 
     `hidden` are the keys that only programs need: people have them in the title, or know. `findings` is how many rows
-    somebody has to act upon.
+    somebody has to act upon. `columns` are the keys where there may be no row, `notes` what a reader has to know of the
+    rows, and `page` makes the page that `to_html` writes, where that is more than a table.
     """
 
     title: str
     rows: tuple[dict[str, Any], ...]
     hidden: tuple[str, ...] = ()
     findings: int = 0
+    columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    page: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.rows)
@@ -41,12 +48,57 @@ class Report:
     def df(self) -> "pd.DataFrame":
         import pandas as pd
 
-        return pd.DataFrame(list(self.rows))
+        return pd.DataFrame(list(self.rows), columns=list(self._keys))
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Replaces a file by the rows as CSV, as a whole. StoreError."""
+        from modelcache.sheets import write_csv
+        from modelcache.store.disk import output_mode, replacing
+
+        with replacing(os.path.abspath(path), output_mode()) as stream:
+            write_csv(stream, self._keys, self.rows)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Replaces a file by a page of its own, which needs nothing else. StoreError."""
+        from modelcache.markup import page
+        from modelcache.store.disk import output_mode, write_atomic
+
+        text = self.page() if self.page else page(self.title, self._repr_html_())
+        write_atomic(os.path.abspath(path), text.encode(errors="replace"), output_mode())
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Replaces a file by the rows in Parquet. UsageError where the extra `parquet` is missing, StoreError."""
+        from modelcache.store.disk import output_mode, replacing
+
+        try:
+            with replacing(os.path.abspath(path), output_mode()) as stream:
+                self.df.to_parquet(stream, engine="pyarrow", index=False)
+        except ImportError:
+            raise UsageError("Parquet needs `pip install 'modelcache[parquet]'`") from None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from modelcache.markup import table, text
+
+        notes = "".join(f"<p>{text(note)}</p>" for note in self.notes)
+        if not self.rows:
+            return f"<h3>{text(self.title)}: nothing</h3>{notes}"
+        rows = ([row.get(key) for key in self._shown_keys] for row in self.rows)
+        return f"<h3>{text(self.title)}</h3>{notes}{table(self._shown_keys, rows, shown)}"
 
     def __str__(self) -> str:
+        notes = "".join(f"\n{note}" for note in self.notes)
         if not self.rows:
-            return f"{self.title}: nothing"
-        return f"{self.title}\n{_table(self.rows, [key for key in self.rows[0] if key not in self.hidden])}"
+            return f"{self.title}: nothing{notes}"
+        return f"{self.title}{notes}\n{_table(self.rows, self._shown_keys)}"
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        return self.columns or (tuple(self.rows[0]) if self.rows else ())
+
+    @property
+    def _shown_keys(self) -> list[str]:
+        return [key for key in self._keys if key not in self.hidden]
 
 
 def joined(reports: Sequence[Report]) -> Report:
@@ -74,7 +126,7 @@ def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
 class _Column:
     def __init__(self, key: str, values: Sequence[Any]) -> None:
         self.key = key
-        self.cells = [_shown(key, value) for value in values]
+        self.cells = [shown(key, value) for value in values]
         self.is_number = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
         self.is_number = self.is_number and not key.endswith("_at")
 
@@ -97,9 +149,12 @@ class _Column:
         return text.rjust(self.width) if self.is_number else text.ljust(self.width)
 
 
-def _shown(key: str, value: Any) -> str:
+def shown(key: str, value: Any) -> str:
     """A value as people read it, told from its key."""
-    by_key: dict[str, Callable[[Any], str]] = {"size": _size, "sha256": lambda digest: str(digest)[:DIGEST_SHOWN]}
+    by_key: dict[str, Callable[[Any], str]] = {
+        "size": _size, "bytes": _size, "sha256": lambda digest: str(digest)[:DIGEST_SHOWN],
+        "success_rate": as_percent, "throughput_bps": lambda speed: f"{in_units(speed)}/s",
+    }  # fmt: skip
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]
     if isinstance(value, int) and (key.startswith("bytes_") or key.endswith("_bytes")):

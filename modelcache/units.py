@@ -26,6 +26,11 @@ def part_of(here: int, total: int) -> str:
     return f"{here / factor:.{decimals}f}/{total / factor:.{decimals}f} {unit}" if total else in_units(here)
 
 
+def as_percent(share: float) -> str:
+    """`98.7 %`; all is 100 % only where it is all."""
+    return f"{100 * share:.0f} %" if share in (0, 1) else f"{min(99.9, max(0.1, 100 * share)):.1f} %"
+
+
 def as_clock(seconds: float) -> str:
     """`0:05`, `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -29,7 +29,7 @@ from modelcache.store.disk import CREATE, make_directories
 if TYPE_CHECKING:
     from sqlite3 import Connection, DatabaseError
 
-VERSION = 2
+VERSION = 3
 WAIT_S = 0.1  # for another process's transaction, which takes milliseconds
 AGAIN_AFTER_S = 5.0  # when somebody holds the lock for longer: others are not asked to wait each time
 READ_WAIT_S = 2.0  # where a person asks
@@ -49,9 +49,10 @@ CREATE TABLE IF NOT EXISTS attempts (
 CREATE INDEX IF NOT EXISTS attempts_by_time ON attempts (timestamp);
 CREATE TABLE IF NOT EXISTS days (
     day TEXT, host TEXT, model TEXT, layer TEXT, gateway TEXT, status TEXT, error_type TEXT, total INTEGER,
-    bytes INTEGER, resumed_bytes INTEGER, duration_ms INTEGER, latencies TEXT,
+    bytes INTEGER, resumed_bytes INTEGER, duration_ms INTEGER, latencies TEXT, durations TEXT,
     PRIMARY KEY (day, host, model, layer, gateway, status, error_type)
 );
+CREATE TABLE IF NOT EXISTS sizes (day TEXT PRIMARY KEY, bytes INTEGER, files INTEGER);
 CREATE TABLE IF NOT EXISTS usage (model TEXT PRIMARY KEY, requests INTEGER, last_used INTEGER);
 CREATE TABLE IF NOT EXISTS health (
     layer TEXT, gateway TEXT, successes REAL, failures REAL, wrongs REAL, first_byte_s REAL, bytes REAL,
@@ -59,7 +60,10 @@ CREATE TABLE IF NOT EXISTS health (
 );
 """
 
-_FROM_1 = "DROP TABLE IF EXISTS health;"  # it had a mean over connections; what is known of gateways begins anew
+_CHANGES = {  # what an older version lacks, by that version
+    1: "DROP TABLE IF EXISTS health;",  # it had a mean over connections; what is known of gateways begins anew
+    2: "ALTER TABLE days ADD COLUMN durations TEXT;",
+}
 
 log = logging.getLogger(__name__)
 
@@ -144,16 +148,16 @@ def _opened(path: str) -> "Connection":
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = OFF")
-        if (version := _version_of(connection)) < VERSION:
-            older = _FROM_1 if version == 1 else ""
-            connection.executescript(f"BEGIN IMMEDIATE; {older} {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        if (version := version_of(connection)) < VERSION:
+            changes = " ".join(change for since, change in _CHANGES.items() if 0 < version <= since)
+            connection.executescript(f"BEGIN IMMEDIATE; {changes} {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _version_of(connection: "Connection") -> int:
+def version_of(connection: "Connection") -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
         raise NewerError(f"it has version {version}, this modelcache reads {VERSION}", next_step="update modelcache")
@@ -233,7 +237,7 @@ def reading(path: str, wait_s: float = READ_WAIT_S) -> Iterator["Connection | No
         with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?{mode}", timeout=wait_s, uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA query_only = 1")
-            yield connection if _version_of(connection) else None
+            yield connection if version_of(connection) else None
     except NewerError as error:
         raise StoreError(f"{path}: {error.message}", next_step=error.next_step) from error
     except sqlite3.Error as error:

@@ -21,14 +21,19 @@ def middle_of(bucket: int) -> float:
     return 2 ** ((bucket - 0.5) / PER_DOUBLING) if bucket else 0.0
 
 
-def percentile(counts: Mapping[int, int], share: float) -> float:
-    """The value below which that share (0 to 1) of all lies; 0 where there is none."""
-    left = share * sum(counts.values())
-    for bucket in sorted(counts):
-        left -= counts[bucket]
+def middles(counts: Mapping[int, int]) -> dict[float, int]:
+    """How many values there are of each, by buckets: as if each lay in the middle of its own."""
+    return {middle_of(bucket): count for bucket, count in counts.items()}
+
+
+def percentile(values: Mapping[float, int], percent: int) -> float | None:
+    """The smallest value that so many percent of all do not exceed; None where there is none. `values` counts each."""
+    left = -(-percent * sum(values.values()) // 100)
+    for value in sorted(values):
+        left -= values[value]
         if left <= 0:
-            return middle_of(bucket)
-    return 0.0
+            return value
+    return None
 
 
 def to_text(counts: Mapping[int, int]) -> str:

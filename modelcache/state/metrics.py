@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelcache.health import Gateway, Health, Interval, body_of
 from modelcache.history import Attempt
 from modelcache.state import histogram
+from modelcache.state.tallies import Size
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -76,6 +77,10 @@ def add_uses(connection: "Connection", uses: Iterable[tuple[str, int, int]]) -> 
         )
 
 
+def put_size(connection: "Connection", size: Size) -> None:
+    connection.execute("INSERT OR REPLACE INTO sizes VALUES (?, ?, ?)", (size.day, size.bytes, size.files))
+
+
 def ranking(connection: "Connection | None") -> Iterator[dict[str, Any]]:
     """Most requested first (product H)."""
     rows = connection.execute("SELECT * FROM usage ORDER BY requests DESC, last_used DESC, model") if connection else ()
@@ -105,22 +110,26 @@ class _Day:
     def __init__(self) -> None:
         self.sums = Counter[str]()
         self.latencies = Counter[int]()
+        self.durations = Counter[int]()
 
     def add(self, size: object, resumed: object, duration: object, latency: object) -> None:
         values = [one if isinstance(one, int) else 0 for one in (size, resumed, duration, latency)]
         self.sums.update(total=1, bytes=values[0], resumed_bytes=values[1], duration_ms=values[2])
         self.latencies[histogram.bucket_of(values[3])] += 1
+        self.durations[histogram.bucket_of(values[2])] += 1
 
     def write(self, connection: "Connection", key: tuple[str, ...]) -> None:
         where = " AND ".join(f"{name} = ?" for name in _KEY)
         names = "total, bytes, resumed_bytes, duration_ms"
-        found = connection.execute(f"SELECT {names}, latencies FROM days WHERE {where}", key).fetchone()  # noqa: S608
+        columns = f"{names}, latencies, durations"
+        found = connection.execute(f"SELECT {columns} FROM days WHERE {where}", key).fetchone()  # noqa: S608
         if found:
             self.latencies.update(histogram.parsed(found[4]))
+            self.durations.update(histogram.parsed(found[5]))
             self.sums.update(dict(zip(names.split(", "), found[:4], strict=True)))
         sums = [min(self.sums[name], 2**63 - 1) for name in names.split(", ")]
-        marks = ", ".join("?" * (len(_KEY) + 5))
-        values = (*key, *sums, histogram.to_text(self.latencies))
+        marks = ", ".join("?" * (len(_KEY) + 6))
+        values = (*key, *sums, histogram.to_text(self.latencies), histogram.to_text(self.durations))
         connection.execute(f"INSERT OR REPLACE INTO days VALUES ({marks})", values)  # noqa: S608
 
 

@@ -23,6 +23,7 @@ from modelcache.history import UNFINISHED, Attempt, DownloadRecord, Note, Standi
 from modelcache.state import downloads, metrics
 from modelcache.state.database import WAIT_S, Database, reading
 from modelcache.state.place import Place
+from modelcache.state.tallies import Size
 from modelcache.state.uses import Uses
 from modelcache.store.layout import Layout
 from modelcache.store.owner import Owner
@@ -73,6 +74,11 @@ class State:
                 self._flush(at_once=True)
         finally:
             self._writing.release()
+
+    def keep_size(self, size: Size) -> None:
+        """Notes how large the store is on a day; the last note of a day counts."""
+        with self._writing:
+            self._database.write(lambda connection: metrics.put_size(connection, size), at_once=True)
 
     def forget(self, model: str) -> None:
         """Drops what is known of a model's downloads that have ended, and what was asked. What cannot be read stays."""

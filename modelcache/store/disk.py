@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 from modelcache.errors import ShortageError, StoreError, UsageError
 from modelcache.store.modes import FOLDER, is_shared, mode_in
@@ -174,12 +175,30 @@ def write_atomic(path: str, content: bytes, mode: int | None = None) -> None:
 
     Without a `mode` it is its owner's alone, or the group's that shares the root.
     """
+
+    def write() -> None:
+        with _replacing(path, mode) as fd:
+            write_all(fd, memoryview(content), 0)
+
     with disk_errors(path):
-        again_where_swept(lambda: _replace(path, content, mode))
+        again_where_swept(write)
         sync_directory(os.path.dirname(path))
 
 
-def _replace(path: str, content: bytes, mode: int | None) -> None:
+@contextmanager
+def replacing(path: str, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A file of any size that takes the place of another, as `write_atomic` does, when the block has ended.
+
+    Where the block raises, nothing is left of it, and what was there stays. StoreError.
+    """
+    with disk_errors(path):
+        with _replacing(path, mode) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
+            yield stream
+        sync_directory(os.path.dirname(path))
+
+
+@contextmanager
+def _replacing(path: str, mode: int | None) -> Iterator[int]:
     """The lock tells whoever cleans that the temporary file is in use; it goes with the descriptor."""
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{random_name(4)}.tmp")
@@ -187,7 +206,7 @@ def _replace(path: str, content: bytes, mode: int | None) -> None:
     try:
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        write_all(fd, memoryview(content), 0)
+        yield fd
         os.fsync(fd)
         os.rename(beside, path)
     except BaseException:

@@ -1,0 +1,82 @@
+"""The metrics as Prometheus reads them (product H): for a text file that node_exporter collects, and for a server.
+
+Responsible for: the text format, version 0.0.4, and counters that never fall: they count all that is kept, attempts and
+the days that older ones have become. Leaves to others: where the text goes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from modelcache.errors import VerificationError
+from modelcache.state.tallies import Tallies, Tally
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BOUNDS_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
+
+
+def exposition(tallies: Tallies, now_ms: int, cache_bytes: int) -> str:
+    """All metrics. `cache_bytes` is what the store takes now."""
+    counts = _Counts()
+    for tally in tallies.between(0, now_ms):
+        counts.add(tally)
+    return "".join(f"{line}\n" for line in _lines(counts, cache_bytes))
+
+
+@dataclass(slots=True)
+class _Counts:
+    """`downloads` by layer, gateway and status, `bytes` by layer and gateway, `seconds` by bound, inf included."""
+
+    downloads: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    bytes: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    within: Counter[float] = field(default_factory=Counter)
+    took: int = 0
+    took_ms: int = 0
+    corrupt: int = 0
+
+    def add(self, tally: Tally) -> None:
+        self.downloads[tally.layer, tally.gateway, tally.status] += tally.total
+        self.bytes[tally.layer, tally.gateway] += tally.bytes
+        if (tally.layer, tally.status, tally.error_type) == ("cache", "error", VerificationError.kind):
+            self.corrupt += tally.total
+        if tally.status != "success":
+            return
+        self.took += tally.total
+        self.took_ms += tally.duration_ms
+        for duration_ms, count in tally.durations.items():
+            if bound := next((bound for bound in BOUNDS_S if duration_ms <= 1000 * bound), None):
+                self.within[bound] += count
+
+
+def _lines(counts: _Counts, cache_bytes: int) -> Iterator[str]:
+    yield from _head("modelcache_downloads_total", "counter", "Attempts to use a source, and files that were here.")
+    yield from _samples("modelcache_downloads_total", ("layer", "gateway", "status"), counts.downloads)
+    yield from _head("modelcache_bytes_total", "counter", "Bytes by where they came from; of the cache, were here.")
+    yield from _samples("modelcache_bytes_total", ("layer", "gateway"), counts.bytes)
+    yield from _head("modelcache_download_seconds", "histogram", "How long attempts took that succeeded.")
+    below = 0
+    for bound in BOUNDS_S:
+        below = min(below + counts.within[bound], counts.took)
+        yield f'modelcache_download_seconds_bucket{{le="{bound}"}} {below}'
+    yield f'modelcache_download_seconds_bucket{{le="+Inf"}} {counts.took}'
+    yield f"modelcache_download_seconds_sum {counts.took_ms / 1000}"
+    yield f"modelcache_download_seconds_count {counts.took}"
+    yield from _head("modelcache_cache_bytes", "gauge", "Bytes of the files in the store, each counted once.")
+    yield f"modelcache_cache_bytes {cache_bytes}"
+    yield from _head("modelcache_corrupt_files_total", "counter", "Files of the store that were found to have rotted.")
+    yield f"modelcache_corrupt_files_total {counts.corrupt}"
+
+
+def _head(name: str, kind: str, text: str) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+
+
+def _samples(name: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], int]) -> Iterator[str]:
+    for key in sorted(values):
+        pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(labels, key, strict=True))
+        yield f"{name}{{{pairs}}} {values[key]}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
