@@ -328,9 +328,7 @@ class FileFetch:
         _check_room(partial)
         shop = self._shop
         file = self._rotten.file if self._rotten else self._file
-        sources = shop.sources_by_health(
-            file, self._order.headers_for(file), self._order.prefer, self._control.wait, self._note
-        )
+        sources = shop.sources_by_health(self._order, file, self._control.wait, self._note)
         try:
             self.transfer = Transfer(
                 file, partial, sources, shop.settings, self._control, self._tell, shop.throttle, self._note

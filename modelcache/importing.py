@@ -30,7 +30,6 @@ from modelcache.names import check_conflicts
 from modelcache.order import Fetched, Workshop
 from modelcache.ordering import hit
 from modelcache.outcome import Model
-from modelcache.refs import Ref, repository_of
 from modelcache.store import blobs
 from modelcache.store.claim import forget
 from modelcache.store.disk import BUFFER, check_room, disk_errors
@@ -40,6 +39,7 @@ from modelcache.store.partial import Partial
 from modelcache.store.shelf import Shelf
 from modelcache.task import Passing
 from modelcache.urls import is_same_place
+from modelcache.wiring import hub_of
 
 MOST_MODELS = 200  # each of them is locked while its bundle is read
 MOST_LISTING_BYTES = 64 << 20  # of all manifests, which are in memory
@@ -115,26 +115,16 @@ def _manifest(content: bytes) -> Manifest:
         raise VerificationError(f"the manifest of {manifest.id} lacks a version, a size or a sha256")
     if not "".join((manifest.ref, *(url for file in manifest.files for url in file.urls))).isprintable():
         raise VerificationError(f"the manifest of {manifest.id} has an address that cannot be one")
+    hub = hub_of(manifest.ref or manifest.id, manifest.id)
     files = (
         replace(
             file,
             digests=tuple(digest for digest in file.digests if digest.algorithm == "sha256"),
-            urls=tuple(url for url in file.urls if _may_serve(manifest, url)),
+            urls=tuple(url for url in file.urls if hub is None or url.startswith("data:") or is_same_place(url, hub)),
         )
         for file in manifest.files
     )
     return replace(manifest, files=tuple(files))
-
-
-def _may_serve(manifest: Manifest, url: str) -> bool:
-    """Whether a file of that model may come from there. Of a hub's model only its hub is asked: it may be given a token
-    (I20), and a user may have said that it must not be asked."""
-    try:
-        ref = Ref.parse(manifest.ref or manifest.id)
-    except UsageError:
-        return True  # what cannot be parsed is no ref of a hub, whatever it looks like
-    place = ref.base if ref.scheme == "hf" else "oci://{}/{}".format(*repository_of(ref))
-    return not ref.scheme or url.startswith("data:") or is_same_place(url, place)
 
 
 def _contents(manifests: Sequence[Manifest]) -> dict[str, ModelFile]:

@@ -181,7 +181,7 @@ class Repairer:
         )  # fmt: skip
         sources: Sequence[Source] = ()
         try:
-            sources = shop.sources_by_health(file, self._order.headers_for(file), "", self._control.wait, self._note)
+            sources = shop.sources_by_health(self._order, file, self._control.wait, self._note)
             good = blobs.good_spans(audit.wrong, file.pieces, file.size or 0) if file.pieces else []
             if audit.finding == "corrupt" and good:
                 partial.seed(audit.place, good)

@@ -22,7 +22,6 @@ from modelcache.store.records import Records
 from modelcache.store.registry import Registry
 from modelcache.store.sharing import Sharing
 from modelcache.throttle import Throttle
-from modelcache.urls import is_same_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +87,10 @@ class Order:
         """The files that nothing but last time, or nothing at all, can be compared with."""
         return [file.path for file in self.files if self.vouched(file)[1] == UNVERIFIED]
 
-    def headers_for(self, file: ModelFile) -> Mapping[str, str]:
-        """The caller's headers are for the origin of the order's first URL, and for no other (I20)."""
-        first = next((each.urls[0] for each in self.files if each.urls), "")
-        return self.headers if file.urls and is_same_place(file.urls[0], first) else {}
+    @property
+    def first_url(self) -> str:
+        """Empty where no file has one."""
+        return next((each.urls[0] for each in self.files if each.urls), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,7 @@ class Workshop:
     registry: Registry
     settings: Settings
     dispatcher: Dispatcher
-    sources: Callable[[ModelFile, Mapping[str, str]], Sequence[Source]]
+    sources: Callable[[Order, ModelFile], Sequence[Source]]
     resolver: Callable[[Ref, Mapping[str, str]], Resolver]
     throttle: Throttle = field(default_factory=Throttle)
     records: Records = field(default_factory=Records)
@@ -131,15 +130,14 @@ class Workshop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sharing", Sharing(self.layout, self.registry))
 
-    def sources_by_health(
-        self, file: ModelFile, headers: Mapping[str, str], prefer: str, wait: Wait, note: Note
-    ) -> Sequence[Source]:
-        """The sources of a file, those first that have done best lately; about as good ones as they were given.
+    def sources_by_health(self, order: Order, file: ModelFile, wait: Wait, note: Note) -> Sequence[Source]:
+        """The sources of a file of an order, those first that have done best lately; about as good ones as they were
+        given.
 
         Before all others come those of the kind to prefer, by default that of the settings. Of a large file, those of
         which nothing is known are asked for a byte first: `wait` and `note` as in `probed`.
         """
-        sources = self.sources(file, headers)
+        sources = self.sources(order, file)
         if len(sources) < 2:
             return sources
         now, scores = now_ms(), self.scores()
@@ -151,7 +149,7 @@ class Workshop:
                 for source in sources:
                     source.close()
                 raise
-        return by_health(sources, _gateway, scores, now, prefer or self.settings.prefer)
+        return by_health(sources, _gateway, scores, now, order.prefer or self.settings.prefer)
 
 
 def _gateway(source: Source) -> Gateway:

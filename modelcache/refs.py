@@ -100,6 +100,12 @@ def repository_of(ref: Ref, ollama: str = OLLAMA_REGISTRY) -> tuple[str, str]:
     return host, repository
 
 
+def scheme_of_id(model_id: str) -> str:
+    """Of the kind of hub whose models have such ids; empty for others."""
+    scheme, mark, _ = model_id.partition("--")
+    return scheme if mark and scheme in _HUBS else ""
+
+
 def _hugging_face(rest: str) -> Ref:
     from urllib.parse import unquote
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelcache.errors import NotFoundError, UsageError
 from modelcache.model import ModelFile
-from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of
+from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of, scheme_of_id
 from modelcache.settings import HUGGING_FACE as HF
 from modelcache.settings import OLLAMA, Settings
 from modelcache.store.disk import store_error
@@ -23,6 +23,7 @@ from modelcache.urls import checked_url, is_same_place, without_secrets
 
 if TYPE_CHECKING:
     from modelcache.foreign.tier import Tier
+    from modelcache.order import Order
     from modelcache.remotes.access import Registry
     from modelcache.remotes.connection import Connector
     from modelcache.remotes.huggingface import Hub
@@ -85,19 +86,23 @@ class Sources:
         self._guard = threading.Lock()
         self._connector: Connector | None = None
 
-    def __call__(self, file: ModelFile, headers: Mapping[str, str]) -> "list[Source]":
+    def __call__(self, order: "Order", file: ModelFile) -> "list[Source]":
         """The sources of a file, in the order of its urls.
 
-        `headers` may hold secrets: only sources of the first url's origin get them (I20). A url that nothing here
-        serves, or that must not be asked, is passed over; UsageError or NotFoundError where there is no other.
+        The order's headers may hold secrets: those for a hub's model go to its hub, others to the origin of the order's
+        first url, and to nobody else (I20). A url that nothing here serves, or that must not be asked, is passed over;
+        UsageError or NotFoundError where there is no other.
         """
         made: list[Source] = []
         refusal: UsageError | NotFoundError | None = None
-        connector = self._shared()
+        connector, hub = self._shared(), hub_of(order.ref, order.id)
+        place = order.first_url if hub is None else hub
         for url in dict.fromkeys(file.urls):
-            make = SOURCES.get(url.partition(":")[0].lower(), _http)
+            scheme = url.partition(":")[0].lower()
             try:
-                made.append(make(url, headers if is_same_place(url, file.urls[0]) else {}, connector))
+                _check_online(scheme, hub or "")
+                make = SOURCES.get(scheme, _http)
+                made.append(make(url, order.headers if is_same_place(url, place) else {}, connector))
             except (UsageError, NotFoundError) as error:
                 refusal = error
         if refusal and not made:
@@ -130,8 +135,6 @@ def _http(url: str, headers: Mapping[str, str], connector: "Connector") -> "Sour
 def _hub_source(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":
     from modelcache.remotes.huggingface import HubSource
 
-    if is_offline("hf"):
-        raise NotFoundError("Hugging Face is not asked, for HF_HUB_OFFLINE is set", next_step="unset it to fetch")
     return HubSource(url, _hub(headers), connector)
 
 
@@ -192,6 +195,11 @@ def _inline(url: str, _headers: Mapping[str, str], _connector: "Connector") -> "
 def _image(ref: Ref, headers: Mapping[str, str], connector: "Connector") -> "Resolver":
     from modelcache.remotes.oci import RegistryResolver
 
+    host, repository = repository_of(ref, _ollama_registry())
+    return RegistryResolver(_registry(host, headers), repository, ref.base, connector)
+
+
+def _ollama_registry() -> str:
     ollama = os.environ.get("MODELCACHE_OLLAMA_REGISTRY") or OLLAMA_REGISTRY
     try:
         is_host = repository_of(Ref.parse(f"oci://{ollama}/m"))[1] == "m"
@@ -199,8 +207,31 @@ def _image(ref: Ref, headers: Mapping[str, str], connector: "Connector") -> "Res
         is_host = False
     if not is_host:
         raise UsageError("MODELCACHE_OLLAMA_REGISTRY is the host of a registry, with :port if need be")
-    host, repository = repository_of(ref, ollama)
-    return RegistryResolver(_registry(host, headers), repository, ref.base, connector)
+    return ollama
+
+
+def hub_of(ref: str, model_id: str) -> str | None:
+    """The hub that a model is of, as a url to compare with those of its files (`is_same_place`); None: of no hub.
+
+    What calls itself by the id of a hub's model is of a hub, whatever its ref is: empty where nobody can tell of which.
+    Nobody but the hub is given what a user has for it (I20), and nobody at all is asked where the hub must not be.
+    """
+    try:
+        known = Ref.parse(ref)
+    except UsageError:
+        known = Ref(model_id)
+    match known.scheme or scheme_of_id(model_id):
+        case "":
+            return None
+        case "hf":
+            return "hf:"
+        case "oci" if not known.scheme:
+            return ""
+        case scheme:
+            from modelcache.remotes.oci import base_of
+
+            host = repository_of(known)[0] if scheme == "oci" else _ollama_registry()
+            return f"oci://{base_of(host).partition('//')[2]}/"
 
 
 def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
@@ -246,6 +277,12 @@ def _is_on(variable: str) -> bool:
 def is_offline(scheme: str) -> bool:
     """Whether the user said that this kind of hub must not be asked."""
     return scheme == "hf" and _is_on("HF_HUB_OFFLINE")
+
+
+def _check_online(scheme: str, hub: str) -> None:
+    """NotFoundError where the user said that the hub must not be asked: then nobody is asked for its models."""
+    if scheme != "data" and (is_offline(scheme) or is_offline(hub.partition(":")[0])):
+        raise NotFoundError("Hugging Face is not asked, for HF_HUB_OFFLINE is set", next_step="unset it to fetch")
 
 
 # Who serves the urls of a scheme, and who resolves its refs: a new kind of source adds its lines here.
