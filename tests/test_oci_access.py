@@ -1,6 +1,7 @@
 """Who may pull from a registry: tokens, logins, when they end, and where they never go."""
 
 import json
+import socket
 import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from modelcache.remotes.access import Registry as Place
 from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.oci import RegistryResolver, base_of
 from modelcache.remotes.source import Abort
-from modelcache.testing import Content, CutAt, Header, Origin, Redirect, Status, certificate
+from modelcache.testing import Content, CutAt, Header, Origin, Redirect, Status, Wire, certificate
 from modelcache.wiring import _registry
 from tests.caches import run, written
 from tests.registries import Registry
@@ -102,7 +103,7 @@ def test_all_that_are_refused_at_the_same_time_share_one_new_token(registry: Reg
     def ask(headers: Mapping[str, str]) -> str:
         if "Authorization" not in headers:
             refused.wait(20)
-            raise ChallengedError(challenge)
+            raise ChallengedError(challenge, is_inside=True)
         return headers["Authorization"]
 
     def work() -> None:
@@ -294,8 +295,41 @@ def test_a_challenge_of_storage_is_not_answered(cache: Cache, tmp_path: Path) ->
 def test_a_token_service_that_could_take_secrets_away_is_not_asked(base: str, realm: str, told: str) -> None:
     access = Access(Place(base, {}, f"Basic {LOGIN}"), "a/b", Connector(Timeouts()), "oci://h/a/b")
     with pytest.raises(SourceError, match=told) as error:
-        access._token_url({"realm": realm})
+        access._token_url({"realm": realm}, from_inside=base.startswith("http:"))
     assert "s3cret" not in error.value.message
+
+
+@pytest.mark.parametrize("name", ["127.1", "2130706433", "0x7f.1", "0", "auth.example"])
+def test_a_token_service_in_a_private_network_is_not_connected_to_whatever_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A registry on the public internet: who is reached through a proxy is taken for that."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *more, **most: resolve(host.replace("auth.example", "::1"), *more, **most)
+    )
+    with Origin() as inside:
+        realm = f'Bearer realm="https://{name}:{inside.port}/t"'
+        with Wire(f"HTTP/1.1 401 Who\r\nWWW-Authenticate: {realm}\r\nContent-Length: 0\r\n\r\n".encode()) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url())
+            place = Place("http://registry.example", {}, f"Basic {LOGIN}")
+            resolver = RegistryResolver(place, "a/b", "oci://registry.example/a/b", Connector(Timeouts()))
+            with pytest.raises(SourceError, match="sends us to a private address, which is not asked"):
+                resolver.resolve(Ref.parse("oci://registry.example/a/b"), Abort())
+            resolver.close()
+        assert inside.connections == 0
+
+
+def test_a_registry_inside_may_have_its_token_service_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(own.ca))
+    with Registry(bearer=True, tls=own) as registry:
+        filled(registry)
+        by_name = f"https://localhost:{registry.port}"
+        registry.realm = f"{by_name}/token"
+        resolver = RegistryResolver(Place(by_name), "library/tiny", registry.ref(), Connector(Timeouts()))
+        assert len(resolver.resolve(Ref.parse(registry.ref()), Abort()).files) == 4
+        resolver.close()
 
 
 def test_over_tls_nothing_leads_back_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +353,7 @@ def test_over_tls_nothing_leads_back_to_http(tmp_path: Path, monkeypatch: pytest
 
 def test_a_token_service_may_be_elsewhere_and_have_a_query() -> None:
     access = Access(Place("https://registry.example"), "a/b", Connector(Timeouts()), "oci://h/a/b")
-    url = access._token_url({"realm": "https://auth.example/t?x=1#y", "service": "s p"})
+    url = access._token_url({"realm": "https://auth.example/t?x=1#y", "service": "s p"}, from_inside=False)
     assert url == "https://auth.example/t?x=1&service=s+p&scope=repository%3Aa%2Fb%3Apull"
 
 

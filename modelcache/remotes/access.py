@@ -7,7 +7,7 @@ the tokens of all sources together (`Connector.tokens`), where credentials come 
 Rules:
 - Nothing but the registry's own origin sees a token; its credentials go there and to the token service that it names.
 - A token service is reached over https, unless both are on this machine or in a private network; it is not in one
-  unless the registry is.
+  unless the registry is, by the addresses that are connected to.
 - A token is asked for once for all that need it, and again when a 401 says that it has ended.
 """
 
@@ -53,11 +53,13 @@ class Registry:
 
 
 class ChallengedError(SourceError):
-    """401: `challenges` are the parameters of each scheme that would do, by its name in lower case."""
+    """401: `challenges` are the parameters of each scheme that would do, by its name in lower case. `is_inside`: who
+    says so is on this machine or in a private network."""
 
-    def __init__(self, challenges: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, challenges: Mapping[str, Mapping[str, str]], *, is_inside: bool = False) -> None:
         super().__init__("401: it asks who we are")
         self.challenges = challenges
+        self.is_inside = is_inside
         self.status = 401
 
 
@@ -83,7 +85,7 @@ class Access:
         try:
             return ask(self._headers(used))
         except ChallengedError as refused:
-            now = self._answer(refused.challenges, used, abort)
+            now = self._answer(refused, used, abort)
         try:
             return ask(self._headers(now))
         except ChallengedError as error:
@@ -98,7 +100,7 @@ class Access:
         others = {name: value for name, value in self._registry.secrets.items() if name != "Authorization"}
         return others | ({"Authorization": authorization} if authorization else {})
 
-    def _answer(self, challenges: Mapping[str, Mapping[str, str]], used: str, abort: Abort) -> str:
+    def _answer(self, refused: ChallengedError, used: str, abort: Abort) -> str:
         """What the registry wants to see: obtained now, unless another thread just did."""
         if self._fixed:
             raise self.refused()
@@ -106,19 +108,20 @@ class Access:
             known = self._tokens.of(self._key)
             if known not in ("", used):
                 return known
-            if "bearer" in challenges:
-                return self._token(challenges["bearer"], abort)
-            if "basic" in challenges and self._login and self._login != used:
+            if "bearer" in refused.challenges:
+                return self._token(refused.challenges["bearer"], abort, from_inside=refused.is_inside)
+            if "basic" in refused.challenges and self._login and self._login != used:
                 self._tokens.keep(self._key, self._login)
                 return self._login
             raise self.refused()
 
-    def _token(self, wanted: Mapping[str, str], abort: Abort) -> str:
-        url = self._token_url(wanted)
+    def _token(self, wanted: Mapping[str, str], abort: Abort, *, from_inside: bool) -> str:
+        url = self._token_url(wanted, from_inside=from_inside)
         secrets = {"Authorization": self._login} if self._login else {}
         said = get(
-            self._connector, url, abort, secrets=secrets, explain=self._token_refused, most_bytes=MOST_TOKEN_BYTES
-        ).json()
+            self._connector, url, abort, secrets=secrets, explain=self._token_refused, most_bytes=MOST_TOKEN_BYTES,
+            public_only=not from_inside,
+        ).json()  # fmt: skip
         said = said if isinstance(said, dict) else {}
         token = said.get("token") or said.get("access_token")
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -127,17 +130,18 @@ class Access:
         self._tokens.keep(self._key, header, time.monotonic() + SHARE_OF_LIFE * _life_s(said))
         return header
 
-    def _token_url(self, wanted: Mapping[str, str]) -> str:
-        """SourceError for a token service that is not to be asked."""
+    def _token_url(self, wanted: Mapping[str, str], *, from_inside: bool) -> str:
+        """SourceError for a token service that is not to be asked. A name is not looked up here: whether it leads into
+        a private network is seen when it is connected to."""
         realm = wanted.get("realm", "")
         try:
             there, own = urlsplit(checked_url(realm)), urlsplit(self._registry.base)
         except UsageError as error:
             raise SourceError(f"{self._registry.host} names a token service that is no URL") from error
-        is_near, own_is_near = is_inside(there.hostname or ""), is_inside(own.hostname or "")
+        is_near = is_inside(there.hostname or "")
         if "@" in there.netloc or not (there.scheme == "https" or (own.scheme == "http" and is_near)):
             raise SourceError(f"{self._registry.host} wants its token fetched without https, which is not done")
-        if is_near and not own_is_near:
+        if is_near and not from_inside:
             raise SourceError(f"{self._registry.host} names a token service in a private network, which is not asked")
         query = dict(parse_qsl(there.query)) | {name: wanted[name] for name in ("service",) if name in wanted}
         scope = wanted.get("scope") or f"repository:{self._repository}:pull"
@@ -160,7 +164,9 @@ class Access:
 
 def challenge_of(head: Head) -> ChallengedError | None:
     """What a 401 asks for; None for any other reply."""
-    return ChallengedError(challenges(head.text("www-authenticate"))) if head.status == 401 else None
+    if head.status != 401:
+        return None
+    return ChallengedError(challenges(head.text("www-authenticate")), is_inside=head.is_inside)
 
 
 def challenges(text: str) -> dict[str, dict[str, str]]:

@@ -51,8 +51,9 @@ class Timeouts:
 class Hop:
     """One exchange with one server: what the connection must obey, and what it found.
 
-    peer: the address it reached, empty behind a proxy. fresh: connected for this exchange, not kept from an earlier
-    one. connected: TCP, proxy and TLS are through. sock: what the reply arrives on.
+    public_only: whoever sent us here is on the public internet. peer: the address it reached, empty behind a proxy.
+    fresh: connected for this exchange, not kept from an earlier one. connected: TCP, proxy and TLS are through. sock:
+    what the reply arrives on.
     """
 
     abort: Abort
@@ -63,10 +64,15 @@ class Hop:
     sock: socket.socket | None = None
 
     def admit(self, address: str) -> None:
-        """SourceError where a redirect leads from the public internet into a private network (I20)."""
+        """SourceError where somebody on the public internet sends us into a private network (I20)."""
         if self.public_only and is_private(address):
-            raise SourceError("it redirects to a private address, which is not followed")
+            raise SourceError("it sends us to a private address, which is not asked")
         self.peer = address
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it reached somebody on this machine or in a private network; behind a proxy nobody can tell."""
+        return bool(self.peer) and is_private(self.peer)
 
     def abandon(self) -> None:
         """Closes the socket of an exchange that failed: what urllib3 left open holds it until it is collected."""

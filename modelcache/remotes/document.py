@@ -48,15 +48,16 @@ def get(
     accept: str = "application/json",
     explain: Explain = nothing_more,
     most_bytes: int = MOST_BYTES,
+    public_only: bool = False,
 ) -> Document:
-    """The document at a URL; `secrets` are headers for its origin alone.
+    """The document at a URL; `secrets` are headers for its origin alone, `public_only` as in `ask`.
 
     Raises what `explain` makes of a refusal, else NotFoundError, TransientError or SourceError; AbortedError.
     """
     abort.check()
     abort.until = time.monotonic() + MOST_S
     request = Request(ModelFile("document"), 0, None, "", abort)
-    answer = ask(connector, url, secrets, _PLAIN | {"Accept": accept}, abort)
+    answer = ask(connector, url, secrets, _PLAIN | {"Accept": accept}, abort, public_only=public_only)
     try:
         if answer.head.status != 200:
             told = explain(answer.head) if answer.own else None

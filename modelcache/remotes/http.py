@@ -27,7 +27,7 @@ from modelcache.remotes.body import Exchange, HttpBody
 from modelcache.remotes.connection import Connector, Hop, Timeouts
 from modelcache.remotes.reply import REDIRECTS, Head, is_ranged, promise_of, strong_etag
 from modelcache.remotes.source import Abort, Request, Traits
-from modelcache.urls import checked_url, is_private, origin_of, redirect_target, without_secrets
+from modelcache.urls import checked_url, origin_of, redirect_target, without_secrets
 
 __all__ = ["HttpSource", "Timeouts"]
 
@@ -148,12 +148,21 @@ class HttpSource:
         return ask(self._connector, self._url, self._secrets, conditions, abort)
 
 
-def ask(connector: Connector, url: str, secrets: Mapping[str, str], headers: Mapping[str, str], abort: Abort) -> Answer:
+def ask(
+    connector: Connector,
+    url: str,
+    secrets: Mapping[str, str],
+    headers: Mapping[str, str],
+    abort: Abort,
+    *,
+    public_only: bool = False,
+) -> Answer:
     """Follows redirects; `secrets` are sent along with `headers` as long as the origin stays that of the url.
 
+    public_only: the url is the word of somebody on the public internet, who is not followed into a private network.
     Raises TransientError, SourceError or AbortedError; whatever it raises, no connection is left behind.
     """
-    origin, began_at, trusted, hop = origin_of(url), url, True, Hop(abort)
+    origin, began_at, trusted, hop = origin_of(url), url, True, Hop(abort, public_only)
     for _ in range(MOST_REDIRECTS + 1):
         sent = {"User-Agent": USER_AGENT, "Accept": "*/*"} | (dict(secrets) if trusted else {}) | dict(headers)
         exchange, head = _exchange(connector, url, sent, hop)
@@ -163,14 +172,14 @@ def ask(connector: Connector, url: str, secrets: Mapping[str, str], headers: Map
         exchange.dismiss(plain_length(head))
         url = redirect_target(url, locations.pop())
         trusted = trusted and origin_of(url) == origin
-        hop = Hop(abort, public_only=hop.public_only or not (hop.peer and is_private(hop.peer)))
+        hop = Hop(abort, public_only=hop.public_only or not hop.is_inside)
     raise SourceError(f"more than {MOST_REDIRECTS} redirects")
 
 
 def _exchange(connector: Connector, url: str, headers: Mapping[str, str], hop: Hop) -> tuple[Exchange, Head]:
     response = connector.get(url, headers, hop)
     fields = {name: response.raw.headers.getlist(name) for name in response.raw.headers}
-    return Exchange(connector, response, hop), Head.of(response.status_code, fields)
+    return Exchange(connector, response, hop), Head.of(response.status_code, fields, is_inside=hop.is_inside)
 
 
 def _conditions(request: Request, conditional: bool) -> dict[str, str]:

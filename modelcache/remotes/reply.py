@@ -30,14 +30,19 @@ _WHAT_TO_DO = {
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status and headers; each field by its lower-case name, with all values it came with."""
+    """Status and headers; each field by its lower-case name, with all values it came with.
+
+    is_inside: it came from this machine or a private network.
+    """
 
     status: int
     fields: Mapping[str, list[str]]
+    is_inside: bool = False
 
     @classmethod
-    def of(cls, status: int, pairs: Mapping[str, list[str]]) -> Self:
-        return cls(status, {name.lower(): [value.strip(" \t") for value in values] for name, values in pairs.items()})
+    def of(cls, status: int, pairs: Mapping[str, list[str]], *, is_inside: bool = False) -> Self:
+        fields = {name.lower(): [value.strip(" \t") for value in values] for name, values in pairs.items()}
+        return cls(status, fields, is_inside)
 
     def text(self, name: str) -> str:
         """All values of a field joined as RFC 9110, 5.3 allows; empty if it is not there."""
