@@ -241,8 +241,8 @@ def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
 
     folder = os.environ.get("DOCKER_CONFIG") or os.path.join("~", ".docker")
     logins = {base_of(login): header for login, header in _docker_logins(os.path.expanduser(folder)).items()}
-    base = base_of(host)
-    return Registry(base, checked_headers(headers), logins.get(base, ""))
+    secrets, login = checked_headers(headers), logins.get(base_of(host), "")
+    return Registry(base_of(host, has_secret=bool(secrets or login)), secrets, login)
 
 
 def _docker_logins(folder: str) -> dict[str, str]:

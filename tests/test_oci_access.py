@@ -284,6 +284,7 @@ def test_a_challenge_of_storage_is_not_answered(cache: Cache, tmp_path: Path) ->
         ("https://registry.example", "http://registry.example/t", "without https"),
         ("http://127.0.0.1:5000", "http://auth.example/t", "without https"),
         ("https://registry.example", "http://127.0.0.1/t", "without https"),
+        ("http://127.0.0.1:5000", "http://10.0.0.7/t", "without https"),
         ("https://registry.example", "https://127.0.0.1/t", "in a private network"),
         ("https://registry.example", "https://[::1]/t", "in a private network"),
         ("https://registry.example", "https://localhost/t", "in a private network"),
@@ -386,3 +387,18 @@ def test_challenges_are_read_as_they_are_written(text: str, parsed: dict[str, di
 def test_http_is_for_this_machine_and_private_addresses_alone(host: str, base: str) -> None:
     assert base_of(host) == base
     assert is_inside("sub.localhost") and not is_inside("localhost.example")
+
+
+@pytest.mark.parametrize(
+    ("host", "plain"),
+    [
+        ("127.0.0.1:5000", True), ("127.9.9.9:5000", True), ("localhost:5000", True), ("[::1]:5000", True),
+        ("10.0.0.7:5000", False), ("192.168.1.2", False), ("[fd00::1]:5000", False), ("169.254.1.1", False),
+        ("0.0.0.0:5000", False), ("127.0.0.1:443", False), ("[::ffff:10.0.0.7]:5000", False),
+    ],
+)  # fmt: skip
+def test_what_is_secret_goes_over_http_to_this_machine_alone(tmp_path: Path, host: str, plain: bool) -> None:
+    docker_login(tmp_path, host)
+    assert _registry(host, {}) == Place(f"{'http' if plain else 'https'}://{host}", {}, f"Basic {LOGIN}")
+    docker_login(tmp_path, "other.example")
+    assert _registry(host, {"X-Mine": "1"}).base == f"{'http' if plain else 'https'}://{host}"

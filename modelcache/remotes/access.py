@@ -6,8 +6,8 @@ the tokens of all sources together (`Connector.tokens`), where credentials come 
 
 Rules:
 - Nothing but the registry's own origin sees a token; its credentials go there and to the token service that it names.
-- A token service is reached over https, unless both are on this machine or in a private network; it is not in one
-  unless the registry is, by the addresses that are connected to.
+- A token service is reached over https, unless both are on this machine or, where no login goes there, in a private
+  network; it is not in one unless the registry is, by the addresses that are connected to.
 - A token is asked for once for all that need it, and again when a 401 says that it has ended.
 """
 
@@ -138,10 +138,11 @@ class Access:
             there, own = urlsplit(checked_url(realm)), urlsplit(self._registry.base)
         except UsageError as error:
             raise SourceError(f"{self._registry.host} names a token service that is no URL") from error
-        is_near = is_inside(there.hostname or "")
-        if "@" in there.netloc or not (there.scheme == "https" or (own.scheme == "http" and is_near)):
+        host = there.hostname or ""
+        may_be_plain = own.scheme == "http" and (is_here(host) if self._login else is_inside(host))
+        if "@" in there.netloc or not (there.scheme == "https" or may_be_plain):
             raise SourceError(f"{self._registry.host} wants its token fetched without https, which is not done")
-        if is_near and not from_inside:
+        if is_inside(host) and not from_inside:
             raise SourceError(f"{self._registry.host} names a token service in a private network, which is not asked")
         query = dict(parse_qsl(there.query)) | {name: wanted[name] for name in ("service",) if name in wanted}
         scope = wanted.get("scope") or f"repository:{self._repository}:pull"
@@ -184,14 +185,20 @@ def challenges(text: str) -> dict[str, dict[str, str]]:
 
 def is_inside(host: str) -> bool:
     """Whether a host is this machine or, by its address, in a private network."""
-    host = host.strip("[]").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    return is_here(host) or (_address(host) is not None and is_private(host))
+
+
+def is_here(host: str) -> bool:
+    """Whether a host is this machine."""
+    name, address = host.lower(), _address(host)
+    return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return False  # a name may mean anything
-    return is_private(host)
+        return None  # a name may mean anything
 
 
 def _life_s(said: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ and where registries and logins come from (`wiring`).
 Rules:
 - The digest of a manifest's own bytes is the version; what the registry says of it, or a ref that names it, must agree.
 - Everything else is asked for by its digest, so nothing depends on validators, and another place will do for the rest.
-- http is spoken to this machine and to addresses of private networks alone.
+- http is spoken to this machine and, as long as there is nothing secret to say, to addresses of private networks.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from modelcache.image import (
 )
 from modelcache.model import Digest, Manifest, ModelFile
 from modelcache.refs import Ref, repository_of
-from modelcache.remotes.access import Access, Registry, challenge_of, is_inside
+from modelcache.remotes.access import Access, Registry, challenge_of, is_here, is_inside
 from modelcache.remotes.connection import Connector
 from modelcache.remotes.document import get
 from modelcache.remotes.http import HttpSource
@@ -40,13 +40,15 @@ _DOCKER_HUB = ("docker.io", "index.docker.io")  # what it is called; its registr
 _ACCEPT = ", ".join(MANIFESTS + INDEXES)
 
 
-def base_of(host: str) -> str:
-    """The URL of a registry by its host and port: the scheme is told by where it is."""
+def base_of(host: str, *, has_secret: bool = False) -> str:
+    """The URL of a registry by its host and port: the scheme is told by where it is, and by whether what it is told is
+    secret."""
     if host in _DOCKER_HUB:
         return "https://registry-1.docker.io"
     name, colon, port = host.rpartition(":")
-    plain = port != "443" and is_inside(name if colon and not host.endswith("]") else host)
-    return f"{'http' if plain else 'https'}://{host}"
+    name = name if colon and not host.endswith("]") else host
+    is_plain = port != "443" and (is_here(name) if has_secret else is_inside(name))
+    return f"{'http' if is_plain else 'https'}://{host}"
 
 
 class RegistryResolver:
