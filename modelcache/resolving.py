@@ -1,7 +1,7 @@
 """From what users call a model to what it consists of, by asking its hub.
 
-Responsible for: one request at a time that a pause ends at once, its deadline, trying again as the rules of `retry`
-say, telling what happens, and keeping the answer for the next time.
+Responsible for: one request at a time that a pause ends at once, its deadline and that of all together, trying again as
+the rules of `retry` say, telling what happens, and keeping the answer for the next time.
 Leaves to others: speaking with the hub (`remotes`), what the answer is used for (`ordering`, `download`).
 """
 
@@ -32,6 +32,7 @@ from modelcache.store.resolved import Resolved
 from modelcache.transfer.control import Control
 
 LOOK_S = 0.05
+TOO_SLOW = "it has not said in time all that the model consists of"
 
 Tell = Callable[[FactType, str, str], None]  # (type, message, source)
 
@@ -71,6 +72,7 @@ class _Asking:
         self._shop = shop
         self._control = control
         self._tell = tell
+        self._until = time.monotonic() + shop.settings.resolve_timeout
 
     def answer(self) -> Manifest:
         settings = self._shop.settings
@@ -84,9 +86,11 @@ class _Asking:
                 self._failed(error, budget.failures + 1)
                 wish_s = error.retry_after_s if isinstance(error, TransientError) else None
                 may_again = isinstance(error, TransientError) and budget.failed(0)
-                if not may_again or (wish_s or 0) > settings.retry_after_most:
+                pause_s = wish_s if wish_s is not None else backoff.delay_s(budget.failures, random.random())  # noqa: S311
+                is_too_long = (wish_s or 0) > settings.retry_after_most or time.monotonic() + pause_s > self._until
+                if not may_again or is_too_long:
                     raise self._explained(error) from error
-                self._control.wait(wish_s if wish_s is not None else backoff.delay_s(budget.failures, random.random()))  # noqa: S311
+                self._control.wait(pause_s)
 
     def _once(self) -> Manifest:
         """In a thread of its own, so that a stop need not wait for it: a name that does not resolve holds it."""
@@ -107,6 +111,8 @@ class _Asking:
         try:
             while not over.wait(LOOK_S):
                 self._control.check()
+                if time.monotonic() > self._until:
+                    raise SourceError(TOO_SLOW, next_step="try later, or raise the setting resolve_timeout")
                 if time.monotonic() > abort.until:
                     raise TransientError("no complete reply in time")
         except BaseException:

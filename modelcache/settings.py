@@ -28,6 +28,7 @@ class Settings:
     connect_timeout: float = 10.0  # resolve and connect together
     header_timeout: float = 30.0  # the whole header phase, also when it dribbles
     stall_timeout: float = 30.0  # no byte for that long
+    resolve_timeout: float = 600.0  # until a hub has said all that a model consists of: 100 pages, 6 s each
     slow_rate: int = 1024  # bytes/s; less than that over slow_window counts as a stall
     slow_window: float = 60.0
     attempts_per_source: int = 3  # without progress

@@ -16,7 +16,8 @@ from modelcache.refs import Ref
 from modelcache.remotes.connection import Connector, Timeouts
 from modelcache.remotes.huggingface import Hub, HubResolver
 from modelcache.remotes.source import Abort
-from modelcache.testing import Content, Header, NoLength, Origin, Status
+from modelcache.testing import Content, Delay, Header, NoLength, Origin, Status
+from modelcache.testing import Hub as StubHub
 from tests.caches import Events
 
 REF = Ref.parse("hf:org/name")
@@ -182,3 +183,30 @@ def test_any_refusal_is_one_line(hub: Origin, resolver: HubResolver, status: int
     assert isinstance(result, SourceError)
     assert isinstance(result, NotFoundError) == (400 <= status < 500 and status != 429)
     hub.heal()
+
+
+def test_a_hub_that_is_slow_with_every_page_is_left_in_time(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of its replies is late by itself."""
+    pages = 40
+    with StubHub(page=1, faults=[Delay(0.1)]) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hub.publish("org/name", {f"f{number}": b"x" for number in range(pages)})
+        slow = Cache(cache.root, resolve_timeout=1.0)
+        with pytest.raises(AllSourcesFailedError, match="has not said in time all that the model consists of") as error:
+            slow.fetch("hf:org/name")
+        assert (error.value.exit_code, error.value.next_step) == (5, "try later, or raise the setting resolve_timeout")
+        assert len(hub.requests) < pages
+        assert sum("/revision/" in seen.path for seen in hub.requests) == 1
+        slow.close()
+
+
+def test_a_hub_that_wishes_for_a_longer_pause_than_is_left_is_left(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StubHub(faults=[Status(503), Header("Retry-After", "30")]) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hasty = Cache(cache.root, resolve_timeout=5.0)
+        with pytest.raises(AllSourcesFailedError, match="503"):
+            hasty.fetch("hf:org/name")
+        assert len(hub.requests) == 1
+        hasty.close()
