@@ -151,10 +151,10 @@ class Manifest:
         return sum(file.size or 0 for file in self.files)
 
     @classmethod
-    def parse(cls, content: bytes, default_id: str = "manifest", most_bytes: int = MAX_MANIFEST_BYTES) -> Self:
+    def parse(cls, content: bytes, default_id: str = "manifest") -> Self:
         """Reads the three forms of product H. UsageError says what is wrong with a corrupt one."""
-        if len(content) > most_bytes:
-            raise UsageError(f"the manifest is larger than {most_bytes:,} bytes")
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise UsageError(f"the manifest is larger than {MAX_MANIFEST_BYTES:,} bytes")
         try:
             data = json.loads(content)
         except (ValueError, RecursionError) as error:

@@ -12,6 +12,7 @@ import pytest
 import modelcache as mc
 from modelcache.cache import Cache
 from modelcache.errors import StoreError, UsageError
+from modelcache.model import MAX_MANIFEST_BYTES
 from modelcache.rows import Report
 from modelcache.store.intake import LEAST_LINKED
 from modelcache.testing import Content, Hold, Hub
@@ -158,6 +159,17 @@ def test_what_was_said_later_of_a_branch_stays(hub: Hub, cache: Cache, theirs: P
     assert cache.path(f"{REF}@{OLDER}") != newer.path  # type: ignore[union-attr]
 
 
+def test_a_branch_written_at_a_time_to_come_is_not_the_latest_for_ever(hub: Hub, cache: Cache, theirs: Path) -> None:
+    repository = hub_cache(theirs, FILES | {"config.json": Content.of(b"{}")}, commit=OLDER, tree=True)
+    os.utime(repository / "refs" / "main", (10**11, 10**11))
+    cache.adopt("hf")
+    assert cache.path(REF).endswith(OLDER)  # nobody has said anything else
+    newer = Cache(cache.root, manifest_ttl=0).fetch(REF)
+    assert str(newer.path).endswith(COMMIT)
+    cache.adopt("hf")
+    assert cache.path(REF) == cache.fetch(REF).path == newer.path  # type: ignore[union-attr]
+
+
 def test_a_dataset_and_a_space_keep_their_kind(cache: Cache, theirs: Path) -> None:
     hub_cache(theirs, FILES, name="datasets--org--name")
     hub_cache(theirs, FILES, name="spaces--org--name")
@@ -237,6 +249,14 @@ def test_a_list_that_is_garbage_is_no_list(cache: Cache, theirs: Path, tree: byt
     repository = hub_cache(theirs, FILES, tree=True)
     (repository / "trees" / f"{COMMIT}.json").write_bytes(tree)
     assert outcomes(cache.adopt("hf")) == dict.fromkeys(FILES, "taken")
+
+
+def test_a_list_larger_than_any_answer_is_no_list(cache: Cache, theirs: Path) -> None:
+    repository = hub_cache(theirs, FILES, tree=True)
+    (repository / "snapshots" / COMMIT / "config.json").unlink()
+    listed = repository / "trees" / f"{COMMIT}.json"
+    listed.write_bytes(listed.read_bytes().ljust(MAX_MANIFEST_BYTES + 1))
+    assert outcomes(cache.adopt("hf")) == dict.fromkeys(FILES.keys() - {"config.json"}, "taken")
 
 
 def test_a_list_that_contradicts_a_blob_is_believed(cache: Cache, theirs: Path) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import modelcache as mc
 from modelcache.cache import Cache
+from modelcache.foreign.ollama import MOST
 from modelcache.image import MANIFEST
 from modelcache.rows import Report
 from modelcache.store.intake import LEAST_LINKED
@@ -111,6 +113,18 @@ def test_hostile_manifests_cost_themselves_alone(cache: Cache, store: Path, tmp_
     assert "Traceback" not in done.stderr
     assert snapshot(store) == before
     assert [row["model"] for row in cache.models()] == ["ollama--tiny"]
+
+
+def test_a_store_with_more_manifests_than_anybody_has_is_read_to_a_bound(cache: Cache, store: Path) -> None:
+    ollama_store(store, {"params": LAYERS["params"]})
+    latest, last = store / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest", store / "manifests" / "z"
+    last.mkdir()
+    for number in range(MOST):
+        os.link(latest, last / f"{number}")
+    report = cache.adopt("ollama")
+    assert Counter(row["outcome"] for row in report) == {"taken": 3, "left": MOST - 1 + 1}
+    (told,) = [row for row in report if row["reason"] == f"only {MOST:,} of its manifests are looked at"]
+    assert (told["file"], told["outcome"]) == (str(store / "manifests"), "left")
 
 
 def test_what_modelcache_writes_for_ollama_is_adopted(cache: Cache, store: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from modelcache.model import Digest, Manifest, ModelFile
+from modelcache.model import MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.refs import Ref
 from modelcache.store.layout import Layout
 from modelcache.store.resolved import MOST_ALIASES, Resolved
@@ -61,6 +61,30 @@ def test_a_clock_that_was_ahead_makes_nothing_young_for_ever(resolved: Resolved,
     resolved.save(MAIN, MANIFEST)
     ahead = {"format": 1, "aliases": {"main": {"version": COMMIT, "at": 10**15}}}
     place(tmp_path, "aliases").write_text(json.dumps(ahead))
+    assert resolved.manifest(MAIN, 3600) is None
+
+
+def test_what_was_said_at_a_time_to_come_is_not_the_latest(resolved: Resolved, tmp_path: Path) -> None:
+    resolved.save(MAIN, MANIFEST, 10**15)
+    assert resolved.said_at(MAIN) == 0
+    resolved.save(MAIN, MANIFEST, 10**12)
+    assert resolved.said_at(MAIN) == 10**12
+
+
+@pytest.mark.parametrize("name", ["aliases", COMMIT])
+def test_what_is_larger_than_any_answer_is_not_read(resolved: Resolved, tmp_path: Path, name: str) -> None:
+    resolved.save(MAIN, MANIFEST)
+    content = place(tmp_path, name).read_bytes()
+    place(tmp_path, name).write_bytes(content.ljust(MAX_MANIFEST_BYTES))
+    assert resolved.manifest(MAIN, 3600) == MANIFEST
+    place(tmp_path, name).write_bytes(content.ljust(MAX_MANIFEST_BYTES + 1))
+    assert resolved.manifest(MAIN, 3600) is None
+
+
+def test_an_answer_too_large_to_be_read_again_is_not_kept(resolved: Resolved, tmp_path: Path) -> None:
+    files = tuple(ModelFile(f"{number:06}" + "x" * 90, 3, FILE.digests, FILE.urls) for number in range(25_000))
+    resolved.save(MAIN, Manifest(MAIN.id, COMMIT, MAIN.base, files))
+    assert not place(tmp_path, COMMIT).exists()
     assert resolved.manifest(MAIN, 3600) is None
 
 

@@ -18,14 +18,13 @@ from urllib.parse import quote
 
 from modelcache.errors import UsageError
 from modelcache.foreign.tier import Abandoned, Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
-from modelcache.model import GIT, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile, Span
+from modelcache.model import GIT, MAX_MANIFEST_BYTES, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts, checked_path
 from modelcache.refs import Ref
 
 MOST = 10_000  # repositories, commits of one, refs of one
 INCOMPLETE = "incomplete"
 MOST_REF_BYTES = 100
-MOST_TREE_BYTES = 64 << 20
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOB = re.compile(r"(?:\.\./)+blobs/([0-9a-f]{40}|[0-9a-f]{64})")
 _REPOSITORY = re.compile(r"(models|datasets|spaces)--(.+)")
@@ -194,7 +193,7 @@ def _below(folder: str, most: int = MAX_MANIFEST_FILES) -> Iterator[tuple[str, s
 def _tree(path: str, ref: Ref) -> tuple[ModelFile, ...]:
     """All files of the commit; none where nobody listed them, or the list is not one to be believed."""
     with suppress(UsageError, ValueError, RecursionError):
-        match json.loads(small(path, MOST_TREE_BYTES) or b""):
+        match json.loads(small(path, MAX_MANIFEST_BYTES) or b""):
             case {"format_version": 1, "files": dict(said)} if len(said) <= MAX_MANIFEST_FILES:
                 files = tuple(_listed(ref, name, entry) for name, entry in said.items())
                 check_conflicts(file.path for file in files)

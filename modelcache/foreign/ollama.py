@@ -29,6 +29,7 @@ MOST_BLOBS = 100_000
 _PARTIAL = re.compile("(sha256-[0-9a-f]{64})-partial(-[0-9]+)?")
 LEAST_PARTS = 3  # of a manifest's place: registry, repository, tag
 
+MOST = 10_000  # manifests: all of them are read
 MOST_PORTIONS = 4096
 MOST_PORTION_BYTES = 4096
 
@@ -44,26 +45,27 @@ class OllamaStore:
         return regular_inside(self.blob(sha256.hex), self.name, file.size) if sha256 else None
 
     def models(self) -> Iterator[Found | Left]:
-        tags: dict[tuple[str, str, bytes], dict[str, int]] = {}  # of each manifest, by ref and place in its registry
-        places: dict[bytes, str] = {}
-        for parts, path in self._manifests():
-            manifest = small(path, MOST_BYTES)
+        tags: dict[tuple[str, str, Digest], dict[str, int]] = {}  # of each manifest, by ref and place in its registry
+        places: dict[Digest, str] = {}
+        for count, (parts, path) in enumerate(self._manifests()):
+            if count == MOST:
+                yield Left(os.path.join(self.name, "manifests"), f"only {MOST:,} of its manifests are looked at")
+                break
             try:
-                if manifest is None or len(parts) < LEAST_PARTS:
-                    raise UsageError("it is no manifest of a model")
+                digest = _digest_of(small(path, MOST_BYTES) if len(parts) >= LEAST_PARTS else None)
                 repository = "/".join(parts[1:-1])
                 base = _base(parts[0], repository)
                 alias = Ref.parse(f"{base}:{parts[-1]}").alias
             except UsageError as error:
                 yield Left(path, error.message)
                 continue
-            places[manifest] = path
-            tags.setdefault((base, f"{parts[0]}/{repository}", manifest), {})[alias] = touched_ms(path)
-        for (base, where, manifest), aliases in sorted(tags.items(), key=lambda pair: max(pair[1].values())):
+            places[digest] = path
+            tags.setdefault((base, f"{parts[0]}/{repository}", digest), {})[alias] = touched_ms(path)
+        for (base, where, digest), aliases in sorted(tags.items(), key=lambda pair: max(pair[1].values())):
             try:
-                yield self._model(base, where, manifest, aliases, places[manifest])
+                yield self._model(base, where, digest, aliases, places[digest])
             except UsageError as error:
-                yield Left(places[manifest], error.message)
+                yield Left(places[digest], error.message)
 
     def claims(self) -> Iterator[Claim]:
         """Every layer that a manifest lists: Ollama needs all of them."""
@@ -85,9 +87,11 @@ class OllamaStore:
                 path = os.path.join(parent, name)
                 yield os.path.relpath(path, top).split(os.sep), path
 
-    def _model(self, base: str, where: str, manifest: bytes, aliases: Mapping[str, int], path: str) -> Found:
-        """UsageError where it can be no model of ours, or the manifest is none."""
-        digest = Digest("sha256", hashlib.sha256(manifest).hexdigest())
+    def _model(self, base: str, where: str, digest: Digest, aliases: Mapping[str, int], path: str) -> Found:
+        """UsageError where it can be no model of ours, or the manifest is none, or not any more."""
+        manifest = small(path, MOST_BYTES) or b""
+        if _digest_of(manifest) != digest:
+            raise UsageError("it has changed while it was looked at")
         ref = Ref.parse(f"{base}@{digest}")
         layers = [
             ModelFile(each.path, each.size, (each.sha256,), (f"oci://{where}@{each.sha256}",))
@@ -124,6 +128,12 @@ class OllamaStore:
 
     def blob(self, sha256: str) -> str:
         return os.path.join(self.name, "blobs", f"sha256-{sha256}")
+
+
+def _digest_of(manifest: bytes | None) -> Digest:
+    if manifest is None:
+        raise UsageError("it is no manifest of a model")
+    return Digest("sha256", hashlib.sha256(manifest).hexdigest())
 
 
 def _base(host: str, repository: str) -> str:

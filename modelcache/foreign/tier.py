@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from modelcache.events import now_ms
 from modelcache.model import Digest, Manifest, ModelFile, PieceDigests, Span
 from modelcache.refs import Ref
 
@@ -115,11 +116,12 @@ def entries_of(folder: str, most: int) -> Iterator["os.DirEntry[str]"]:
 
 
 def touched_ms(path: str) -> int:
-    """When it was written last; 0 where nobody can tell."""
+    """When it was written last; 0 where nobody can tell: a time to come is none that was (I14)."""
     try:
-        return os.lstat(path).st_mtime_ns // 1_000_000
+        at = os.lstat(path).st_mtime_ns // 1_000_000
     except (OSError, ValueError):
         return 0
+    return at if at <= now_ms() else 0
 
 
 def small(path: str, most: int) -> bytes | None:

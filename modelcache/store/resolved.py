@@ -9,19 +9,18 @@ how old an answer may be. Whoever writes holds the lock of the model.
 
 import json
 import os
-import time
 from contextlib import suppress
 from typing import Any
 
 from modelcache.errors import StoreError, UsageError
-from modelcache.model import Manifest
+from modelcache.events import now_ms
+from modelcache.model import MAX_MANIFEST_BYTES, Manifest
 from modelcache.names import checked_path
 from modelcache.refs import Ref
 from modelcache.store.disk import check_no_links, make_directories, read_small, write_atomic
 from modelcache.store.layout import Layout
 
 FORMAT = 1
-MOST_BYTES = 64 << 20
 MOST_ALIASES = 1000
 
 
@@ -37,41 +36,44 @@ class Resolved:
         if not version:
             return None
         with suppress(StoreError, UsageError):
-            content = read_small(self._place(ref, version), MOST_BYTES)
+            content = read_small(self._place(ref, version), MAX_MANIFEST_BYTES)
             if content is not None:
-                manifest = Manifest.parse(content, most_bytes=MOST_BYTES)
+                manifest = Manifest.parse(content)
                 if (manifest.id, manifest.version, manifest.ref) == (ref.id, version, ref.base):
                     return manifest
         return None
 
     def said_at(self, ref: Ref) -> int:
-        """When it was said last what a tag or branch means, in ms since 1970; 0 if it never was."""
-        said = self._aliases(ref.id).get(ref.alias)
-        at = said.get("at") if isinstance(said, dict) else None
-        return at if isinstance(at, int) else 0
+        """When it was said last what a tag or branch means, in ms since 1970; 0 if it never was, or nobody can tell."""
+        match self._aliases(ref.id).get(ref.alias):
+            case {"at": int(at)} if at <= now_ms():  # a time to come is none that was (I14)
+                return at
+        return 0
 
     def save(self, ref: Ref, manifest: Manifest, at: int | None = None) -> None:
         """`at` is when that was said, in ms since 1970, if not now. StoreError where the disk refuses."""
         folder = self._layout.catalog(ref.id)
         check_no_links(self._layout.root, folder)
         make_directories(folder)
-        write_atomic(self._place(ref, manifest.version), json.dumps(manifest.to_json()).encode())
+        content = json.dumps(manifest.to_json()).encode()
+        if len(content) <= MAX_MANIFEST_BYTES:  # more is not read again: its hub is asked each time
+            write_atomic(self._place(ref, manifest.version), content)
         if ref.alias:
             known = {name: said for name, said in self._aliases(ref.id).items() if name != ref.alias}
             while len(known) >= MOST_ALIASES:
                 known.pop(next(iter(known)))
-            known[ref.alias] = {"version": manifest.version, "at": time.time_ns() // 1_000_000 if at is None else at}
+            known[ref.alias] = {"version": manifest.version, "at": now_ms() if at is None else at}
             write_atomic(self._list(ref.id), json.dumps({"format": FORMAT, "aliases": known}).encode())
 
     def _meant(self, ref: Ref, within_s: float) -> str:
         match self._aliases(ref.id).get(ref.alias):
-            case {"version": str(version), "at": int(at)} if 0 <= time.time_ns() // 1_000_000 - at <= 1000 * within_s:
+            case {"version": str(version), "at": int(at)} if 0 <= now_ms() - at <= 1000 * within_s:
                 return version
         return ""
 
     def _aliases(self, model_id: str) -> dict[str, Any]:
         with suppress(StoreError, ValueError, RecursionError):
-            match json.loads(read_small(self._list(model_id)) or b""):
+            match json.loads(read_small(self._list(model_id), MAX_MANIFEST_BYTES) or b""):
                 case {"format": 1, "aliases": dict(aliases)}:
                     return aliases
         return {}
