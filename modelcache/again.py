@@ -15,12 +15,12 @@ from modelcache.errors import StoreError, UsageError
 from modelcache.filefetch import base_of
 from modelcache.model import Digest, Manifest, ModelFile
 from modelcache.order import Order
-from modelcache.ordering import Wish
 from modelcache.store import blobs
 from modelcache.store.claim import found
 from modelcache.store.journal import read_facts
 from modelcache.store.layout import Layout, key_of
 from modelcache.urls import without_secrets
+from modelcache.wish import Wish
 
 FORMAT = 1
 

@@ -16,13 +16,13 @@ from modelcache.errors import UsageError
 from modelcache.fetching import begun, check_order, fetched, laid_out, unpacked, waited
 from modelcache.model import Manifest
 from modelcache.names import checked_path
-from modelcache.ordering import Wish, chosen_of, digests_of
 from modelcache.outcome import File, Model
 from modelcache.refs import Ref
 from modelcache.roots import Roots, model_of, ref_of
 from modelcache.rows import Report, joined
 from modelcache.settings import Settings
 from modelcache.wiring import checked, root_of
+from modelcache.wish import Wish, chosen_of, digests_of
 
 if TYPE_CHECKING:
     from threading import Event

@@ -12,12 +12,12 @@ from modelcache.dispatch import Show
 from modelcache.errors import ModelNotAvailableError
 from modelcache.events import Fact
 from modelcache.order import Workshop
-from modelcache.ordering import Wish
 from modelcache.outcome import Audit
 from modelcache.refs import Ref
 from modelcache.roots import Held, Roots
 from modelcache.rows import Report
 from modelcache.runtime import STOP_WITHIN_S
+from modelcache.wish import Wish
 
 
 def verify(chosen: Iterable[Held], *, strict: bool, progress: Show) -> Report:

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 
 from modelcache.dispatch import Show
 from modelcache.errors import ModelNotAvailableError, NotFoundError, StoreError, UsageError
+from modelcache.hits import hit
 from modelcache.model import Manifest
 from modelcache.order import Order
-from modelcache.ordering import Wish, hit, order_of
+from modelcache.ordering import order_of
 from modelcache.outcome import File, Model
 from modelcache.refs import Ref
 from modelcache.roots import Roots
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 from modelcache.settings import Settings
 from modelcache.wiring import is_offline, settings_for
+from modelcache.wish import Wish
 
 if TYPE_CHECKING:
     from modelcache.download import Download

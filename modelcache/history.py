@@ -1,7 +1,7 @@
 """What is remembered of downloads: the values that go from where they happen to whoever keeps them.
 
 Responsible for: a try of a source, the record of a download, a request that needed no download (product A10, E4, H).
-Leaves to others: making them (`transfer`, `download`, `cache`), keeping them (`state`).
+Leaves to others: making them (`transfer`, `account`, `runtime`), keeping them (`state`).
 """
 
 from dataclasses import dataclass, field

@@ -25,10 +25,10 @@ from modelcache.arrival import Arrival, content_of
 from modelcache.dispatch import Show
 from modelcache.errors import LockedError, ModelCacheError, StoreError, UsageError, VerificationError
 from modelcache.history import Attempt
+from modelcache.hits import hit
 from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts
 from modelcache.order import Fetched, Workshop
-from modelcache.ordering import hit
 from modelcache.outcome import Model
 from modelcache.store import blobs
 from modelcache.store.claim import forget

@@ -4,7 +4,7 @@
     manifests/registry.ollama.ai/library/NAME/TAG        the manifest, to the byte
 
 Responsible for: the names, and that the manifest comes last: what it lists is all there, and right. Ollama believes
-whatever is there. Leaves to others: fetching (`cache`), copying (`store.links`), what a manifest lists (`image`).
+whatever is there. Leaves to others: fetching (`fetching`), copying (`store.links`), what a manifest lists (`image`).
 """
 
 import os

@@ -16,7 +16,7 @@ from modelcache.events import Fact, FactType
 from modelcache.history import Attempt
 from modelcache.model import Digest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
-from modelcache.ordering import URL_ID, Wish, mirrored
+from modelcache.ordering import URL_ID, mirrored
 from modelcache.outcome import Audit
 from modelcache.remotes.source import Source
 from modelcache.sampling import Sampler
@@ -32,6 +32,7 @@ from modelcache.store.watch import Watch
 from modelcache.task import Task
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
+from modelcache.wish import Wish
 
 
 def repair(shop: Workshop, record: Installed, wish: Wish) -> list[dict[str, object]]:

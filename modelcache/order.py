@@ -1,4 +1,4 @@
-"""What is wanted, and what every download of a cache shares: the values between `cache`, `download` and `filefetch`."""
+"""What is wanted, and what every download of a root shares: the values between `fetching` and `filefetch`."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """What can be asked of what is remembered: downloads, requests per model, how gateways have done.
 
 Responsible for: these reports, and what is left of a download whose process has ended. Leaves to others: keeping
-(`state`), and fetching again (`cache`).
+(`state`), and fetching again (`steering`).
 """
 
 from contextlib import suppress

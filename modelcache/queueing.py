@@ -18,11 +18,11 @@ from modelcache.cache import Cache, Path
 from modelcache.dispatch import Show
 from modelcache.errors import CancelledError, ModelCacheError, PausedError, UsageError, told
 from modelcache.model import Manifest
-from modelcache.ordering import Wish, chosen_of, digests_of
 from modelcache.outcome import File, Model
 from modelcache.rows import Report
 from modelcache.store.waitlist import Entry, Waiting, Waitlist
 from modelcache.urls import without_secrets
+from modelcache.wish import Wish, chosen_of, digests_of
 
 if TYPE_CHECKING:
     from modelcache.download import Download

@@ -2,7 +2,7 @@
 
 Responsible for: one request at a time that a pause ends at once, its deadline and that of all together, trying again as
 the rules of `retry` say, telling what happens, and keeping the answer for the next time.
-Leaves to others: speaking with the hub (`remotes`), what the answer is used for (`ordering`, `download`).
+Leaves to others: speaking with the hub (`remotes`), what the answer is used for (`hubs`, `errand`).
 """
 
 import random

@@ -20,8 +20,6 @@ class State(enum.StrEnum):
     FAILED = "failed"
 
 
-ENDED = (State.READY, State.PAUSED, State.FAILED)
-
 RECORD_STATUS = {
     State.PENDING: "pending", State.RESOLVING: "in_progress", State.DOWNLOADING: "in_progress",
     State.RESUMING: "resuming", State.VERIFYING: "in_progress", State.INSTALLING: "in_progress",

@@ -166,10 +166,3 @@ class Task:
     @property
     def gateway(self) -> str:
         return self._numbers.source
-
-
-def overall(tasks: list[Task], otherwise: State) -> State:
-    """What a model does as a whole: bytes that move count more than bytes that are verified."""
-    stages = {task.stage for task in tasks if task.is_running}
-    order = (State.DOWNLOADING, State.RESUMING, State.VERIFYING, State.RESOLVING)
-    return next((stage for stage in order if stage in stages), otherwise)

@@ -10,6 +10,7 @@ from crash import compiled
 from hypothesis import settings
 
 from modelcache.cache import Cache
+from modelcache.testing import Hub
 
 settings.register_profile("untimed", deadline=None)  # a busy machine makes no test wrong
 settings.load_profile("untimed")
@@ -50,6 +51,15 @@ def cache(cache_root: Path) -> Iterator[Cache]:
     cache = Cache(cache_root)
     yield cache
     cache.close()
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hugging Face hub with one model, org/name: the FILES of the module that asks, as its COMMIT."""
+    with Hub() as hub:
+        hub.publish("org/name", request.module.FILES, commit=request.module.COMMIT)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
 
 
 @pytest.fixture

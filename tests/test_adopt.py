@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,14 +30,6 @@ PYTHONS = [python for python in os.environ.get("MODELCACHE_HF_PYTHONS", "").spli
 def theirs(tmp_path: Path) -> Path:
     """Where huggingface_hub keeps what it has, in these tests."""
     return tmp_path / "huggingface" / "hub"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as hub:
-        hub.publish("org/name", FILES, commit=COMMIT)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        yield hub
 
 
 def outcomes(report: Report) -> dict[str, str]:

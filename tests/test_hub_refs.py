@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ REF = "hf:org/name"
 
 
 COMMIT, NEXT = "1" * 40, "2" * 40
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as hub:
-        hub.publish("org/name", FILES, commit=COMMIT)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        yield hub
 
 
 def asked(hub: Hub) -> list[str]:

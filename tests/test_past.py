@@ -16,8 +16,8 @@ from modelcache.again import parsed, to_text
 from modelcache.cache import Cache
 from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, UnknownDownloadError, UsageError
 from modelcache.model import Digest
-from modelcache.ordering import Wish
 from modelcache.testing import Content, Corrupt, Cut, Fault, Origin, Slow, Status
+from modelcache.wish import Wish
 
 FILE = Content.generated(3_000_000, seed=3)
 HALF = 1_500_000

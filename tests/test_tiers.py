@@ -29,14 +29,6 @@ REF = f"hf:org/name@{COMMIT}"
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as hub:
-        hub.publish("org/name", FILES, commit=COMMIT)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        yield hub
-
-
-@pytest.fixture
 def origin() -> Iterator[Origin]:
     with Origin({"model.gguf": WEIGHTS}) as origin:
         yield origin

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 from modelcache.errors import ShortageError, StoreError, UsageError
+from modelcache.model import Digest, ModelFile
 from modelcache.names import checked_path
 from modelcache.store.disk import read_small, write_atomic
 
@@ -150,6 +151,13 @@ class Installed:
     def by_path(self) -> dict[str, InstalledFile]:
         """For whoever asks for many files: `file` looks through all of them."""
         return {file.path: file for file in self.files}
+
+    def wanted(self) -> tuple[ModelFile, ...]:
+        """Its files, as they would be fetched again; a rotten one has no size."""
+        return tuple(
+            ModelFile(file.path, file.size if file.size >= 0 else None, (Digest("sha256", file.sha256),), file.urls)
+            for file in self.files
+        )
 
     def lacking(self, paths: Iterable[str]) -> Self:
         return replace(self, missing=tuple(paths))

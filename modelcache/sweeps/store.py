@@ -17,13 +17,13 @@ from modelcache.due import Due, Group, looked_at
 from modelcache.errors import LockedError, PausedError, StoreError, UsageError
 from modelcache.mending import Repairer
 from modelcache.order import Workshop
-from modelcache.ordering import Wish
 from modelcache.outcome import Audit
 from modelcache.progress import shown
 from modelcache.sampling import Sampler
 from modelcache.state.looks import Look, Looks
 from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
 from modelcache.sweeps.ward import Found, Pace
+from modelcache.wish import Wish
 
 LINKS_OF_ONE = 2  # a blob and the file of one model; more, and several models share it
 KNOWN = "found before; `modelcache repair` mends it"
