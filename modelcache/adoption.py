@@ -111,9 +111,14 @@ class _Adoption:
         looks = self._looks(progress)
         shop.sharing.write()
         if fetched := [task.done for task, _ in looks if task.done]:
-            install(replace(order, files=tuple(one.file for one in fetched)), shop, fetched, self._tell)
+            known = tuple(one.file for one in fetched) if self._found.whole else (*order.files, *self._gone())
+            install(replace(order, files=known), shop, fetched, self._tell)
             self._keep()
         return [row for _, row in looks]
+
+    def _gone(self) -> list[ModelFile]:
+        """What belongs to the version and is not to be had: where its files are not listed, the record tells."""
+        return [ModelFile(left.name) for left in self._found.left if left.belongs]
 
     def _looks(self, progress: Show) -> list[tuple[Task, dict[str, Any]]]:
         """Reads every file, and says how far it is."""

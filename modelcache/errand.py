@@ -8,17 +8,17 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from modelcache.announcing import Announcer
-from modelcache.errors import AllSourcesFailedError, VerificationError
+from modelcache.errors import AllSourcesFailedError, ModelCacheError, NotFoundError, StoreError, VerificationError
 from modelcache.events import FactType
 from modelcache.hubs import known_meaning
 from modelcache.model import Manifest
 from modelcache.modelfetch import ModelFetch
 from modelcache.order import Order, Workshop
 from modelcache.outcome import File, Model
-from modelcache.resolving import resolved
+from modelcache.resolving import asked, kept, stale_text
 from modelcache.states import State
 from modelcache.store.blobs import find
 from modelcache.store.disk import store_error
@@ -102,20 +102,35 @@ class Errand:
         return ModelFetch(self._tally, self._shop, self._control, self._announcer, pulse).run()
 
     def _known_and_here(self) -> Result | None:
-        """Asks what is wanted; that, if all of it is here. Where nobody can be asked, what was here last will do."""
-        order = self._tally.order
-        assert order.asks is not None
+        """Asks what is wanted; that, if all of it is here. An answer is kept once it has proved to be of use."""
+        asking = self._tally.order
         try:
-            return self._renewed(self._meaning())
-        except AllSourcesFailedError:
-            known = known_meaning(Shelf(self._shop.layout), order.asks, math.inf) if order.cached else None
-            if known is None:
-                raise
+            meaning = self._meaning()
+        except AllSourcesFailedError as error:
+            return self._here_as_it_was(error)
+        try:
+            result = self._renewed(meaning)
+        except NotFoundError as error:  # a file that is wanted is not listed any more
+            return self._here_as_it_was(error)
+        if asking.cached:
+            with suppress(StoreError):  # whoever writes there next says so
+                kept(asking, self._shop, meaning)
+        return result
+
+    def _here_as_it_was(self, error: ModelCacheError) -> Result | None:
+        """Where its hub gives no answer that is of use, what was here last will do; else raises the error."""
+        asking = self._tally.order
+        assert asking.asks is not None
+        known = known_meaning(Shelf(self._shop.layout), asking.asks, math.inf) if asking.cached else None
+        if known is None:
+            raise error
+        try:
             result = self._renewed(known)
-            if result is None and not self._is_in_store():
-                raise
-        message = f"{self._tally.where} cannot be asked: {order.asks.shown} is here as it was last"
-        self._announcer.tell("resolving", message)
+        except NotFoundError:
+            raise error from None
+        if result is None and not self._is_in_store():
+            raise error
+        self._announcer.tell("stale", stale_text(asking, self._shop.layout, error))
         return result
 
     def _meaning(self) -> Manifest:
@@ -125,7 +140,7 @@ class Errand:
             self._tally.where = source
             self._announcer.tell(kind, message, source=source)
 
-        return resolved(self._tally.order, self._shop, self._control, tell)
+        return asked(self._tally.order, self._shop, self._control, tell)
 
     def _renewed(self, meaning: Manifest | None) -> Result | None:
         """What is wanted may be known better now; that, if all of it is here."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 FactType = Literal[
     "started", "waiting", "resumed", "source_tried", "source_failed", "piece_failed", "restarted", "verifying",
     "file_ready", "installed", "updated", "repaired", "removed", "completed", "paused", "error", "unverified",
-    "resolving", "manifest_pulled", "newer", "partial_found", "partial_cleaned", "reset",
+    "resolving", "manifest_pulled", "newer", "stale", "partial_found", "partial_cleaned", "reset",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from modelcache.refs import Ref
 from modelcache.roots import Roots
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 from modelcache.settings import Settings
+from modelcache.store.resolved import Resolved
 from modelcache.wiring import is_offline, settings_for
 from modelcache.wish import Wish
 
@@ -48,7 +49,7 @@ class Request:
             raise error
         return order
 
-    def at_hand(self) -> tuple[Order, Result | None]:
+    def at_hand(self, progress: Show) -> tuple[Order, Result | None]:
         """What is wanted, and that, if it is here.
 
         What a hub said too long ago will do for what is here; whether it still says so is asked beside (product B11).
@@ -58,10 +59,22 @@ class Request:
             return order, hit(order, runtime.shelf.layout)
         with suppress(NotFoundError):  # its hub may have it by now
             older = order_of(runtime.shelf, self.ref, self.wish)
-            if (here := hit(older, runtime.shelf.layout)) is not None:
-                runtime.look_again(order, older.version)
+            if (here := hit(older, runtime.shelf.layout)) is not None and not self._is_behind(older, order.asks):
+                self._look_again(order, older.version, progress)
                 return older, here
         return order, None
+
+    def _is_behind(self, older: Order, asks: Ref) -> bool:
+        """Whether more is known of it than what is here: another version, or files that are missing."""
+        said = Resolved(self.runtime.shelf.layout).version(asks)
+        return bool(older.missing) or said not in ("", older.version)
+
+    def _look_again(self, order: Order, known: str, progress: Show) -> None:
+        """Asks beside what runs whether what the order asks for is still the version that is known."""
+        from modelcache.progress import subscriber_for
+        from modelcache.refresh import Question
+
+        self.runtime.look_again(Question(order, known, self.order, subscriber_for(progress, order.id)))
 
     def renewed(self, meaning: Manifest | None) -> tuple[Order, Result | None]:
         """The same, once a hub has been asked, or another process has ended."""
@@ -84,7 +97,7 @@ class Request:
 
 def fetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result:
     """Waits until it is here. Raises as a download ends."""
-    order, here = Request(roots.own, ref, wish).at_hand()
+    order, here = Request(roots.own, ref, wish).at_hand(progress)
     somebody_listens = callable(progress) or roots.own.has_subscribers
     if here is not None and not somebody_listens:
         roots.own.count(order, here)
@@ -95,10 +108,10 @@ def fetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Re
 def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
     """Under way, or ended already where everything is here. What has to be written goes where that can be."""
     request = Request(roots.own, ref, wish)
-    order, here = request.at_hand()
+    order, here = request.at_hand(progress)
     if here is None and (other := roots.fallback()):
         request = replace(request, runtime=other)
-        order, here = request.at_hand()
+        order, here = request.at_hand(progress)
     download = _download(request, order, here, progress)
     if here is not None:
         download.be_ready(here)

@@ -29,7 +29,9 @@ def hit(order: Order, layout: Layout) -> Model | File | None:
         if file is None:
             return None
         files.append(file)
-    return files[0] if order.single else Model(order.ref, order.id, order.version, folder, tuple(files), order.lacking)
+    if order.single:
+        return files[0]
+    return Model(order.ref, order.id, order.version, folder, tuple(files), order.lacking, order.missing)
 
 
 def _as_verified(

@@ -53,11 +53,29 @@ def _given(file: ModelFile, wish: Wish) -> ModelFile:
 
 
 def known_meaning(shelf: Shelf, ref: Ref, within_s: float) -> Manifest | None:
-    """What the hub said lately. Where it may be ever so old, what is installed will do."""
-    known = Resolved(shelf.layout).manifest(ref, within_s)
-    if known is None and math.isinf(within_s) and (record := shelf.named(ref)) and not record.missing:
-        return Manifest(ref.id, record.version, ref.base, record.wanted()) if is_same_ref(record, ref.base) else None
-    return known
+    """What the hub said lately. Where it may be ever so old, what is installed will do, and comes before what is not.
+
+    Of a file that is known to be missing, its path is all that the record tells.
+    """
+    resolved = Resolved(shelf.layout)
+    known = resolved.manifest(ref, within_s)
+    if not math.isinf(within_s) or (known and shelf.at(ref.id, known.version)):
+        return known
+    record = shelf.named(ref)
+    if record is None or not is_same_ref(record, ref.base):
+        return known
+    listed = resolved.manifest(replace(ref, version=record.version), within_s)
+    missing = tuple(ModelFile(path) for path in record.missing)
+    return listed or Manifest(ref.id, record.version, ref.base, (*record.wanted(), *missing))
+
+
+def without_unknown(order: Order) -> Order:
+    """Without the files that belong to a model of a hub, and of which nobody here knows more. NotFoundError where none
+    is left."""
+    unknown = tuple(file.path for file in order.files if order.pinned and not file.urls and not file.digests)
+    if unknown and len(unknown) == len(order.files):
+        raise NotFoundError(f"{unknown[0]} of {order.ref} is not here", next_step="fetch it when its hub can be asked")
+    return replace(order, files=tuple(file for file in order.files if file.path not in unknown), missing=unknown)
 
 
 def _is_same(layout: Layout, file: ModelFile, entry: InstalledFile) -> bool:

@@ -47,7 +47,7 @@ def install(
     files = tuple(_file(order, one, folder, version) for one in fetched)
     if order.single:
         return files[0]
-    return Model(order.ref, order.id, version, order.output or folder, files, order.lacking)
+    return Model(order.ref, order.id, version, order.output or folder, files, order.lacking, order.missing)
 
 
 def _file(order: Order, one: Fetched, folder: str, version: str) -> File:

@@ -35,7 +35,7 @@ class Order:
 
     Of a hub: `asks` is what it has to be asked about first; there are no files then. `alias` is the tag or branch that
     means this version by now, `called` what does not change when it means another one. `pinned`: the version is the
-    hub's, whatever files of it are wanted.
+    hub's, whatever files of it are wanted. `missing` are wanted as well, and nobody here knows more of them than that.
 
     Of a catalog: it `is_listed` that the id stands for this ref. `lacking` are the optional files that the hub has not.
     """
@@ -59,6 +59,7 @@ class Order:
     pinned: bool = False
     is_listed: bool = False
     lacking: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     _known: dict[str, InstalledFile] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from modelcache import catalog
 from modelcache.errors import ModelNotAvailableError, NotFoundError, UsageError
-from modelcache.hubs import known_meaning, order_of_hub
+from modelcache.hubs import known_meaning, order_of_hub, without_unknown
 from modelcache.model import Digest, Manifest, ModelFile, version_of
 from modelcache.names import file_name_of
 from modelcache.order import Order
@@ -64,10 +64,10 @@ def order_of(
         order = _order_of_entry(shelf, entry, parsed, wish, meaning_of)
     else:
         order = _order_of_id(shelf, parsed)
-    files = order.files if order.asks else _chosen(order, wish.chosen)
+    order = order if order.asks else without_unknown(replace(order, files=_chosen(order, wish.chosen)))
     return replace(
         order,
-        files=mirrored(files, wish.mirrors, is_url=order.id.startswith(URL_ID)),
+        files=mirrored(order.files, wish.mirrors, is_url=order.id.startswith(URL_ID)),
         headers=wish.headers,
         output=_output(shelf.layout.root, wish, order.single),
         cached=wish.cached,

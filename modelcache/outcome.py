@@ -63,7 +63,8 @@ class File:
 class Model:
     """A model in place: `path` is its folder, `model["config.json"]` one of its files.
 
-    `lacking` are files that its catalog calls optional, and that its hub does not have.
+    `lacking` are files that its catalog calls optional, and that its hub does not have; `missing` belong to it and are
+    not here, because its hub could not be asked for them.
     """
 
     ref: str
@@ -72,6 +73,7 @@ class Model:
     path: str
     files: tuple[File, ...]
     lacking: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         return self.path
@@ -94,7 +96,8 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """An entry of `modelcache fetch --json`."""
         files = [file.to_json() for file in self.files]
-        more = {"lacking": list(self.lacking)} if self.lacking else {}
+        absent = {"lacking": list(self.lacking), "missing": list(self.missing)}
+        more = {name: paths for name, paths in absent.items() if paths}
         return {"ref": self.ref, "id": self.id, "version": self.version, "path": self.path, "files": files} | more
 
 

@@ -21,7 +21,7 @@ from modelcache.units import as_clock, in_units, part_of, short
 Sizes = Mapping[str, int | None]  # of each file of the model, None while unknown
 
 TOLD = (
-    "resolving", "waiting", "resumed", "source_failed", "piece_failed", "restarted", "repaired",
+    "resolving", "newer", "stale", "waiting", "resumed", "source_failed", "piece_failed", "restarted", "repaired",
 )  # the end is for whoever asked  # fmt: skip
 ENDS = {"success": "done", "completed": "done", "paused": "paused", "error": "failed"}
 LINE_EVERY_S = 10.0
@@ -296,7 +296,7 @@ class Lines:
         facts: bool = True,
     ) -> None:
         self._stream = stream
-        self._told = (*TOLD, "file_ready") if facts else ("resolving", "waiting")
+        self._told = (*TOLD, "file_ready") if facts else ("resolving", "newer", "stale", "waiting")
         self._clock = clock
         self._last = clock()
         self._sum = _Sum(sizes)

@@ -8,11 +8,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from modelcache.errors import ModelCacheError, PausedError
+from modelcache.dispatch import Subscriber
+from modelcache.errors import (
+    AllSourcesFailedError,
+    ModelCacheError,
+    PausedError,
+    SourceError,
+    SourceFailure,
+    TransientError,
+    VerificationError,
+)
 from modelcache.events import Fact, FactType
+from modelcache.model import Manifest
 from modelcache.order import Order, Workshop
-from modelcache.resolving import asked, kept
+from modelcache.resolving import asked, kept, stale_text
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.transfer.control import Control
 
@@ -22,6 +33,20 @@ AGAIN_S = 60.0
 STOP_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What `order.asks` means by now; `known` is the version that it meant, and that is used meanwhile.
+
+    `renew` makes an order of the answer, or raises NotFoundError where that lacks a file that is wanted. `subscriber`
+    is told what came of it, besides those of all events.
+    """
+
+    order: Order
+    known: str
+    renew: Callable[[Manifest], object]
+    subscriber: Subscriber | None = None
+
+
 class Refresher:
     """Of one process. All methods may be called from any thread."""
 
@@ -29,21 +54,19 @@ class Refresher:
         self._guard = threading.Lock()
         self._control = Control()  # of the thread
         self._thread: threading.Thread | None = None
-        self._left: list[tuple[Order, str]] = []
+        self._left: list[Question] = []
         self._not_before: dict[str, float] = {}  # by ref
 
-    def begin(self, order: Order, known: str, shop: Callable[[], Workshop]) -> None:
-        """Asks what `order.asks` means by now; `known` is the version that it meant. Returns at once.
-
-        Where no thread can be had, nobody is asked this time.
-        """
+    def begin(self, question: Question, shop: Callable[[], Workshop]) -> None:
+        """Asks. Returns at once; where no thread can be had, nobody is asked this time."""
+        order = question.order
         assert order.asks is not None
         ref, now = f"{order.id} {order.asks.shown}", time.monotonic()
         with self._guard:
             if now < self._not_before.get(ref, now):
                 return
             self._not_before[ref] = now + AGAIN_S
-            self._left.append((order, known))
+            self._left.append(question)
             if self._thread is None:
                 self._start(shop)
 
@@ -62,33 +85,46 @@ class Refresher:
         thread, control = self._thread, self._control
         if thread is not None:
             thread.join(timeout_s)
-            control.stop(PausedError("nobody waits for it any more"))
+            control.stop(PausedError("no answer so far"))
             thread.join(STOP_S)
 
     def _run(self, shop: Callable[[], Workshop], control: Control) -> None:
         while True:
             with self._guard:
-                if not self._left or control.stopped:
-                    self._thread, self._left = None, []
+                if not self._left:
+                    self._thread = None
                     return
-                order, known = self._left.pop(0)
+                question = self._left.pop(0)
             try:
-                _ask(order, known, shop(), control)
+                _ask(question, shop(), control)
             except ModelCacheError:
                 pass  # then what it meant is what it means
             except Exception as error:  # noqa: BLE001 - a bug: the others are asked all the same
-                log.warning("%s: a bug in modelcache: %s", order.id, type(error).__name__)  # its text may hold anything
+                name = question.order.id
+                log.warning("%s: a bug in modelcache: %s", name, type(error).__name__)  # its text may hold anything
 
 
-def _ask(order: Order, known: str, shop: Workshop, control: Control) -> None:
-    """LockedError while somebody fetches it: who does asks for himself."""
-    manifest = asked(order, shop, control, _tell_nobody)
-    with locked(shop.layout.model_lock(order.id), Subject(order.id, known), Patience(0.0)):
+def _ask(question: Question, shop: Workshop, control: Control) -> None:
+    """LockedError while somebody fetches it: who does asks for himself. StoreError."""
+    order, failures = question.order, list[SourceFailure]()
+
+    def hear(kind: FactType, message: str, source: str) -> None:
+        if kind == "source_failed":
+            failures[:] = [SourceFailure(source, message, TransientError.kind)]
+
+    try:
+        control.check()
+        manifest = asked(order, shop, control, hear)
+        question.renew(manifest)
+    except (SourceError, AllSourcesFailedError, VerificationError, PausedError) as error:
+        given_up = isinstance(error, PausedError) and failures
+        reason = AllSourcesFailedError(order.ref, tuple(failures)) if given_up else error
+        stale = Fact("stale", order.id, stale_text(order, shop.layout, reason), version=question.known)
+        shop.dispatcher.publish(stale, question.subscriber)
+        return
+    with locked(shop.layout.model_lock(order.id), Subject(order.id, question.known), Patience(0.0)):
         kept(order, shop, manifest)
-    if manifest.version != known:
+    if manifest.version != question.known:
         message = f"{manifest.ref} has changed to {manifest.version}: the next fetch brings it"
-        shop.dispatcher.publish(Fact("newer", order.id, message, version=manifest.version))
-
-
-def _tell_nobody(_kind: FactType, _message: str, _source: str) -> None:
-    """No download runs whose stage this could be."""
+        newer = Fact("newer", order.id, message, version=manifest.version)
+        shop.dispatcher.publish(newer, question.subscriber)

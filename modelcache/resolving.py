@@ -9,12 +9,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from modelcache.errors import (
     AbortedError,
     AllSourcesFailedError,
     ModelCacheError,
+    PausedError,
     SourceError,
     SourceFailure,
     StoreError,
@@ -28,22 +28,15 @@ from modelcache.refs import Ref
 from modelcache.remotes.resolver import Resolver
 from modelcache.remotes.source import Abort
 from modelcache.retry import Backoff, Budget
+from modelcache.store.layout import Layout
 from modelcache.store.resolved import Resolved
 from modelcache.transfer.control import Control
+from modelcache.units import as_age
 
 LOOK_S = 0.05
 TOO_SLOW = "it has not said in time all that the model consists of"
 
 Tell = Callable[[FactType, str, str], None]  # (type, message, source)
-
-
-def resolved(order: Order, shop: Workshop, control: Control, tell: Tell) -> Manifest:
-    """What `order.asks` means by now, which is kept; for the holder of the lock of the model. Raises as `asked`."""
-    manifest = asked(order, shop, control, tell)
-    if order.cached:
-        with suppress(StoreError):  # whoever writes there next says so
-            kept(order, shop, manifest)
-    return manifest
 
 
 def asked(order: Order, shop: Workshop, control: Control, tell: Tell) -> Manifest:
@@ -63,6 +56,19 @@ def kept(order: Order, shop: Workshop, manifest: Manifest) -> None:
     """Keeps the answer for the next time; for the holder of the lock of the model. StoreError."""
     assert order.asks is not None
     Resolved(shop.layout).save(order.asks, manifest)
+
+
+def stale_text(order: Order, layout: Layout, error: ModelCacheError) -> str:
+    """Why what a ref meant last is what it means, though it is time to ask; `error` says what came of asking."""
+    assert order.asks is not None
+    reason = error.message
+    if isinstance(error, AllSourcesFailedError):
+        reason = "; ".join(f"{failure.source}: {failure.reason}" for failure in error.failures)
+    has_answered = error.kind not in (TransientError.kind, PausedError.kind)
+    what = "the answer of its hub cannot be used" if has_answered else "its hub could not be asked"
+    said_at = Resolved(layout).said_at(order.asks)
+    age = f"what it meant {as_age(time.time() - said_at / 1000)} ago" if said_at else "what is here of it"
+    return f"{what} ({reason}); this is {age}"
 
 
 class _Asking:

@@ -26,7 +26,7 @@ from modelcache.wiring import Sources, settings_for, tiers_for
 
 if TYPE_CHECKING:
     from modelcache.download import Download
-    from modelcache.refresh import Refresher
+    from modelcache.refresh import Question, Refresher
     from modelcache.state.state import State
 
 STOP_WITHIN_S = 1.5
@@ -145,8 +145,8 @@ class Runtime:
             self._writes_uses = True
             atexit.register(self._write_uses)
 
-    def look_again(self, order: Order, known: str) -> None:
-        """Asks beside what runs whether what the order asks for is still the version that is `known`."""
+    def look_again(self, question: "Question") -> None:
+        """Asks beside what runs whether something is still the version that is known."""
         from modelcache.refresh import Refresher
 
         self._adopt_process()
@@ -157,7 +157,7 @@ class Runtime:
                 self._refresher = Refresher()
                 atexit.register(self.close)
             refresher = self._refresher
-        refresher.begin(order, known, lambda: self.shop)
+        refresher.begin(question, lambda: self.shop)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

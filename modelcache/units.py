@@ -43,6 +43,14 @@ def lasting(seconds: float) -> str:
     return f"{seconds / DAY_S:.0f} days" if seconds >= 2 * DAY_S else f"{seconds / 3600:.1f} h"
 
 
+def as_age(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h`, `9 days`; a clock that went back shows none below `0 s`."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= (2 if unit == "days" else 1) * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def moment(at_ms: int) -> str:
     """Local time, from ms since 1970; `never` for what has none, or none that a calendar knows."""
     try:

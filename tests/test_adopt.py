@@ -10,7 +10,7 @@ import pytest
 
 import modelcache as mc
 from modelcache.cache import Cache
-from modelcache.errors import StoreError, UsageError
+from modelcache.errors import ModelNotAvailableError, StoreError, UsageError
 from modelcache.model import MAX_MANIFEST_BYTES
 from modelcache.rows import Report
 from modelcache.store.intake import LEAST_LINKED
@@ -175,7 +175,7 @@ def test_wrong_bytes_are_left_and_told(cache: Cache, theirs: Path) -> None:
     before = snapshot(theirs)
     done = run("adopt", "hf")
     assert done.returncode == 3
-    assert done.stdout.splitlines() == [cache.path("hf--org--name")]
+    assert done.stdout.splitlines() == [str(Path(cache.root, "models", "hf--org--name", COMMIT))]
     wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
     assert [line.split(": ")[1] for line in wrong] == [
         "hf--org--name@111111111111 config.json", "hf--org--name@111111111111 model.safetensors",
@@ -184,6 +184,38 @@ def test_wrong_bytes_are_left_and_told(cache: Cache, theirs: Path) -> None:
     assert "1 file taken (50,000 bytes, " in done.stderr
     assert [row["file"] for row in cache.info("hf--org--name")] == ["onnx/model.onnx"]
     assert snapshot(theirs) == before
+
+
+def test_what_is_known_to_be_missing_is_told_until_it_is_here(hub: Hub, cache: Cache, theirs: Path) -> None:
+    repository = hub_cache(theirs, FILES)
+    rot(repository / "blobs" / WEIGHTS.sha256, 5)
+    (repository / "snapshots" / COMMIT / "gone.txt").symlink_to("../../blobs/" + "a" * 40)
+    (repository / "snapshots" / COMMIT / ".DS_Store").write_bytes(b"of nobody")
+    cache.adopt("hf")
+    with pytest.raises(ModelNotAvailableError, match="error"):
+        cache.path(REF)
+    without = "hf--org--name: hf:org/name is here without gone.txt, model.safetensors: fetch it again when its hub can"
+    hub.stop()
+    for offline in ("1", "0"):
+        done = run("fetch", REF, "--json", HF_HUB_OFFLINE=offline)
+        (told,) = json.loads(done.stdout)
+        assert told["missing"] == ["gone.txt", "model.safetensors"], done.stderr
+        assert without in done.stderr
+    chosen = run("fetch", REF, "--files", "config.json", "--files", "onnx/", "--json", HF_HUB_OFFLINE="1")
+    assert "missing" not in json.loads(chosen.stdout)[0] and chosen.stderr == ""
+    part = run("fetch", REF, "--files", "*.json", "--files", "*.safetensors", HF_HUB_OFFLINE="1")
+    assert "is here without model.safetensors:" in part.stderr
+    alone = run("fetch", f"{REF}/model.safetensors", HF_HUB_OFFLINE="1")
+    assert (alone.returncode, alone.stdout) == (4, "")
+
+
+def test_what_is_known_to_be_missing_comes_when_the_hub_can_be_asked(hub: Hub, cache: Cache, theirs: Path) -> None:
+    rot(hub_cache(theirs, FILES) / "blobs" / WEIGHTS.sha256, 5)
+    cache.adopt("hf")
+    model = cache.fetch(REF)  # asked about first, though a part of it is here
+    assert isinstance(model, mc.Model)
+    assert (len(model.files), model.missing) == (len(FILES), ())
+    assert cache.path(REF) == model.path
 
 
 def test_hostile_snapshots_cost_themselves_alone(cache: Cache, theirs: Path, tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ def test_what_is_here_will_do_while_the_hub_is_down(hub: Hub, cache_root: Path) 
     hub.stop()
     again = cache.fetch(REF, progress=events)
     assert again.path == model.path
-    assert events.of("resolving")[-1]["message"].endswith("hf:org/name is here as it was last")
+    (stale,) = events.of("stale")
+    assert stale["message"].startswith(f"its hub could not be asked ({hub.endpoint.removeprefix('http://')}: ")
+    assert stale["message"].endswith("; this is what it meant 0 s ago")
     with pytest.raises(mc.AllSourcesFailedError):
         cache.fetch(f"{REF}@v2")
     cache.close()

@@ -216,3 +216,95 @@ def test_where_nothing_is_kept_the_hub_is_asked_first(hub: Hub, cache: Cache, tm
     model = cache.fetch(REF, output=tmp_path / "out", cache=False)
     assert isinstance(model, mc.Model) and model.version == NEXT
     assert Path(model["b.bin"].path).read_bytes() == CHANGED.read()
+
+
+# -- answers that are of no use ---------------------------------------------------------------------------------------
+
+HERE = {"config.json": FILES["config.json"], "a.bin": FILES["a.bin"]}
+
+
+def listing(cache: Cache) -> str:
+    """A catalog whose entry wants all that the hub has at first."""
+    folder = Path(cache.root, "catalog")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.toml").write_text(f'[mine]\nref = "{REF}"\nfiles = ["a.bin", "b.bin"]')
+    return "mine"
+
+
+def test_a_list_that_lacks_a_wanted_file_takes_nothing_away(
+    hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cache.fetch(listing(cache))
+    hub.publish("org/name", HERE, commit=NEXT)
+    grow_old(cache, "mine")
+    events = Events()
+    unsubscribe = cache.on_event(events)
+    assert str(cache.fetch("mine")) == str(first)
+    stale = events.wait_for("stale")
+    assert stale["message"] == (
+        "the answer of its hub cannot be used (hf:org/name has no file b.bin); this is what it meant 2 h ago"
+    )
+    assert (stale["modelId"], stale["version"]) == ("mine", COMMIT)
+    eventually(lambda: not asks())
+    unsubscribe()
+    assert str(Cache(cache.root).fetch("mine")) == str(first)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert str(Cache(cache.root).fetch("mine")) == str(first)
+
+
+def test_neither_does_it_where_the_hub_is_asked_first(hub: Hub, cache: Cache) -> None:
+    first = cache.fetch(listing(cache))
+    hub.publish("org/name", HERE, commit=NEXT)
+    for _ in range(2):
+        done = run("fetch", "mine", MODELCACHE_MANIFEST_TTL="0")
+        assert (done.returncode, done.stdout) == (0, f"{first}\n")
+        assert "mine: the answer of its hub cannot be used (hf:org/name has no file b.bin); this is" in done.stderr
+    hub.publish("org/name", FILES | {"b.bin": CHANGED}, commit="3" * 40)
+    assert "3" * 40 in run("fetch", "mine", MODELCACHE_MANIFEST_TTL="0").stdout
+
+
+@pytest.mark.parametrize("ttl", ["0", "3600"])
+def test_the_command_tells_an_answer_that_is_of_no_use_from_none(hub: Hub, cache: Cache, ttl: str) -> None:
+    first = cache.fetch(REF)
+    grow_old(cache)
+    with Hub() as other:
+        other.publish("org/name", {"../x": Content.of(b"x")})
+        bad = run("fetch", REF, HF_ENDPOINT=other.endpoint, MODELCACHE_MANIFEST_TTL=ttl)
+    hub.stop()
+    none = run("fetch", REF, MODELCACHE_MANIFEST_TTL=ttl)
+    assert bad.stdout == none.stdout == f"{first}\n"
+    assert "hf--org--name: the answer of its hub cannot be used (127.0.0.1:" in bad.stderr
+    assert "'../x' cannot be a path here" in bad.stderr
+    assert "hf--org--name: its hub could not be asked (127.0.0.1:" in none.stderr
+    assert bad.stderr.endswith("; this is what it meant 2 h ago\n") and none.stderr.endswith("2 h ago\n")
+
+
+def test_the_command_says_that_a_silent_hub_has_not_answered(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    grow_old(cache)
+    hub.faults(hold := Hold(0), path="api/models/org/name/revision/main")
+    assert "its hub could not be asked (no answer so far); this is what it meant 2 h ago" in run("fetch", REF).stderr
+    hold.release.set()
+
+
+def test_a_hub_that_lets_nobody_in_any_more_is_told_beside_what_is_here(hub: Hub, cache: Cache) -> None:
+    first = cache.fetch(REF)
+    grow_old(cache)
+    hub.gate("org/name", "good")
+    done = run("fetch", REF)
+    assert (done.returncode, done.stdout) == (0, f"{first}\n")
+    assert "the answer of its hub cannot be used (hf:org/name is gated: accept its terms" in done.stderr
+
+
+def test_offline_what_is_here_comes_before_what_is_new(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cache.fetch(REF)
+    changes(hub)
+    grow_old(cache)
+    cache.fetch(REF)
+    eventually(lambda: meant(cache) == NEXT)
+    cache.close()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert str(Cache(cache.root).fetch(REF)) == str(first)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    grow_old(cache)
+    assert NEXT in str(Cache(cache.root).fetch(REF))

@@ -9,6 +9,8 @@ from modelcache.commands.audit import findings
 from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json, rate
 from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
 
+MOST_TOLD = 10
+
 
 def add_to(commands: Commands) -> None:
     _add_fetch(commands.add("fetch", "fetch files, verified and resumable", _fetch))
@@ -160,6 +162,10 @@ def _warn(told: dict[str, Any], *, is_kept: bool) -> None:
         if file["verified"] == "unverified":
             doubt = f"{file['path']}: unverified, for nothing was known to compare it with; sha256 {file['sha256']}"
             print(doubt + (" is recorded and has to match next time" if is_kept else ""), file=sys.stderr)
+    if missing := told.get("missing"):
+        more = f" and {len(missing) - MOST_TOLD} more" if len(missing) > MOST_TOLD else ""
+        what = f"{told['ref']} is here without {', '.join(missing[:MOST_TOLD])}{more}"
+        print(f"{told['id']}: {what}: fetch it again when its hub can be asked", file=sys.stderr)
     for path in told.get("lacking", ()):
         print(f"{told['id']}: {told['ref']} does not have {path}, which is optional", file=sys.stderr)
 

@@ -106,7 +106,7 @@ class HubCache:
                     raise UsageError("its blob is not the one that the commit lists")
                 files[file.path], places[file.path] = file, place
             except UsageError as error:
-                left.append(Left(name, error.message))
+                left.append(Left(name, error.message, _belongs(path, name)))
         check_conflicts(files)
         whole = Manifest(ref.id, ref.version, ref.base, listed) if listed else None
         return Found(ref, tuple(files.values()), places, whole, aliases, tuple(left))
@@ -160,6 +160,13 @@ def _commit_of(base: str, folder: "os.DirEntry[str]") -> Ref:
 
 def _digest(hexes: str) -> Digest:
     return Digest.parse(hexes, "sha256" if len(hexes) == 64 else GIT)
+
+
+def _belongs(path: str, name: str) -> bool:
+    """Whether it is a file of the commit whose blob is gone."""
+    with suppress(OSError, UsageError):
+        return bool(_BLOB.fullmatch(os.readlink(path)) and checked_path(name))
+    return False
 
 
 def _described(ref: Ref, name: str, size: int, digest: str) -> ModelFile:

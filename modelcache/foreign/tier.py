@@ -39,10 +39,11 @@ class Tier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Something in a tier that cannot be used, and why."""
+    """Something in a tier that cannot be used, and why; it may be a file that belongs to the model all the same."""
 
     name: str
     reason: str
+    belongs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

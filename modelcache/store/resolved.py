@@ -8,6 +8,7 @@ how old an answer may be. Whoever writes holds the lock of the model.
 """
 
 import json
+import math
 import os
 from contextlib import suppress
 from typing import Any
@@ -42,6 +43,10 @@ class Resolved:
                 if (manifest.id, manifest.version, manifest.ref) == (ref.id, version, ref.base):
                     return manifest
         return None
+
+    def version(self, ref: Ref) -> str:
+        """The one that is named, or that a tag or branch meant, whenever that was said; empty if it never was."""
+        return ref.version or self._meant(ref, math.inf)
 
     def said_at(self, ref: Ref) -> int:
         """When it was said last what a tag or branch means, in ms since 1970; 0 if it never was, or nobody can tell."""
