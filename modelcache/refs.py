@@ -6,6 +6,7 @@ never change. Leaves to others: what it means by now (`remotes`), and what is he
     https://host/model.gguf                       a URL
     whisper-base, whisper-base@1.0                an id, of an installed model or a catalog
     hf:org/name[@revision][/path]                 hf:datasets/org/name…, hf:spaces/org/name…; %2F is a / in a revision
+    hf:name[@revision[/path]]                     those of the early days have no org
     ollama:[user/]name[:tag | @sha256:HEX]
     oci://host[:port]/repository[:tag | @sha256:HEX]
 """
@@ -111,15 +112,17 @@ def _hugging_face(rest: str) -> Ref:
 
     kind, _, after = rest.partition("/")
     kind, rest = (f"{kind}/", after) if kind in _HUB_KINDS else ("", rest)
-    org, _, tail = rest.partition("/")
+    org, slash, tail = rest.partition("/")
+    parts, tail = ([org], tail) if slash and "@" not in org else ([], rest)  # those of the early days have no org
     named, slash, path = tail.partition("/")
     name, at, revision = named.partition("@")
+    parts.append(name)
     revision, path = unquote(revision), unquote(path)
-    if not (_HUB_NAME.fullmatch(org) and _HUB_NAME.fullmatch(name)) or (at and not revision) or (slash and not path):
+    if not all(map(_HUB_NAME.fullmatch, parts)) or (at and not revision) or (slash and not path):
         raise _malformed("hf", rest)
     if revision and not _REVISION.fullmatch(revision):
         raise UsageError(f"{revision[:80]!a} is no revision: a branch, a tag or a commit is")
-    full = f"{kind}{org}/{name}"
+    full = kind + "/".join(parts)
     version = revision if _COMMIT.fullmatch(revision) else ""
     model_id = checked_path("hf--" + full.replace("/", "--"), parts=1)
     return Ref(model_id, version, "", "hf", full, revision, checked_path(path) if path else "")

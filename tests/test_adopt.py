@@ -168,6 +168,12 @@ def test_a_dataset_and_a_space_keep_their_kind(cache: Cache, theirs: Path) -> No
     assert {row["ref"] for row in cache.models()} == {"hf:datasets/org/name", "hf:spaces/org/name"}
 
 
+def test_a_name_of_the_early_days_is_adopted(cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES, name="models--gpt2", tree=True)
+    assert outcomes(cache.adopt("hf")) == dict.fromkeys(FILES, "taken")
+    assert cache.fetch("hf:gpt2").path == cache.path("hf--gpt2")  # type: ignore[union-attr]
+
+
 def test_wrong_bytes_are_left_and_told(cache: Cache, theirs: Path) -> None:
     repository = hub_cache(theirs, FILES)
     rot(repository / "blobs" / WEIGHTS.sha256, 5)
@@ -239,8 +245,8 @@ def test_hostile_snapshots_cost_themselves_alone(cache: Cache, theirs: Path, tmp
     os.mkfifo(repository / "refs" / "fifo")
     (repository / "trees").mkdir()
     (repository / "trees" / f"{COMMIT}.json").write_bytes(b"[" * 100_000)
-    (theirs / "models--nobody").mkdir()
-    (theirs / "models--nobody" / "snapshots" / COMMIT).mkdir(parents=True)
+    (theirs / "models--no..body").mkdir()
+    (theirs / "models--no..body" / "snapshots" / COMMIT).mkdir(parents=True)
     (theirs / "models--org--link").symlink_to(repository)
     (repository / "snapshots" / "main").mkdir()
     (repository / "snapshots" / OLDER).symlink_to("/etc")

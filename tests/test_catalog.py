@@ -243,7 +243,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"versions": {}}, "no versions"),
     (GOOD | {"color": "red"}, "unknown field 'color'"),
     ({"ref": 7}, "a ref is a text"),
-    ({"ref": "hf:org"}, "'hf:org' cannot be meant"),
+    ({"ref": "hf:org/"}, "'hf:org/' cannot be meant"),
     ({"ref": "ftp:x"}, "unknown scheme"),
     ({"ref": "https://u:secret@host/a?token=secret"}, "is no ref of a hub"),
     ({"ref": "other"}, "'other' is no ref of a hub"),

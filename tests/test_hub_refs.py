@@ -99,6 +99,18 @@ def test_one_file_of_a_model_is_a_file(hub: Hub, cache: Cache, tmp_path: Path) -
         cache.fetch(f"{REF}/gone.bin")
 
 
+def test_a_name_of_the_early_days_is_followed_to_the_full_one(hub: Hub, cache: Cache) -> None:
+    hub.publish("openai-community/gpt2", FILES, commit=COMMIT)
+    hub.rename("gpt2", "openai-community/gpt2")
+    model = cache.fetch("hf:gpt2")
+    assert isinstance(model, mc.Model)
+    assert (model.ref, model.id, model.version) == ("hf:gpt2", "hf--gpt2", COMMIT)
+    assert sorted(file.name for file in model.files) == sorted(FILES)
+    (tree,) = [seen.path for seen in hub.requests if "/tree/" in seen.path]  # a redirect would drop the query
+    assert tree == f"/api/models/openai-community/gpt2/tree/{COMMIT}?recursive=true&expand=false"
+    assert str(cache.fetch(f"hf:gpt2@{COMMIT}/onnx/model.onnx")) == model["onnx/model.onnx"].path
+
+
 def test_a_digest_may_be_given_for_one_file(hub: Hub, cache: Cache) -> None:
     for path, content in (("config.json", CONFIG), ("model.safetensors", WEIGHTS)):
         for status in ("fetched", "hit"):

@@ -63,6 +63,15 @@ def test_a_branch_is_an_alias_and_a_commit_is_none() -> None:
     assert [Ref.parse(text).alias for text in ("ollama:m", "ollama:m:1b", "oci://h/m")] == ["latest", "1b", "latest"]
 
 
+def test_a_name_of_the_early_days_has_no_organization() -> None:
+    assert Ref.parse("hf:gpt2") == Ref("hf--gpt2", scheme="hf", name="gpt2")
+    ref = Ref.parse(f"hf:gpt2@{COMMIT}/onnx/config.json")
+    assert (ref.name, ref.version, ref.path) == ("gpt2", COMMIT, "onnx/config.json")
+    assert Ref.parse(ref.shown) == ref
+    assert Ref.parse("hf:datasets/squad").name == "datasets/squad"
+    assert Ref.parse("hf:gpt2/config.json").name == "gpt2/config.json"
+
+
 def test_an_escape_in_a_path_is_what_it_stands_for() -> None:
     ref = Ref.parse(f"hf:org/name@{COMMIT}/a%23b%20c%25.bin")
     assert ref.path == "a#b c%.bin"
@@ -72,10 +81,11 @@ def test_an_escape_in_a_path_is_what_it_stands_for() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "hf:", "hf:name", "hf:org/", "hf:/name", "hf:org//name", "hf:org/name@", "hf:org/name/", "hf:org/name@/x",
+        "hf:", "hf:org/", "hf:datasets", "hf:@main", "hf:name@", "hf:a@b@c/../x",
+        "hf:/name", "hf:org//name", "hf:org/name@", "hf:org/name/", "hf:org/name@/x",
         "hf:org/name/../x", "hf:org/name/%2e%2e/x", "hf:../name", "hf:a--b/c", "hf:org/na..me", "hf:org/-n",
         "hf:org/n-",
-        "hf:datasets/org", "hf:org/name@..", "hf:org/name@a b", "hf:org/name@a%0ab", "hf:org/name@" + "x" * 201,
+        "hf:datasets/", "hf:org/name@..", "hf:org/name@a b", "hf:org/name@a%0ab", "hf:org/name@" + "x" * 201,
         "hf:" + "o" * 97 + "/name", "HF:org/name",
         "ollama:", "ollama:a/b/c", "ollama:m:", "ollama:m::x", "ollama:m@", "ollama:m@sha256:12",
         "ollama:m@md5:" + "a" * 32,

@@ -67,10 +67,10 @@ class HubResolver:
         self._connector = connector.shared()
 
     def resolve(self, ref: Ref, abort: Abort) -> Manifest:
-        commit = self._commit(ref, abort)
+        commit, full = self._commit(ref, abort)
         files: list[ModelFile] = []
         try:
-            for page in self._pages(ref, commit, abort):
+            for page in self._pages(full, commit, abort):
                 files += [_file(ref, commit, entry) for entry in _entries(page)]
                 if len(files) > MAX_MANIFEST_FILES:
                     raise SourceError(f"it lists more than {MAX_MANIFEST_FILES:,} files")
@@ -84,14 +84,15 @@ class HubResolver:
     def close(self) -> None:
         self._connector.close()
 
-    def _commit(self, ref: Ref, abort: Abort) -> str:
+    def _commit(self, ref: Ref, abort: Abort) -> tuple[str, Ref]:
+        """The commit, and the ref by the full name: from a short one the hub redirects, maybe without the query."""
         said = self._get(ref, self._hub.api(ref, "revision", ref.revision or ref.alias), abort).json()
         commit = said.get("sha") if isinstance(said, dict) else None
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or ref.version not in ("", commit):
             raise SourceError("it does not say which commit the revision is")
         if said.get("gated"):
             self._check_access(ref, abort)
-        return commit
+        return commit, _by_full_name(ref, said.get("id"))
 
     def _check_access(self, ref: Ref, abort: Abort) -> None:
         """The list of a gated repository is for everybody: better told now than by each of its files."""
@@ -129,6 +130,16 @@ class HubResolver:
     def _get(self, ref: Ref, url: str, abort: Abort) -> Document:
         explain = partial(refusal, self._hub, ref)
         return get(self._connector, url, abort, secrets=self._hub.secrets, explain=explain, most_bytes=MOST_PAGE_BYTES)
+
+
+def _by_full_name(ref: Ref, said: object) -> Ref:
+    """Of a name without an organization, the one with it, if the hub tells one that can be."""
+    kind, slash, name = ref.name.rpartition("/")
+    if kind in ("", "datasets", "spaces") and isinstance(said, str):
+        with suppress(UsageError):
+            full = Ref.parse(f"hf:{kind}{slash}{said}")
+            return replace(ref, name=full.name) if full.name.endswith(f"/{name}") and not full.path else ref
+    return ref
 
 
 class HubSource:

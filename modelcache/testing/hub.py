@@ -53,6 +53,7 @@ class Hub(Origin):
         port: int = 0,
     ) -> None:
         self._repositories: dict[str, _Repository] = {}
+        self._renamed: dict[str, str] = {}
         self._lfs_from = lfs_from
         self._page = page
         self.cdn = _Cdn(link_uses, tls) if cdn else None
@@ -88,6 +89,10 @@ class Hub(Origin):
         self.gate(name, *tokens)
         self._repositories[name].is_private = True
 
+    def rename(self, old: str, name: str) -> None:
+        """Who asks by the old name is sent to the other, without the query: `gpt2`, `openai-community/gpt2`."""
+        self._renamed[old] = name
+
     def stop(self) -> None:
         super().stop()
         if self.cdn:
@@ -111,6 +116,9 @@ class Hub(Origin):
 
     def reply(self, offer: Offer) -> Reply:
         path = urlsplit(offer.question.target).path
+        for old, name in self._renamed.items():
+            if path.startswith((f"/api/models/{old}/", f"/{old}/resolve/")):
+                return Reply.plain(307, b"", ("Location", path.replace(f"/{old}/", f"/{name}/", 1)))
         if found := _API.fullmatch(path):
             kind, name, verb, revision, checks = found.groups()
             full = name if kind == "models" else f"{kind}/{name}"
