@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 import threading
-import time
 from dataclasses import replace
 
 from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
@@ -55,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
     """Exit code: 0 fine, 1 findings, 2 it could not run, 143 stopped by SIGTERM (130 by Ctrl-C)."""
     from modelcache.jobs.overview import run_row
     from modelcache.jobs.runner import Runner
-    from modelcache.jobs.schedule import SLOT_NOW, schedule, slot_of
+    from modelcache.jobs.schedule import schedule
     from modelcache.jobs.signals import Signals
 
     _log_to_stderr()
@@ -64,7 +63,8 @@ def _run(options: argparse.Namespace) -> int:
         job = schedule(cache.root, options.name)
         job = replace(job, options={**job.options, **_options(options.set)})
         signals = Signals(stop.set)
-        run = Runner(cache).run(job, options.slot or slot_of(time.time(), SLOT_NOW), stop)
+        runner = Runner(cache)
+        run = runner.run(job, options.slot or runner.free_slot(job.name), stop)
     except ModelCacheError as error:
         error.exit_code = COULD_NOT_RUN
         raise

@@ -6,6 +6,7 @@ is in the ledger, so that a restart moves nothing and several daemons of one sto
 Leaves to others: which slot is due (`schedule`), running it (`runner`).
 """
 
+import atexit
 import logging
 import sys
 import threading
@@ -14,13 +15,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from apscheduler.events import EVENT_SCHEDULER_STARTED  # type: ignore[import-untyped]
 from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
 from apscheduler.schedulers.base import BaseScheduler  # type: ignore[import-untyped]
 from apscheduler.schedulers.blocking import BlockingScheduler  # type: ignore[import-untyped]
 from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped]
 
 from modelcache.cache import Cache
-from modelcache.errors import ModelCacheError
+from modelcache.errors import LockedError, ModelCacheError
 from modelcache.jobs.job import Clock
 from modelcache.jobs.runner import PATIENCE_S, Runner
 from modelcache.jobs.schedule import GRACE_S, Schedule, schedules
@@ -55,15 +57,18 @@ class Daemon:
         self._runner = Runner(cache, clock, patience_s)
         self._scheduler = scheduler
         self._stop = threading.Event()
+        self._guard = threading.Lock()
+        self._running: dict[str, threading.Thread] = {}  # by job
+        self._started = threading.Event()
+        scheduler.add_listener(lambda _: self._started.set(), EVENT_SCHEDULER_STARTED)
         self._said: set[str] = set()
         self.schedules = schedules(cache.root)
-        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # that a job still runs is nothing to warn of
         for schedule in self.schedules:
             if schedule.fault:
                 self._say_once(schedule.fault)
             elif schedule.runs_by_itself:
                 self._add(self._fire, Trigger(schedule), schedule.name, [schedule])
-        self._add(self._look, "interval", "", [], seconds=LOOK_EVERY_S, next_run_time=datetime.now(UTC))
+        self._add(self._look, "interval", "", [], seconds=LOOK_EVERY_S, next_run_time=self._now())
 
     def _add(self, work: Callable[..., None], trigger: Any, name: str, arguments: list[Any], **more: Any) -> None:
         rules: dict[str, Any] = {"coalesce": True, "max_instances": 1, "misfire_grace_time": int(GRACE_S)}
@@ -71,26 +76,50 @@ class Daemon:
 
     def stop(self) -> None:
         """Tells what runs to stop at its next checkpoint, and returns when it has: within its patience."""
-        self._stop.set()
+        with self._guard:
+            self._stop.set()
+        self._started.wait()  # what is told to stop before it has started would never stop
         self._scheduler.shutdown(wait=True)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until nothing runs any more."""
+        with self._guard:
+            threads = list(self._running.values())
+        for thread in threads:
+            thread.join()
 
     def _look(self) -> None:
         """Begins what should have begun by now and has not, or was lost on the way."""
         for schedule in self.schedules:
-            slot = schedule.due(self._clock())
-            if slot and self._runner.ledger.is_open(schedule.name, slot):
-                self._scheduler.modify_job(schedule.name, next_run_time=datetime.now(UTC))
+            self._fire(schedule)
 
     def _fire(self, schedule: Schedule) -> None:
+        """Begins the run that is due, if nobody has. In a daemon thread: a job that hangs must not keep the process."""
         slot = schedule.due(self._clock())
-        if not slot or self._stop.is_set() or not self._runner.ledger.is_open(schedule.name, slot):
-            return
+        with self._guard:
+            if not slot or self._stop.is_set() or schedule.name in self._running:
+                return
+            if self._runner.ledger.is_open(schedule.name, slot):
+                thread = threading.Thread(target=self._run, args=(schedule, slot), name="modelcache-jobs", daemon=True)
+                thread.start()
+                self._running[schedule.name] = thread
+
+    def _run(self, schedule: Schedule, slot: str) -> None:
         try:
             self._runner.run(schedule, slot, self._stop)
+        except LockedError as error:
+            self._say_once(error.message)
         except ModelCacheError as error:
             self._say_once(f"{schedule.name}: {error.line()}")
         except Exception as error:  # noqa: BLE001 - the next one runs all the same
             self._say_once(f"{schedule.name}: a bug in modelcache: {type(error).__name__}")
+        finally:
+            with self._guard:
+                self._running.pop(schedule.name, None)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
 
     def _say_once(self, words: str) -> None:
         if words not in self._said:
@@ -108,6 +137,7 @@ def serve(cache: Cache, clock: Clock = time.time, patience_s: float = PATIENCE_S
     Signals(threading.Thread(target=daemon.stop, name="modelcache-jobs-end", daemon=True).start)
     log.info("jobs of %s: %s", cache.root, _plan(daemon.schedules, clock()))
     scheduler.start()
+    daemon.wait()
     cache.close()
     log.info("stopped")
 
@@ -120,6 +150,7 @@ class Jobs:
         self._scheduler = BackgroundScheduler(timezone=UTC, daemon=True)
         self._daemon = Daemon(cache, self._scheduler)
         self._scheduler.start()
+        atexit.register(self.stop)
 
     def stop(self) -> None:
         """What runs stops at its next checkpoint. Calling it again does nothing."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, ModelCacheError, StoreError
 from modelcache.jobs.job import Clock, Config, Job
-from modelcache.jobs.ledger import Claim, Ledger, Run, Status
+from modelcache.jobs.ledger import MOST_RUNS, Claim, Ledger, Run, Status
 from modelcache.jobs.ping import ping
-from modelcache.jobs.schedule import Schedule, slot_of
+from modelcache.jobs.schedule import SLOT_NOW, Schedule, slot_of
 from modelcache.rows import Report
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
@@ -90,6 +90,11 @@ class Runner:
             ping(name, schedule.ping)
         self.ledger.forget(name, slot_of(self._clock() - self._cache.settings.metrics_age))
         return run
+
+    def free_slot(self, job: str) -> str:
+        """One for somebody who runs the job now: this second, or the next that nobody has."""
+        seconds = (slot_of(self._clock() + later, SLOT_NOW) for later in range(MOST_RUNS))
+        return next(slot for slot in seconds if self.ledger.read(job, slot) is None)
 
     def _watched(self, claim: Claim, work: _Work, stop: threading.Event) -> tuple[Status, str]:
         """Waits for the job; how it ended, and why."""
