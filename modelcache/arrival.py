@@ -17,6 +17,7 @@ from modelcache.model import Manifest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Model, in_place_text
 from modelcache.progress import shown
+from modelcache.refs import is_alias, scheme_of_id
 from modelcache.sampling import Sampler
 from modelcache.states import State
 from modelcache.store.gate import await_sweep
@@ -24,6 +25,9 @@ from modelcache.store.installed import Installed
 from modelcache.store.locks import Patience, Pulse, Subject, locked
 from modelcache.store.watch import Watch
 from modelcache.task import Passing, Task
+from modelcache.wiring import hub_of
+
+MOST_NAMED = 3  # names that are left out
 
 
 class Arrival:
@@ -35,7 +39,8 @@ class Arrival:
         self.lacking = {content_of(file) for file in manifest.files}
         self.result: Model | None = None
         self.pulse = Pulse(shop.layout.model_lock(manifest.id))
-        self._aliases = manifest.aliases
+        self._strange = [name for name in manifest.aliases if not self._may_be(name)]
+        self._aliases = [name for name in manifest.aliases if name not in self._strange]
         self._shop = shop
         self._progress = progress
         self._tasks = [Task(file) for file in manifest.files]
@@ -48,6 +53,17 @@ class Arrival:
 
     def __str__(self) -> str:
         return f"{self.order.id}@{self.order.version}"
+
+    def _may_be(self, alias: str) -> bool:
+        """Whether it can be a tag or branch: only what a hub has has any."""
+        return hub_of(self.order.ref, self.order.id) is not None and is_alias(alias, scheme_of_id(self.order.id))
+
+    def _left_out(self) -> str:
+        """What is said of names that can be none."""
+        if not self._strange:
+            return ""
+        more = f" and {len(self._strange) - MOST_NAMED} more" if len(self._strange) > MOST_NAMED else ""
+        return f"; left out, as no names of its tags or branches: {', '.join(self._strange[:MOST_NAMED])}{more}"
 
     # -- who else has it ----------------------------------------------------------------------------------------------
 
@@ -82,7 +98,7 @@ class Arrival:
         self._telling.enter_context(shown(self._progress, dispatcher, self.order.id, sizes))
         self._telling.callback(self._tell_complete)
         self._sampler = self._telling.enter_context(Sampler(dispatcher, self.order.id, len(self._tasks)))
-        self.tell("started", f"importing {self.order.ref} from {source}")
+        self.tell("started", f"importing {self.order.ref} from {source}{self._left_out()}")
         self._account.begins(self.order, self._tasks)
 
     def follow(self, file: ModelFile, passing: Passing) -> None:

@@ -27,6 +27,9 @@ _REVISION = re.compile(r"(?!.*\.\.)[\w.+=@~:/-]{1,200}")
 _PART = "[A-Za-z0-9]+(?:(?:[._]|__|-+)[A-Za-z0-9]+)*"
 _REPOSITORY = re.compile(f"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_ANY_PINNED = re.compile("(?:refs/)?(?:sha256[:-])?(?:[0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
+_DIGEST = re.compile("(?:sha256[:-])?[0-9a-f]{64}", re.IGNORECASE)
+_PINNED = {"oci": _DIGEST, "ollama": _DIGEST}  # of the others a commit may be a version, too
 OLLAMA_REGISTRY = "registry.ollama.ai"
 _DEFAULT_ALIAS = {"hf": "main", "ollama": "latest", "oci": "latest"}
 _FORMS = {
@@ -99,6 +102,12 @@ def repository_of(ref: Ref, ollama: str = OLLAMA_REGISTRY) -> tuple[str, str]:
         return ollama, ref.name if "/" in ref.name else f"library/{ref.name}"
     host, _, repository = ref.name.removeprefix("//").partition("/")
     return host, repository
+
+
+def is_alias(name: str, scheme: str) -> bool:
+    """Whether a tag or branch at that kind of hub (empty: any) may be called so: what reads like a version is none."""
+    looks_pinned = _PINNED.get(scheme, _ANY_PINNED)
+    return bool(_REVISION.fullmatch(name) or _TAG.fullmatch(name)) and not looks_pinned.fullmatch(name)
 
 
 def scheme_of_id(model_id: str) -> str:

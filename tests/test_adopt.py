@@ -14,6 +14,8 @@ from modelcache.errors import ModelNotAvailableError, StoreError, UsageError
 from modelcache.model import MAX_MANIFEST_BYTES
 from modelcache.rows import Report
 from modelcache.store.intake import LEAST_LINKED
+from modelcache.store.layout import Layout
+from modelcache.store.shelf import Shelf
 from modelcache.testing import Content, Hold, Hub
 from tests.caches import Events, check_progress, rot, run
 from tests.foreign import git_sha1, hub_cache, snapshot
@@ -159,6 +161,29 @@ def test_a_branch_written_at_a_time_to_come_is_not_the_latest_for_ever(hub: Hub,
     assert str(newer.path).endswith(COMMIT)
     cache.adopt("hf")
     assert cache.path(REF) == cache.fetch(REF).path == newer.path  # type: ignore[union-attr]
+
+
+def test_what_can_be_no_tag_or_branch_is_left_and_told(cache: Cache, theirs: Path) -> None:
+    strange = ["2" * 40, "refs/" + "2" * 40, "new\nline\x1b[31m", "a b", os.fsdecode(b"bad\xff")]
+    hub_cache(theirs, FILES, refs=("main", "refs/pr/1", *strange), tree=True)
+    done = run("adopt", "hf", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    told = {row["file"].split("/name/refs/")[-1].split("--name/refs/")[-1] for row in rows if row["outcome"] == "left"}
+    assert {row["reason"] for row in rows if row["outcome"] == "left"} == {"it is no name of a tag or branch"}
+    assert told == set(strange)
+    assert {row["file"] for row in rows if row["outcome"] == "taken"} == set(FILES)
+    assert set(Shelf(Layout(cache.root)).registry.aliases("hf--org--name")) == {"main", "refs/pr/1"}
+    assert run("adopt", "hf").returncode == 0
+
+
+def test_a_name_like_a_commit_that_an_older_modelcache_kept_means_nothing(cache: Cache, theirs: Path) -> None:
+    hub_cache(theirs, FILES, tree=True)
+    cache.adopt("hf")
+    kept = Path(cache.root, "registry.json")
+    kept.write_text(kept.read_text().replace('"main"', f'"{OLDER}"'))
+    with pytest.raises(mc.ModelNotAvailableError):
+        cache.path("hf--org--name", OLDER)
 
 
 def test_a_dataset_and_a_space_keep_their_kind(cache: Cache, theirs: Path) -> None:

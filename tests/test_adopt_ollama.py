@@ -99,6 +99,7 @@ def test_hostile_manifests_cost_themselves_alone(cache: Cache, store: Path, tmp_
     (manifests / "link" / "latest").symlink_to(outside)
     (manifests / "loop").symlink_to("loop")
     (manifests / "tiny" / "a tag").write_bytes(good)
+    (manifests / "tiny" / ("2" * 64)).write_bytes(good)
     (manifests / "pipe").mkdir()
     os.mkfifo(manifests / "pipe" / "latest")
     (store / "manifests" / "short").write_bytes(good)
@@ -109,6 +110,7 @@ def test_hostile_manifests_cost_themselves_alone(cache: Cache, store: Path, tmp_
     assert {Path(row["file"]).parent.name for row in rows if row["outcome"] == "left"} == {
         *hostile, "link", "library", "pipe", "tiny", "manifests",
     }  # fmt: skip
+    assert [Path(row["file"]).name for row in rows if row["reason"] == "it is no name of a tag"] == ["2" * 64]
     assert {row["model"] for row in rows if row["outcome"] == "taken"} == {"ollama--tiny"}
     assert "Traceback" not in done.stderr
     assert snapshot(store) == before

@@ -23,7 +23,7 @@ from bundles import (
     sha256_of,
     tar_of,
 )
-from caches import entry_of
+from caches import Events, entry_of
 from crash import check_store, lines, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +32,8 @@ from modelcache.cache import Cache
 from modelcache.errors import ModelCacheError, VerificationError
 from modelcache.importing import MOST_MODELS
 from modelcache.store.installed import Installed
+from modelcache.store.layout import Layout
+from modelcache.store.shelf import Shelf
 from modelcache.testing import Content
 
 FILES = {"a.json": b"{}", "sub/b.bin": SMALL}
@@ -455,3 +457,26 @@ def test_of_a_hubs_model_only_its_hub_is_asked_later(cache: Cache, ref: str, own
     record = Installed.read(cache.path("m"))
     assert record is not None
     assert record.files[0].urls == (own,)
+
+
+def test_only_what_can_be_a_tag_or_branch_of_a_hub_is_an_alias(place: Path) -> None:
+    names = ["main", "refs/pr/1", "2" * 40, "refs/" + "2" * 40, "A" * 40, "sha256:" + "2" * 64, "a b", "..", "x" * 300]
+    cache, events = Cache(place / "store"), Events()
+    said = listing(FILES, "hf--org--name", version="1" * 40, ref="hf:org/name", aliases=names)
+    cache.import_bundle(io.BytesIO(tar_of(manifest(said), *BLOBS)), progress=events)
+    assert set(Shelf(Layout(cache.root)).registry.aliases("hf--org--name")) == {"main", "refs/pr/1"}
+    assert events.of("started")[0]["message"].endswith(
+        f"; left out, as no names of its tags or branches: {', '.join(names[2:5])} and 4 more"
+    )
+    cache.close()
+
+
+def test_a_version_of_a_model_of_no_hub_is_never_another_one(place: Path) -> None:
+    cache = Cache(place / "store")
+    listed = [listing({"f": b"one"}, "m", version="1"), listing({"f": b"two"}, "m", version="2", aliases=["1"])]
+    cache.import_bundle(io.BytesIO(tar_of(*map(manifest, listed), blob(b"one"), blob(b"two"))))
+    cache.remove("m@1")
+    with pytest.raises(ModelCacheError):
+        cache.path("m@1")
+    assert cache.path("m@2")
+    cache.close()

@@ -20,7 +20,7 @@ from modelcache.errors import UsageError
 from modelcache.foreign.tier import Abandoned, Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
 from modelcache.model import GIT, MAX_MANIFEST_BYTES, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts, checked_path
-from modelcache.refs import Ref
+from modelcache.refs import Ref, is_alias
 
 MOST = 10_000  # repositories, commits of one, refs of one
 INCOMPLETE = "incomplete"
@@ -82,6 +82,11 @@ class HubCache:
 
     def _commits(self, repository: str, base: str) -> Iterator[Found | Left]:
         refs = _refs(os.path.join(repository, "refs"))
+        for name in [name for names in refs.values() for name in names if not is_alias(name, "hf")]:
+            yield Left(os.path.join(repository, "refs", name), "it is no name of a tag or branch")
+        refs = {
+            commit: {name: at for name, at in names.items() if is_alias(name, "hf")} for commit, names in refs.items()
+        }
         commits = sorted(
             entries_of(os.path.join(repository, "snapshots"), MOST),
             key=lambda entry: ("main" in refs.get(entry.name, ()), touched_ms(entry.path)),

@@ -21,7 +21,7 @@ from modelcache.foreign.tier import Abandoned, Claim, Found, Left, entries_of, l
 from modelcache.image import MANIFEST, MOST_BYTES, contents_of
 from modelcache.model import Digest, Manifest, ModelFile, Span
 from modelcache.openfiles import is_running
-from modelcache.refs import OLLAMA_REGISTRY, Ref
+from modelcache.refs import OLLAMA_REGISTRY, Ref, is_alias
 from modelcache.remotes.inline import url_of
 
 SERVER = "ollama"  # what its process is called
@@ -55,12 +55,14 @@ class OllamaStore:
                 digest = _digest_of(small(path, MOST_BYTES) if len(parts) >= LEAST_PARTS else None)
                 repository = "/".join(parts[1:-1])
                 base = _base(parts[0], repository)
-                alias = Ref.parse(f"{base}:{parts[-1]}").alias
+                ref = Ref.parse(f"{base}:{parts[-1]}")
+                if not is_alias(ref.alias, ref.scheme):
+                    raise UsageError("it is no name of a tag")
             except UsageError as error:
                 yield Left(path, error.message)
                 continue
             places[digest] = path
-            tags.setdefault((base, f"{parts[0]}/{repository}", digest), {})[alias] = touched_ms(path)
+            tags.setdefault((base, f"{parts[0]}/{repository}", digest), {})[ref.alias] = touched_ms(path)
         for (base, where, digest), aliases in sorted(tags.items(), key=lambda pair: max(pair[1].values())):
             try:
                 yield self._model(base, where, digest, aliases, places[digest])

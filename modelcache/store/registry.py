@@ -13,6 +13,7 @@ from typing import Any
 
 from modelcache.errors import ShortageError, StoreError, UsageError
 from modelcache.names import checked_path
+from modelcache.refs import is_alias, scheme_of_id
 from modelcache.store.disk import read_small, write_atomic
 from modelcache.store.installed import Installed
 from modelcache.store.locks import Patience, Subject, locked
@@ -49,10 +50,11 @@ class Registry:
         return value if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef") else None
 
     def aliases(self, model_id: str) -> dict[str, str]:
-        """The versions that tags and branches meant when they were last fetched."""
+        """The versions that tags and branches meant when they were last fetched; what can be no such name is none."""
         aliases = self._model(model_id).get("aliases")
         given = aliases if isinstance(aliases, dict) else {}
-        return {name: version for name, version in given.items() if isinstance(version, str)}
+        scheme = scheme_of_id(model_id)
+        return {name: said for name, said in given.items() if isinstance(said, str) and is_alias(name, scheme)}
 
     def aliased(self, model_id: str, alias: str, version: str) -> None:
         """A tag or branch means that version now. What it meant already costs no write."""
