@@ -2,21 +2,21 @@
 
 Responsible for: looking at everything that earlier runs, other programs and this machine's settings can have spoilt,
 without changing any of it, and without ever failing itself: what cannot be looked at is a finding, too.
-Leaves to others: mending it (`maintenance`, `audit`), the caches of other tools, the network.
+Leaves to others: what is around it (`surroundings`), mending it (`maintenance`, `cleaning`, `mending`).
 """
 
 import json
 import os
-import shlex
 import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from modelcache.catalog import ids
 from modelcache.errors import ModelCacheError, StoreError
+from modelcache.findings import Finding, command, quoted, quoted_some, some
 from modelcache.rows import Report
 from modelcache.settings import HUGGING_FACE, OLLAMA, Settings
 from modelcache.state.place import Place, is_on_network
@@ -29,25 +29,15 @@ from modelcache.store.marks import FUTURE_S
 from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
 from modelcache.store.shelf import Shelf
+from modelcache.surroundings import network, other_caches, tokens
 from modelcache.urls import without_secrets
 from modelcache.wiring import PREFIX, settings_for, tier_of
 
 LEAST_FREE = 1 << 30  # bytes; below that hardly any model fits
 LEAST_FILES = 1000
 PAST_S = 1_735_689_600  # 2025: before this package was written
-MOST_NAMED = 3
 OTHER_VARIABLES = ("HOME", "CONFIG", "FALLBACK", "PROGRESS", "OLLAMA_REGISTRY")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`level` wrong: something does not work, or will not; note: worth knowing. `fix` is a command, or what to do."""
-
-    level: Literal["wrong", "note"]
-    check: str
-    finding: str
-    fix: str
 
 
 class Examination:
@@ -66,7 +56,7 @@ class Examination:
             self._root_can_be_written, self._there_is_room, self._is_local, self._folders_are_ours,
             self._nobody_else_may_write, self._is_shared, self._clock_is_right, self._registry_is_sound,
             self._records_are_sound, self._models_are_whole, self._partials, self._locks, self._leftovers,
-            self._tiers,
+            self._tiers, self._other_caches, self._network, tokens,
         )  # fmt: skip
         findings = []
         for check in checks:
@@ -116,7 +106,7 @@ class Examination:
                 "wrong",
                 "root",
                 f"{place} cannot be written to",
-                f"chmod u+rwx {_quoted(place)}, or set MODELCACHE_HOME",
+                f"chmod u+rwx {quoted(place)}, or set MODELCACHE_HOME",
             )
         elif place == self._root:
             yield from self._probe()
@@ -160,13 +150,13 @@ class Examination:
         for path in [*self._layout.folders, self._layout.logs, os.path.dirname(self._layout.registry) + "/state"]:
             if os.path.islink(path):
                 yield Finding(
-                    "wrong", "links", f"{path} is a link: nothing is written through it", f"rm {_quoted(path)}"
+                    "wrong", "links", f"{path} is a link: nothing is written through it", f"rm {quoted(path)}"
                 )
             elif os.path.lexists(path) and not os.path.isdir(path):
-                yield Finding("wrong", "folders", f"{path} is no folder", f"rm {_quoted(path)}")
+                yield Finding("wrong", "folders", f"{path} is no folder", f"rm {quoted(path)}")
         links = [path for path, mode in self._everything("models", "blobs") if stat.S_ISLNK(mode)]
         if links:
-            yield Finding("wrong", "links", f"{_some(links)}: links where files should be", f"rm {_all(links)}")
+            yield Finding("wrong", "links", f"{some(links)}: links where files should be", f"rm {quoted_some(links)}")
 
     def _nobody_else_may_write(self) -> Iterator[Finding]:
         for path in [self._root, *self._layout.folders]:
@@ -175,34 +165,41 @@ class Examination:
                 if not stat.S_ISDIR(mode):
                     continue
                 if mode & stat.S_IWOTH:
-                    yield Finding("wrong", "modes", f"everybody may write to {path}", f"chmod o-w {_quoted(path)}")
+                    yield Finding("wrong", "modes", f"everybody may write to {path}", f"chmod o-w {quoted(path)}")
                 elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-                    yield Finding("wrong", "modes", f"{path} cannot be used", f"chmod u+rwx {_quoted(path)}")
+                    yield Finding("wrong", "modes", f"{path} cannot be used", f"chmod u+rwx {quoted(path)}")
         blobs = [path for path, mode in self._everything("blobs") if stat.S_ISREG(mode) and mode & 0o222]
         blobs = [path for path in blobs if not os.path.basename(path).startswith(".")]
         blobs = [path for path in blobs if not is_foreign(self._layout, os.path.basename(path), path)]
         if blobs:
             yield Finding(
-                "wrong", "modes", f"{_some(blobs)}: files of models can be written to", f"chmod a-w {_all(blobs)}"
+                "wrong", "modes", f"{some(blobs)}: files of models can be written to", f"chmod a-w {quoted_some(blobs)}"
             )
 
     def _is_shared(self) -> Iterator[Finding]:
         if self._settings.shared and os.path.isdir(self._root) and not is_shared(self._root):
             text = f"shared = true, but {self._root} is not a group's: other accounts cannot use it"
-            yield Finding("wrong", "modes", text, SHARE.format(_quoted(self._root)))
+            yield Finding("wrong", "modes", text, SHARE.format(quoted(self._root)))
         for path in self._layout.folders if is_shared(self._root) else ():
             if os.path.isdir(path) and not is_shared(path):
                 text = f"{path} is not the group's that shares the rest"
-                yield Finding("wrong", "modes", text, SHARE.format(_quoted(path)))
+                yield Finding("wrong", "modes", text, SHARE.format(quoted(path)))
 
     def _tiers(self) -> Iterator[Finding]:
         for place in self._settings.tiers:
             folder = tier_of(place).name
             if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
                 text = f"{folder} cannot be read: what is there is fetched all the same"
-                yield Finding("note", "tiers", text, f"chmod u+rx {_quoted(folder)}, or take it out of tiers")
+                yield Finding("note", "tiers", text, f"chmod u+rx {quoted(folder)}, or take it out of tiers")
             elif not os.path.isdir(folder) and place not in (HUGGING_FACE, OLLAMA):
                 yield Finding("note", "tiers", f"{folder} is not there, or no folder", "correct the setting tiers")
+
+    def _other_caches(self) -> Iterator[Finding]:
+        tiers = tuple(map(tier_of, self._settings.tiers))
+        yield from other_caches(tiers, Place.of(self._root).looks)
+
+    def _network(self) -> Iterator[Finding]:
+        yield from network(self._settings)
 
     def _everything(self, *tops: str) -> Iterator[tuple[str, int]]:
         """Path and mode of everything below folders of the root, links not followed."""
@@ -229,7 +226,7 @@ class Examination:
             yield Finding(
                 "note",
                 "clock",
-                f"{_some(late)}: from the future; the clock was or is wrong",
+                f"{some(late)}: from the future; the clock was or is wrong",
                 "set the clock: timedatectl",
             )
 
@@ -239,14 +236,14 @@ class Examination:
         path = self._layout.registry
         if os.path.lexists(path) and not _is_registry(path):
             yield Finding(
-                "wrong", "registry", f"{path} is garbage; the records tell all the same", f"rm -r {_quoted(path)}"
+                "wrong", "registry", f"{path} is garbage; the records tell all the same", f"rm -r {quoted(path)}"
             )
         for model in self._shelf.registry.ids():
             for version in self._shelf.registry.versions(model):
                 if self._shelf.at(model, version) is None:
                     name = leftovers.shown(f"{model}@{version}")
                     yield Finding(
-                        "wrong", "registry", f"{name} is registered, but has no record", _command("reset", model)
+                        "wrong", "registry", f"{name} is registered, but has no record", command("reset", model)
                     )
 
     def _records_are_sound(self) -> Iterator[Finding]:
@@ -255,7 +252,7 @@ class Examination:
                 name, record = f"{model.name}@{version.name}", Installed.read(version.path)
                 if record is not None and (record.id, record.version) == (model.name, version.name):
                     continue
-                remedy = f"fetch it again, or {_command('rm', name)}"
+                remedy = f"fetch it again, or {command('rm', name)}"
                 if os.path.lexists(os.path.join(version.path, RECORD)):
                     yield Finding("wrong", "records", f"the record of {leftovers.shown(name)} is garbage", remedy)
                 elif not is_held(self._layout.lock("model-" + model.name)):
@@ -266,16 +263,16 @@ class Examination:
             name = f"{record.id}@{record.version}"
             if record.missing:
                 yield Finding(
-                    "note", "models", f"{name} lacks {_some(list(record.missing))}", "fetch it again, with its manifest"
+                    "note", "models", f"{name} lacks {some(list(record.missing))}", "fetch it again, with its manifest"
                 )
             bad = [file.path for file in record.files if file.is_distrusted]
             gone = [file.path for file in record.files if file.stamp.judge(record.place(file)) == "missing"]
             changed = record.condition() == "changed" and not bad
             if bad or gone:
-                what = f"{_some(bad)} corrupt" if bad else f"{_some(gone)} missing"
-                yield Finding("wrong", "models", f"{name}: {what}", _command("repair", record.id))
+                what = f"{some(bad)} corrupt" if bad else f"{some(gone)} missing"
+                yield Finding("wrong", "models", f"{name}: {what}", command("repair", record.id))
             elif changed:
-                yield Finding("wrong", "models", f"{name} changed since it was verified", _command("verify", record.id))
+                yield Finding("wrong", "models", f"{name} changed since it was verified", command("verify", record.id))
 
     # -- what earlier runs left ---------------------------------------------------------------------------------------
 
@@ -292,7 +289,7 @@ class Examination:
                     "wrong", "partials", f"{what}, not touched for {idle_s / 86_400:.0f} days", "modelcache clean"
                 )
             else:
-                yield Finding("note", "partials", what, f"fetch it again to go on, or {_command('reset', one.model)}")
+                yield Finding("note", "partials", what, f"fetch it again to go on, or {command('reset', one.model)}")
 
     def _locks(self) -> Iterator[Finding]:
         folder = os.path.dirname(self._layout.lock(""))
@@ -319,12 +316,12 @@ class Examination:
             if time.time() - _changed_at(path) > self._settings.temporary_age
         ]  # fmt: skip
         if old:
-            yield Finding("note", "leftovers", f"{_some(old)}: left by a kill", "modelcache clean")
+            yield Finding("note", "leftovers", f"{some(old)}: left by a kill", "modelcache clean")
         aside = [entry.path for entry in leftovers.entries_of(self._layout.quarantine)]
         if aside:
             size = sum(leftovers.size_of(path) for path in aside)
             yield Finding(
-                "note", "quarantine", f"{_some(aside)} had rotted ({size:,} bytes)", "modelcache clean, in time"
+                "note", "quarantine", f"{some(aside)} had rotted ({size:,} bytes)", "modelcache clean, in time"
             )
 
 
@@ -341,20 +338,3 @@ def _changed_at(path: str) -> float:
     with suppress(OSError):
         return os.lstat(path).st_ctime
     return time.time()
-
-
-def _command(name: str, subject: str) -> str:
-    return f"modelcache {name} {_quoted(leftovers.shown(subject))}"
-
-
-def _quoted(path: str) -> str:
-    return shlex.quote(path)
-
-
-def _some(paths: list[str]) -> str:
-    more = f" and {len(paths) - MOST_NAMED:,} more" if len(paths) > MOST_NAMED else ""
-    return ", ".join(leftovers.shown(path) for path in paths[:MOST_NAMED]) + more
-
-
-def _all(paths: list[str]) -> str:
-    return " ".join(_quoted(path) for path in paths[:MOST_NAMED])

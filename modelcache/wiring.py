@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from modelcache.errors import NotFoundError, UsageError
+from modelcache.errors import AbortedError, NotFoundError, TransientError, UsageError
 from modelcache.model import ModelFile
 from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of, scheme_of_id
 from modelcache.settings import HUGGING_FACE as HF
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from modelcache.remotes.access import Registry
     from modelcache.remotes.connection import Connector
     from modelcache.remotes.huggingface import Hub
+    from modelcache.remotes.reply import Head
     from modelcache.remotes.resolver import Resolver
     from modelcache.remotes.source import Source
 
@@ -177,6 +178,39 @@ def _hub_token() -> str:
             return stream.read(MOST_TOKEN_BYTES).decode().strip()
     except (OSError, ValueError):
         return ""
+
+
+def ask_hub(settings: Settings, patience_s: float) -> "tuple[Hub, Head]":
+    """How the hub of HF_ENDPOINT answers who has the token of this environment, and what was sent to it.
+
+    UsageError for a wrong variable; TransientError, SourceError or AbortedError where there is no answer in time.
+    """
+    from modelcache.remotes.connection import Connector, Timeouts
+    from modelcache.remotes.huggingface import whoami
+    from modelcache.remotes.source import Abort
+
+    hub, abort = _hub({}), Abort()
+    connector = Connector(Timeouts(min(settings.connect_timeout, patience_s), patience_s))
+    late = threading.Timer(patience_s, abort.fire, (TransientError(f"{hub.host} does not answer"),))
+    late.daemon = True
+    late.start()
+    try:
+        return hub, whoami(hub, connector, abort)
+    except AbortedError as error:
+        raise abort.cause or error from error
+    finally:
+        late.cancel()
+        connector.close()
+
+
+def secret_files() -> list[str]:
+    """Files that hold tokens, as far as they are there."""
+    hub = os.environ.get("HF_TOKEN_PATH") or os.path.join(_hub_home(), "token")
+    docker = os.path.join(os.environ.get("DOCKER_CONFIG") or os.path.join("~", ".docker"), "config.json")
+    found = [os.path.expanduser(hub)]
+    if _docker_logins(os.path.dirname(os.path.expanduser(docker))):
+        found.append(os.path.expanduser(docker))
+    return [path for path in found if os.path.isfile(path)]
 
 
 def _layer(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":

@@ -13,7 +13,7 @@ from caches import manifest_of, rot, run
 from crash import begin, eventually
 
 from modelcache.cache import Cache
-from modelcache.testing import Content, Hold, Origin
+from modelcache.testing import Content, Hold, Hub, Origin
 
 FILE = Content.generated(50_000, seed=8)
 BIG = Content.generated(3 << 20, seed=9)
@@ -25,6 +25,14 @@ DAY = 86_400
 def origin() -> Iterator[Origin]:
     with Origin({"a.bin": FILE, "big.bin": BIG}) as serving:
         yield serving
+
+
+@pytest.fixture(autouse=True)
+def _hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that answers: then there is nothing to tell of it."""
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield
 
 
 @pytest.fixture

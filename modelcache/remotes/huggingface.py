@@ -25,7 +25,7 @@ from modelcache.names import check_conflicts, checked_path
 from modelcache.refs import Ref
 from modelcache.remotes.connection import Connector
 from modelcache.remotes.document import Document, get
-from modelcache.remotes.http import HttpSource
+from modelcache.remotes.http import HttpSource, ask, plain_length
 from modelcache.remotes.reply import Head
 from modelcache.remotes.source import Abort, Body, Request, Traits
 from modelcache.urls import origin_of, redirect_target, without_secrets
@@ -167,6 +167,13 @@ class HubSource:
 
     def close(self) -> None:
         self._http.close()
+
+
+def whoami(hub: Hub, connector: Connector, abort: Abort) -> Head:
+    """How the hub answers to whom the token belongs: 401 for none, or for one that it does not know."""
+    answer = ask(connector, f"{hub.endpoint}/api/whoami-v2", hub.secrets, {"Accept-Encoding": "identity"}, abort)
+    answer.exchange.dismiss(plain_length(answer.head))
+    return answer.head
 
 
 def refusal(hub: Hub, ref: Ref, head: Head) -> SourceError | None:

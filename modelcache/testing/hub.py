@@ -119,6 +119,8 @@ class Hub(Origin):
         for old, name in self._renamed.items():
             if path.startswith((f"/api/models/{old}/", f"/{old}/resolve/")):
                 return Reply.plain(307, b"", ("Location", path.replace(f"/{old}/", f"/{name}/", 1)))
+        if path == "/api/whoami-v2":
+            return self._whoami(offer.question)
         if found := _API.fullmatch(path):
             kind, name, verb, revision, checks = found.groups()
             full = name if kind == "models" else f"{kind}/{name}"
@@ -126,6 +128,13 @@ class Hub(Origin):
         if found := _FILE.fullmatch(path):
             return self._file(offer, found)
         return super().reply(offer)
+
+    def _whoami(self, question: Question) -> Reply:
+        """A token is known that some repository is for."""
+        token = question.headers.get("authorization", "").removeprefix("Bearer ")
+        if any(token in (repository.tokens or ()) for repository in self._repositories.values()):
+            return _json({"type": "user", "name": "somebody"})
+        return _error(401, "", "Invalid username or password.")
 
     def _content(self, found: re.Match[str]) -> Content | None:
         kind, name, revision, path = found.groups()
