@@ -6,6 +6,7 @@ Leaves to others: what a tool's folders mean (`foreign`), proving (`filefetch`),
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,14 +15,17 @@ from modelcache.dispatch import Show
 from modelcache.errors import LockedError, StoreError, UsageError, VerificationError, told
 from modelcache.events import Fact, FactType
 from modelcache.filefetch import FileFetch
+from modelcache.foreign.hubcache import HubCache
 from modelcache.foreign.root import Root
 from modelcache.foreign.tier import Abandoned, Found, Left, Tier
 from modelcache.install import install
 from modelcache.model import ModelFile, Span
 from modelcache.order import Order, Workshop
 from modelcache.progress import shown
+from modelcache.refs import Ref
 from modelcache.rows import Report
 from modelcache.sampling import Sampler
+from modelcache.settings import HUGGING_FACE
 from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.resolved import Resolved
@@ -31,6 +35,7 @@ from modelcache.transfer.control import Control
 from modelcache.wiring import tier_of
 
 DRAIN_S = 1.0
+_SOURCES = "name hf, ollama, a folder with models--org--name in it, one of those, or a store of Ollama"
 Outcome = Literal["taken", "here", "wrong", "left", "absent"]
 
 
@@ -55,12 +60,17 @@ class _Places:
 
 
 def tier_at(source: str) -> Tier:
-    """What `source` calls: hf, ollama or a folder of theirs. UsageError for a root of modelcache, StoreError."""
+    """What `source` calls: hf, ollama, a folder of theirs, or one repository. UsageError for a root of modelcache, a
+    ref, or a folder of something else; StoreError."""
     tier = tier_of(source)
+    if not os.path.isdir(tier.name) and re.match("[a-z]+:", source):
+        raise UsageError(f"{Ref.parse(source).shown} is no folder", next_step=_SOURCES)
     if not os.path.isdir(tier.name):
         raise StoreError(f"{tier.name} is no folder", next_step="name the folder of the other tool's cache")
     if isinstance(tier, Root):
         raise UsageError(f"{tier.name} is a root of modelcache", next_step="name it in the setting tiers")
+    if isinstance(tier, HubCache) and source != HUGGING_FACE and tier.is_empty:
+        raise UsageError(f"{tier.name} is no cache of another tool", next_step=_SOURCES)
     return tier
 
 

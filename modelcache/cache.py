@@ -333,7 +333,10 @@ class Cache:
         belongs to the model and is not there), `copied` whether its bytes are on the disk twice now. `progress` as in
         `fetch`.
 
-        Raises UsageError for a root of modelcache, StoreError where there is no such folder.
+        A folder may also be one repository of a cache of Hugging Face, `models--org--name`.
+
+        Raises UsageError for a ref, a root of modelcache or a folder of something else, StoreError where there is no
+        such folder.
         """
         from modelcache.adoption import adopt, tier_at
 
@@ -391,7 +394,7 @@ class Cache:
         """
         from modelcache.cleaning import clean
 
-        cleaned = [clean(each.shop, each.state, dry_run=dry_run, foreign=foreign) for each in self._roots.all()]
+        cleaned = [clean(each.shop, each.state, dry_run=dry_run, foreign=foreign) for each in self._roots.readable()]
         return joined(cleaned)
 
     def reset(self, model: str) -> Report:
@@ -423,9 +426,10 @@ class Cache:
 
     def downloads(self, status: str | None = None) -> Report:
         """One row a download, the latest first; only those of a status: pending, in_progress, resuming, paused, failed
-        or success. What no living process carries out is paused."""
+        or success. What no living process carries out is paused. StoreError where nothing here can be read."""
         from modelcache import past
 
+        self._roots.readable()
         return past.downloads(self._runtime.state, self._runtime.shelf, status)
 
     def download(self, download_id: str) -> "DownloadRecord":

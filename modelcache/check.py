@@ -13,6 +13,7 @@ from modelcache.names import joined
 from modelcache.outcome import UNVERIFIED, Audit
 from modelcache.rows import Report
 from modelcache.store.installed import RECORD, Installed, InstalledFile
+from modelcache.units import in_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -93,7 +94,7 @@ def _read(manifest: Manifest, file: ModelFile, place: str, going: "Going") -> "_
 def _expectation(file: ModelFile, reading: "Reading") -> str:
     if reading.wrong:
         return str(reading.wrong)
-    return f"{file.size:,} bytes" if file.size is not None else f"at least {file.least_size:,} bytes"
+    return f"{in_bytes(file.size)}" if file.size is not None else f"at least {in_bytes(file.least_size)}"
 
 
 def _audit(manifest: Manifest, file: ModelFile, place: str, size: int) -> Audit:

@@ -90,8 +90,7 @@ def _interrupted(error: KeyboardInterrupt, arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     kept_bytes = getattr(error, "kept_bytes", 0)
-    next_step = "run the same command again to go on"
-    _failed(PausedError("interrupted", kept_bytes=kept_bytes, next_step=next_step), arguments)
+    _failed(PausedError("interrupted", kept_bytes=kept_bytes), arguments)
     return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
@@ -102,7 +101,7 @@ def _failed(error: ModelCacheError, arguments: Sequence[str]) -> int:
         sources = [{"source": failure.source, "reason": failure.reason} for failure in failures]
         story = {
             "error": error.message, "kind": error.kind, "sources": sources, "kept_bytes": error.kept_bytes,
-            "next": error.next_step,
+            "next": error.advice,
         }  # fmt: skip
         print_json(story)
     print(f"modelcache: {error.line()}", file=sys.stderr)

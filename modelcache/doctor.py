@@ -11,12 +11,13 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 from modelcache.catalog import ids
-from modelcache.errors import ModelCacheError, StoreError
+from modelcache.errors import ModelCacheError, StoreError, UsageError
 from modelcache.findings import Finding, command, quoted, quoted_some, some
+from modelcache.refs import Ref
 from modelcache.rows import Report
 from modelcache.settings import HUGGING_FACE, OLLAMA, Settings
 from modelcache.state.place import Place, is_on_network
@@ -30,6 +31,7 @@ from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
 from modelcache.store.shelf import Shelf
 from modelcache.surroundings import network, other_caches, tokens
+from modelcache.units import in_bytes
 from modelcache.urls import without_secrets
 from modelcache.wiring import PREFIX, settings_for, tier_of
 
@@ -261,25 +263,27 @@ class Examination:
     def _models_are_whole(self) -> Iterator[Finding]:
         for record in self._shelf.all():
             name = f"{record.id}@{record.version}"
+            is_ready = self._shelf.status(record) == "ready"
             if record.missing:
-                yield Finding(
-                    "note", "models", f"{name} lacks {some(list(record.missing))}", "fetch it again, with its manifest"
-                )
+                text = f"{name} lacks {some(list(record.missing))}"
+                yield Finding("note" if is_ready else "wrong", "models", text, _fetch_of(record))
             bad = [file.path for file in record.files if file.is_distrusted]
             gone = [file.path for file in record.files if file.stamp.judge(record.place(file)) == "missing"]
             changed = record.condition() == "changed" and not bad
             if bad or gone:
                 what = f"{some(bad)} corrupt" if bad else f"{some(gone)} missing"
-                yield Finding("wrong", "models", f"{name}: {what}", command("repair", record.id))
+                yield Finding("wrong", "models", f"{name}: {what}", command("repair", name))
             elif changed:
-                yield Finding("wrong", "models", f"{name} changed since it was verified", command("verify", record.id))
+                yield Finding("wrong", "models", f"{name} changed since it was verified", command("verify", name))
+            elif not is_ready and not record.missing:
+                yield Finding("wrong", "models", f"{name} was found to be wrong", command("verify", name))
 
     # -- what earlier runs left ---------------------------------------------------------------------------------------
 
     def _partials(self) -> Iterator[Finding]:
         for one in leftovers.unfinished(self._layout):
             idle_s = time.time() - one.touched_at
-            what = f"unfinished download of {one.model} ({one.size:,} bytes)"
+            what = f"unfinished download of {one.model} ({in_bytes(one.size)})"
             if one.is_in_use:
                 continue
             if one.is_hopeless:
@@ -321,7 +325,7 @@ class Examination:
         if aside:
             size = sum(leftovers.size_of(path) for path in aside)
             yield Finding(
-                "note", "quarantine", f"{some(aside)} had rotted ({size:,} bytes)", "modelcache clean, in time"
+                "note", "quarantine", f"{some(aside)} had rotted ({in_bytes(size)})", "modelcache clean, in time"
             )
 
 
@@ -338,3 +342,12 @@ def _changed_at(path: str) -> float:
     with suppress(OSError):
         return os.lstat(path).st_ctime
     return time.time()
+
+
+def _fetch_of(record: Installed) -> str:
+    """How to get all of it. What only a manifest lists is fetched with that."""
+    with suppress(UsageError):
+        ref = Ref.parse(record.ref)
+        if ref.scheme:
+            return f"modelcache fetch {quoted(replace(ref, version=record.version, revision=record.version).shown)}"
+    return "fetch it again, with its manifest"

@@ -132,7 +132,7 @@ class Download:
         self._check_process()
         with self._changed:
             self._goes_on = False
-            self._control.stop(PausedError(f"{self.order.ref} was paused", next_step="run it again to go on"))
+            self._control.stop(PausedError(f"{self.order.ref} was paused"))
 
     def cancel(self) -> None:
         """Ends all requests and removes what is not complete. Files that are complete stay in the store."""
@@ -242,7 +242,7 @@ class Download:
         return State.READY, None
 
     def _cancellation(self) -> CancelledError:
-        return CancelledError(f"{self.order.ref} was cancelled", next_step="fetch it again to begin anew")
+        return CancelledError(f"{self.order.ref} was cancelled")
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:

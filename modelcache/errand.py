@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from modelcache.announcing import Announcer
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, NotFoundError, StoreError, VerificationError
 from modelcache.events import FactType
-from modelcache.hubs import known_meaning
+from modelcache.hubs import known_meaning, pinned_here
 from modelcache.model import Manifest
 from modelcache.modelfetch import ModelFetch
 from modelcache.order import Order, Workshop
@@ -106,6 +106,11 @@ class Errand:
         asking = self._tally.order
         try:
             meaning = self._meaning()
+        except NotFoundError as error:
+            assert asking.asks is not None
+            if name := pinned_here(Shelf(self._shop.layout), asking.asks):
+                error.message += f", but {name} is here and works without the hub"
+            raise
         except AllSourcesFailedError as error:
             return self._here_as_it_was(error)
         try:

@@ -22,18 +22,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 Reason = Literal["not_installed", "downloading", "verifying", "error"]
+AGAIN = "run the same command again to go on"
 
 
 class ModelCacheError(Exception):
     """The base of all errors of this package.
 
-    `message` says in one line what happened; `next_step` (may be empty) what to do;
-    `kept_bytes` and, of a model, `kept_files` count what a later run need not fetch
-    again. None of them ever holds a token, a query string or userinfo.
+    `message` says in one line what happened; `next_step` what to mend or to ask for instead, and `again` how to try
+    again, of what may succeed then (either may be empty): `advice` is both. `kept_bytes` and, of a model, `kept_files`
+    count what a later run need not fetch again. None of them ever holds a token, a query string or userinfo.
     """
 
     kind: str = "error"
     exit_code: int = 1
+    again: str = ""
 
     def __init__(self, message: str, *, next_step: str = "", kept_bytes: int = 0) -> None:
         super().__init__(message)
@@ -42,15 +44,23 @@ class ModelCacheError(Exception):
         self.kept_bytes = kept_bytes
         self.kept_files = 0
 
+    @property
+    def advice(self) -> str:
+        """What to do: empty if nothing helps that we know of."""
+        return ", then ".join(filter(None, (self.next_step, self.again)))
+
     def __str__(self) -> str:
         return self.message
 
     def line(self) -> str:
         """What happened, what was kept, what to do: one line for a person."""
-        files = f"{self.kept_files:,} file{'s' if self.kept_files > 1 else ''}" if self.kept_files else ""
-        kept = " and ".join(filter(None, (files, f"{self.kept_bytes:,} bytes" if self.kept_bytes else "")))
+        kept = " and ".join(filter(None, (_counted(self.kept_files, "file"), _counted(self.kept_bytes, "byte"))))
         kept = kept and f"{kept} kept"
-        return "; ".join(" ".join(clause.split()) for clause in (self.message, kept, self.next_step) if clause)
+        return "; ".join(" ".join(clause.split()) for clause in (self.message, kept, self.advice) if clause)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}" if number else ""
 
 
 def told(error: BaseException | None) -> str:
@@ -112,6 +122,7 @@ class TransientError(SourceError):
     """The same source may work later. `retry_after_s` is its own wish (Retry-After), if it had one."""
 
     kind = "network"
+    again = AGAIN
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -127,6 +138,7 @@ class StoreError(ModelCacheError):
 
     kind = "local"
     exit_code = 6
+    again = AGAIN
 
 
 class ShortageError(StoreError):
@@ -145,7 +157,7 @@ class LostError(StoreError):
     """Files that were proven were removed, or found rotten, before they had their names; `places` are their paths."""
 
     def __init__(self, *places: str) -> None:
-        super().__init__(f"{places[0]}: its content was removed or changed meanwhile", next_step="run again")
+        super().__init__(f"{places[0]}: its content was removed or changed meanwhile")
         self.places = places
 
 
@@ -154,6 +166,7 @@ class LockedError(ModelCacheError):
 
     kind = "locked"
     exit_code = 7
+    again = AGAIN
 
 
 class PausedError(ModelCacheError):
@@ -161,10 +174,13 @@ class PausedError(ModelCacheError):
 
     kind = "interrupted"
     exit_code = 130
+    again = AGAIN
 
 
 class CancelledError(PausedError):
     """The download was cancelled and its partials were removed."""
+
+    again = "run the same command again to begin anew"
 
 
 class UnknownDownloadError(ModelCacheError):
@@ -178,7 +194,7 @@ _ADVICE: dict[Reason, str] = {
     "not_installed": "it has to be fetched by its URL or manifest first; `modelcache ls` tells what is here",
     "downloading": "wait until the download has ended",
     "verifying": "it changed since it was verified: run `modelcache verify {}`",
-    "error": "it is corrupt or incomplete: run `modelcache repair {}`, or fetch it again",
+    "error": "it is corrupt or incomplete: run `modelcache repair {}`, or fetch it once more",
 }
 
 
@@ -190,7 +206,7 @@ class ModelNotAvailableError(ModelCacheError):
 
     def __init__(self, model_id: str, version: str | None, reason: Reason) -> None:
         message = f"Model {model_id}@{version or 'latest'} is not available: {reason}"
-        super().__init__(message, next_step=_ADVICE[reason].format(model_id))
+        super().__init__(message, next_step=_ADVICE[reason].format(f"{model_id}@{version}" if version else model_id))
         self.model_id = model_id
         self.version = version
         self.reason = reason
@@ -212,8 +228,7 @@ def of_several(errors: Sequence[ModelCacheError], total: int, what: str) -> Mode
     worst = told[0]
     worst.message = f"{len(told)} of {total} {what} failed: {'; '.join(story)}"
     worst.kept_bytes = sum(error.kept_bytes for error in told)
-    if "again" not in worst.next_step:
-        worst.next_step = ", then ".join(filter(None, (worst.next_step, "run again to go on")))
+    worst.again = next(filter(None, (error.again for error in told)), AGAIN)
     return worst
 
 
@@ -221,13 +236,15 @@ def of_several(errors: Sequence[ModelCacheError], total: int, what: str) -> Mode
 class SourceFailure:
     """Why one source gave up: its name (scheme, host and path, no secrets), the reason and its kind.
 
-    `other_file` is the digest of a whole file that it sent twice and that is not the one expected.
+    `next_step` is what would help with this one, where that is known. `other_file` is the digest of a whole file that
+    it sent twice and that is not the one expected.
     """
 
     source: str
     reason: str
     kind: str
     other_file: str = ""
+    next_step: str = ""
 
 
 class AllSourcesFailedError(ModelCacheError):
@@ -243,15 +260,18 @@ class AllSourcesFailedError(ModelCacheError):
         kinds = {failure.kind for failure in failures}
         worst = next((error for error in _GRAVITY if error.kind in kinds), NotFoundError)
         self.kind, self.exit_code = worst.kind, worst.exit_code
-        is_other_file = self.kind == VerificationError.kind and all(
-            failure.other_file for failure in failures if failure.kind == self.kind
-        )
-        self.next_step = {
-            "integrity": (
-                "nothing of it is kept: check the digest that was expected, or name another --mirror"
-                if is_other_file
-                else "name another --mirror, or check the digest that was expected"
-            ),
-            "network": "run the same command again to go on, or name another --mirror",
-            "not_found": "or name a --mirror" if failures else "name a --mirror",  # each reason says what to do first
-        }.get(self.kind, "check the address, or name a --mirror")
+        self.again = worst.again
+        self.next_step = self._next_step()
+
+    def _next_step(self) -> str:
+        """What would help with any of the sources, or other sources instead."""
+        wrong = [failure for failure in self.failures if failure.kind == VerificationError.kind]
+        if self.kind == VerificationError.kind and all(failure.other_file for failure in wrong):
+            return "nothing of it is kept: check the digest that was expected, or name another --mirror"
+        if self.kind == VerificationError.kind:
+            return "name another --mirror, or check the digest that was expected"
+        if not self.failures:
+            return "name a --mirror"
+        steps = list(dict.fromkeys(failure.next_step for failure in self.failures if failure.next_step))
+        usual = "check the network" if self.kind == TransientError.kind else "check the address"
+        return ", or ".join([*(steps[:_MOST_TOLD] or [usual]), "name another --mirror"])

@@ -17,7 +17,7 @@ from typing import Protocol, Self
 
 from modelcache.archives.bundle import END, Member
 from modelcache.dispatch import Show
-from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError, VerificationError
+from modelcache.errors import AGAIN, LockedError, ModelNotAvailableError, StoreError, UsageError, VerificationError
 from modelcache.events import Fact
 from modelcache.model import MAX_ALIASES, MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Workshop
@@ -82,6 +82,8 @@ def _opened(output: str | Sink, size: int) -> Iterator[tuple[Sink, str]]:
         return
     if os.path.lexists(output) and not os.path.isfile(output):
         raise UsageError(f"{output} is not a file", next_step="name a file, or - for the standard output")
+    if not os.path.isdir(os.path.dirname(output)):
+        raise StoreError(f"{os.path.dirname(output)} is no folder", next_step="make it, or name another one")
     with replaced(output, "bundle") as (fd, _):
         check_room(os.path.dirname(output), size)
         yield _File(fd), output
@@ -154,9 +156,10 @@ class _Item:
         with suppress(StoreError, LockedError):
             self.shop.sharing.distrust(file.digests[0].hex, place)
             self.shop.sharing.write()
-        return VerificationError(
-            f"{self.name}: {file.path} has rotted", next_step=f"run `modelcache repair {self.record.id}`, then again"
-        )
+        repair = f"`modelcache repair {self.record.id}@{self.record.version}`"
+        error = VerificationError(f"{self.name}: {file.path} has rotted", next_step=f"run {repair}")
+        error.again = AGAIN
+        return error
 
     def to_row(self) -> dict[str, object]:
         return {

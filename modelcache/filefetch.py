@@ -47,6 +47,7 @@ from modelcache.store.watch import Far, Watch
 from modelcache.tiers import Tiers
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
+from modelcache.units import in_bytes
 
 T = TypeVar("T")
 TellFile = Callable[[FactType, str, str], None]  # (type, message, source)
@@ -421,12 +422,13 @@ def _check_expected(file: ModelFile, reading: blobs.Reading) -> None:
     """The content that one digest names is not what the other things say that are expected of it."""
     if reading.wrong is not None:
         raise VerificationError(
-            f"{file.path}: the file with that sha256 is not {reading.wrong}", next_step="check the digests you gave"
+            f"{file.path}: the file with that sha256 is not {reading.wrong}",
+            next_step="check the digests that are expected: you gave them, or its manifest",
         )
     if file.size not in (None, reading.size):
         raise VerificationError(
-            f"{file.path}: the file with that digest has {reading.size:,} bytes, not {file.size:,}",
-            next_step="check the size you gave",
+            f"{file.path}: the file with that digest has {in_bytes(reading.size)}, not {file.size:,}",
+            next_step="check the size that is expected: you gave it, or its manifest",
         )
 
 

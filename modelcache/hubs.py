@@ -78,6 +78,14 @@ def without_unknown(order: Order) -> Order:
     return replace(order, files=tuple(file for file in order.files if file.path not in unknown), missing=unknown)
 
 
+def pinned_here(shelf: Shelf, ref: Ref) -> str:
+    """The ref of the very version that is here, which needs no hub; empty where none is here, or not all of it."""
+    record = shelf.named(ref)
+    if record is None or record.missing or not is_same_ref(record, ref.base):
+        return ""
+    return replace(ref, version=record.version, revision=record.version).shown
+
+
 def _is_same(layout: Layout, file: ModelFile, entry: InstalledFile) -> bool:
     """Whether what is recorded of a file was proven to be the one that is listed; a rotten one has no size.
 

@@ -73,8 +73,9 @@ def only_manifest_of(index: bytes) -> Digest:
         return next(iter(found))
     told = ", ".join(f"@{digest} for {platform}" for digest, platform in list(found.items())[:3])
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    choice = f"name one by its digest: {told}{more}" if found else "none of them has layers"
-    raise UsageError(f"it is an index of {len(found)} manifests: {choice}")
+    if not found:
+        raise UsageError("it is an index, and none of its manifests has layers")
+    raise UsageError(f"it is an index of {len(found)} manifests", next_step=f"name one by its digest: {told}{more}")
 
 
 class _Names:

@@ -7,7 +7,7 @@ Leaves to others: proving the bytes, which happened before.
 import os
 from collections.abc import Callable, Sequence
 
-from modelcache.errors import LostError, VerificationError
+from modelcache.errors import AGAIN, LostError, VerificationError
 from modelcache.events import FactType
 from modelcache.model import version_of
 from modelcache.names import joined
@@ -157,6 +157,8 @@ def _entry(order: Order, one: Fetched, stamp: Stamp) -> InstalledFile:
     """What was proven, and how it looked then."""
     proof, verified = order.vouched(one.file)
     if stamp.size != one.size:
-        raise VerificationError(f"{one.file.path} changed while it was installed", next_step="run again")
+        error = VerificationError(f"{one.file.path} changed while it was installed")
+        error.again = AGAIN
+        raise error
     urls = tuple(without_secrets(url) for url in one.file.urls)
     return InstalledFile(one.file.path, one.sha256.hex, proof, verified, stamp, urls)

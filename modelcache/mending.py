@@ -11,7 +11,14 @@ from dataclasses import replace
 from functools import partial as bound
 
 from modelcache.audit import read, sampler_of
-from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, StoreError, VerificationError
+from modelcache.errors import (
+    AllSourcesFailedError,
+    LockedError,
+    ModelCacheError,
+    NotFoundError,
+    StoreError,
+    VerificationError,
+)
 from modelcache.events import Fact, FactType
 from modelcache.history import Attempt
 from modelcache.model import Digest, ModelFile
@@ -103,7 +110,7 @@ class Repairer:
         }  # fmt: skip
         file = next((file for file in self._order.files if file.path == audit.path), None)
         if file is None:
-            error = ModelCacheError(f"{audit.path} was never fetched", next_step="fetch the model again")
+            error = NotFoundError(f"{audit.path} was never fetched", next_step="fetch the model once more")
             return row | {"reason": error.line(), "kind": error.kind}
         mending = _Mending(audit, file, self._control, Pulse(self._shop.layout.lock(key_of(file))))
         try:

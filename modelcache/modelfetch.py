@@ -189,5 +189,5 @@ def started(work: Callable[[], None], name: str, most: int) -> list[threading.Th
             threads.append(thread)
     except RuntimeError as error:
         if not threads:
-            raise StoreError(f"no thread: {error}", next_step="end some programs, then run again") from error
+            raise StoreError(f"no thread: {error}", next_step="end some programs") from error
     return threads

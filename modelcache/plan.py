@@ -37,18 +37,22 @@ class Standing:
     rate: float = 0.0  # bytes/s that one of its connections brought lately; 0: nobody knows yet
     reason: str = ""  # of its last failure
     kind: str = ""
+    next_step: str = ""  # what would help with it
     other_file: str = ""  # the digest of the wrong file that it sent twice
     _moved: int = 0  # since the last restart
     _furthest: int = 0
 
     def give_up(self, error: SourceError | VerificationError) -> None:
         self.gone = True
-        self.reason, self.kind = error.message, error.kind
+        self.says(error)
 
     def doubt(self, error: SourceError) -> None:
         """No fault of its own: that would let a liar who speaks first use up the tries of the honest."""
         self.doubted = True
-        self.reason, self.kind = error.message, error.kind
+        self.says(error)
+
+    def says(self, error: SourceError | VerificationError) -> None:
+        self.reason, self.kind, self.next_step = error.message, error.kind, error.next_step
 
     def one_too_many(self, status: int) -> None:
         """It serves its other connections. Said by a status, or often enough, that is for good; else it may have been
@@ -116,7 +120,7 @@ class Scoreboard:
 
     def failed(self, one: Standing, error: TransientError, gained_bytes: int, now: float, jitter: float) -> float:
         """A fault that may pass. Returns for how many seconds this source is left alone (others may go on)."""
-        one.reason, one.kind = error.message, error.kind
+        one.says(error)
         wish = error.retry_after_s or 0.0
         if one.workers and not gained_bytes:
             one.one_too_many(error.status)
@@ -136,7 +140,7 @@ class Scoreboard:
     def blame(self, one: Standing, reason: str) -> None:
         """Its bytes proved wrong: it is asked again only when nobody else is left (product A6)."""
         one.blames += 1
-        one.reason, one.kind = reason, VerificationError.kind
+        one.says(VerificationError(reason))
 
     def judge(self, culprit: Standing | None, reason: str, digest: str) -> bool:
         """The whole proved wrong; None: nobody can be blamed for it. Returns whether to try once more at all."""
@@ -162,7 +166,8 @@ class Scoreboard:
 
     def failures(self) -> tuple[SourceFailure, ...]:
         return tuple(
-            SourceFailure(one.name, one.reason or "was not asked", one.kind, one.other_file) for one in self.all
+            SourceFailure(one.name, one.reason or "was not asked", one.kind, one.other_file, one.next_step)
+            for one in self.all
         )
 
 

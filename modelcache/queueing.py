@@ -6,7 +6,6 @@ Leaves to others: the list itself (`store.waitlist`), fetching one (`cache`).
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from modelcache.again import parsed, to_text
 from modelcache.api import default
 from modelcache.cache import Cache, Path
 from modelcache.dispatch import Show
-from modelcache.errors import CancelledError, ModelCacheError, PausedError, UsageError, told
+from modelcache.errors import CancelledError, ModelCacheError, NotFoundError, PausedError, UsageError, told
 from modelcache.model import Manifest
 from modelcache.outcome import File, Model
 from modelcache.rows import Report
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.2  # how often what others change is looked for
 PAUSE_S = 2.0  # after an error, in the background
 STOP_WITHIN_S = 1.5
-_AGAIN = re.compile("(run|fetch)( it| the same command)? again( to go on)?")  # in advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +175,7 @@ class Queue:
                 logged.clear()
                 self._stop.wait(LOOK_S)
             except ModelCacheError as error:
+                error.again = ""  # nobody has to
                 if error.kind not in logged:
                     log.warning("the queue: %s", error.line())
                 logged.add(error.kind)
@@ -304,11 +303,9 @@ def _nothing(_: object) -> None: ...
 
 
 def _advised(error: BaseException, entry_id: str) -> BaseException:
-    """What helps is another try of its entry, not the same command again."""
-    if isinstance(error, ModelCacheError) and not isinstance(error, UsageError):
-        retry = f"run `modelcache queue retry {entry_id}`"
-        step, count = _AGAIN.subn(retry, error.next_step)
-        error.next_step = step if count else ", then ".join(filter(None, (step, retry)))
+    """Where another try may help, it is one of its entry; what is not there today may be there then."""
+    if isinstance(error, ModelCacheError) and (error.again or error.kind == NotFoundError.kind):
+        error.again = f"run `modelcache queue retry {entry_id}`"
     return error
 
 

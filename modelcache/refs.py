@@ -33,10 +33,12 @@ _PINNED = {"oci": _DIGEST, "ollama": _DIGEST}  # of the others a commit may be a
 OLLAMA_REGISTRY = "registry.ollama.ai"
 _DEFAULT_ALIAS = {"hf": "main", "ollama": "latest", "oci": "latest"}
 _FORMS = {
-    "hf": "hf:org/name, hf:org/name@revision or hf:org/name/path",
+    "hf": "hf:org/name, hf:org/name@revision or hf:org/name/path, each also with datasets/ or spaces/ before org",
     "ollama": "ollama:name, ollama:name:tag or ollama:name@sha256:HEX",
     "oci": "oci://host/repository, with :tag or @sha256:HEX after it",
 }
+_SCHEMES = "there are http://, https://, hf:, ollama:, oci:// and, without a scheme, ids of models"
+_REPOSITORY_OF_A_HUB = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(?:@[\w.%-]{1,200})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ class Ref:
         if colon and (parse := _HUBS.get(scheme)):
             return parse(rest)
         if colon:
-            raise UsageError(
-                f"unknown scheme {scheme[:40] + ':'!r}: http://, https://, {', '.join(_HUBS)} or the id of a model"
-            )
+            raise UsageError(f"unknown scheme {scheme[:40] + ':'!r}", next_step=_SCHEMES)
+        if _REPOSITORY_OF_A_HUB.fullmatch(text):
+            raise UsageError(f"{text!r} is no id of a model", next_step=f"of Hugging Face it is `hf:{text}`")
         name, _, version = text.partition("@")
         return cls(id=checked_path(name, parts=1), version=checked_path(version, parts=1) if version else "")
 
@@ -120,9 +122,9 @@ def _hugging_face(rest: str) -> Ref:
     from urllib.parse import unquote
 
     kind, _, after = rest.partition("/")
-    kind, rest = (f"{kind}/", after) if kind in _HUB_KINDS else ("", rest)
-    org, slash, tail = rest.partition("/")
-    parts, tail = ([org], tail) if slash and "@" not in org else ([], rest)  # those of the early days have no org
+    kind, bare = (f"{kind}/", after) if kind in _HUB_KINDS else ("", rest)
+    org, slash, tail = bare.partition("/")
+    parts, tail = ([org], tail) if slash and "@" not in org else ([], bare)  # those of the early days have no org
     named, slash, path = tail.partition("/")
     name, at, revision = named.partition("@")
     parts.append(name)
@@ -145,8 +147,11 @@ def _ollama(rest: str) -> Ref:
 
 
 def _oci(rest: str) -> Ref:
+    _, at, after = rest.rpartition("@")
     host, slash, tail = rest.removeprefix("//").partition("/")
-    if not (rest.startswith("//") and slash) or "@" in host:
+    if "@" in host or (at and "/" in after):
+        raise UsageError("a ref holds no user name and no password", next_step="run `docker login`, or pass --header")
+    if not (rest.startswith("//") and slash):
         raise _malformed("oci", rest)
     checked_url(f"https://{host}/")
     name, revision, version = _tagged("oci", tail)
@@ -170,8 +175,10 @@ def _joined_id(scheme: str, name: str) -> str:
 
 
 def _malformed(scheme: str, rest: str) -> UsageError:
-    shown = without_secrets(rest)[:80]
-    return UsageError(f"{scheme + ':' + shown!r} cannot be meant: {_FORMS[scheme]} is")
+    shown = without_secrets(rest)
+    cut = rest[len(shown) : len(shown) + 1] if rest.startswith(shown) else ""  # what follows may be a secret
+    shown = re.sub("[^/]*:[^/]*@", "...@", shown)[:80] + (f"{cut}..." if cut in ("?", "#") else "")
+    return UsageError(f"{scheme + ':' + shown!r} cannot be meant", next_step=f"write {_FORMS[scheme]}")
 
 
 _HUBS: dict[str, Callable[[str], Ref]] = {"hf": _hugging_face, "ollama": _ollama, "oci": _oci}

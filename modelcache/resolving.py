@@ -35,6 +35,7 @@ from modelcache.units import as_age
 
 LOOK_S = 0.05
 TOO_SLOW = "it has not said in time all that the model consists of"
+_OTHERWISE = "name another version of it, or tell those who publish it"  # what it says stays so
 
 Tell = Callable[[FactType, str, str], None]  # (type, message, source)
 
@@ -61,7 +62,7 @@ def kept(order: Order, shop: Workshop, manifest: Manifest) -> None:
 def stale_text(order: Order, layout: Layout, error: ModelCacheError) -> str:
     """Why what a ref meant last is what it means, though it is time to ask; `error` says what came of asking."""
     assert order.asks is not None
-    reason = error.message
+    reason = "; ".join(filter(None, (error.message, error.next_step)))
     if isinstance(error, AllSourcesFailedError):
         reason = "; ".join(f"{failure.source}: {failure.reason}" for failure in error.failures)
     has_answered = error.kind not in (TransientError.kind, PausedError.kind)
@@ -113,7 +114,7 @@ class _Asking:
         try:
             threading.Thread(target=work, name="modelcache-resolver", daemon=True).start()
         except RuntimeError as error:
-            raise StoreError(f"no thread: {error}", next_step="end some programs, then run again") from error
+            raise StoreError(f"no thread: {error}", next_step="end some programs") from error
         try:
             while not over.wait(LOOK_S):
                 self._control.check()
@@ -148,5 +149,5 @@ class _Asking:
         failed = AllSourcesFailedError(
             self._ref.shown, (SourceFailure(self._resolver.name, error.message, error.kind),)
         )
-        failed.next_step = error.next_step or "run the same command again"
+        failed.next_step = error.next_step or ("" if failed.again else _OTHERWISE)
         return failed

@@ -49,12 +49,16 @@ class Roots:
             return other
         return self.own
 
-    def models(self) -> list[Held]:
-        """Every version of each. StoreError where they cannot be listed and there is no fallback."""
+    def readable(self) -> list[Runtime]:
+        """All of them. StoreError where our own cannot be read and there is no fallback."""
         runtimes = self.all()
         if len(runtimes) == 1:
             self.own.shelf.check_readable()
-        return [(runtime, record) for runtime in runtimes for record in runtime.shelf.all()]
+        return runtimes
+
+    def models(self) -> list[Held]:
+        """Every version of each. Raises as `readable`."""
+        return [(runtime, record) for runtime in self.readable() for record in runtime.shelf.all()]
 
     def chosen(self, model: str | None, version: str | None = None) -> list[Held]:
         """One model, or all. Raises ModelNotAvailableError."""

@@ -13,6 +13,11 @@ DAY_S = 86_400.0
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
+def in_bytes(size: int) -> str:
+    """All of them: `1 byte`, `2,457,600 bytes`."""
+    return "1 byte" if size == 1 else f"{size:,} bytes"
+
+
 def in_units(size: float) -> str:
     """Bytes: `712 B`, `28.8 MiB`, `4.2 GiB`."""
     unit, factor = _unit(size)

@@ -335,8 +335,9 @@ def tiers_for(settings: Settings, root: str) -> "tuple[Tier, ...]":
 
 
 def tier_of(place: str) -> "Tier":
-    """A cache of Hugging Face or Ollama, called so, or any folder that is one, or a root of modelcache."""
-    from modelcache.foreign.hubcache import HubCache
+    """A cache of Hugging Face or Ollama, called so, or any folder that is one, or a root of modelcache; or one
+    repository of a cache of Hugging Face."""
+    from modelcache.foreign.hubcache import REPOSITORY, HubCache
     from modelcache.foreign.ollama import OllamaStore
     from modelcache.foreign.root import Root
 
@@ -351,6 +352,9 @@ def tier_of(place: str) -> "Tier":
         return Root(folder)
     if os.path.isdir(os.path.join(folder, "manifests")):
         return OllamaStore(folder)
+    above, name = os.path.split(folder)
+    if REPOSITORY.fullmatch(name) and os.path.isdir(os.path.join(folder, "snapshots")):
+        return HubCache(above, only=name)
     hub = os.path.join(folder, "hub")  # of what HF_HOME names
     return HubCache(hub if os.path.isdir(hub) else folder)
 

@@ -349,15 +349,31 @@ def test_a_folder_that_is_not_there_is_one_line(cache: Cache, tmp_path: Path) ->
     with pytest.raises(UsageError, match="is a root of modelcache"):
         (tmp_path / "root" / "blobs" / "sha256").mkdir(parents=True)
         cache.adopt(tmp_path / "root")
-    (tmp_path / "empty").mkdir()
-    assert len(cache.adopt(tmp_path / "empty")) == 0
+
+
+def test_one_repository_is_adopted_by_its_folder_and_the_others_are_left(
+    cache: Cache, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_cache(theirs, FILES)
+    hub_cache(theirs, {"config.json": CONFIG}, name="models--org--other")
+    monkeypatch.chdir(theirs / "models--org--name")
+    assert outcomes(cache.adopt(".")) == dict.fromkeys(FILES, "taken")
+    assert [row["model"] for row in cache.models()] == ["hf--org--name"]
+
+
+@pytest.mark.parametrize("source", ["EMPTY", "hf:org/name", "ollama:tiny"])
+def test_what_is_no_cache_of_another_tool_says_what_is(tmp_path: Path, source: str) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    done = run("adopt", str(tmp_path / "EMPTY") if source == "EMPTY" else source)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "; name hf, ollama, a folder with models--org--name in it, one of those, or a store of " in done.stderr
 
 
 def test_a_full_disk_is_an_error_of_ours_and_not_of_the_file(small_disk: Path, theirs: Path) -> None:
     hub_cache(theirs, {"large.bin": Content.generated(6_000_000, seed=3)})
     done = run("adopt", "hf", MODELCACHE_HOME=str(small_disk / "home"))
     assert done.returncode == 6
-    assert "the disk is full; free space, then run again to go on" in done.stderr
+    assert "the disk is full; free space, then run the same command again to go on" in done.stderr
     assert [path.name for path in (small_disk / "home" / "blobs" / "sha256").iterdir()] == []
 
 

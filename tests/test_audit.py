@@ -247,7 +247,8 @@ def test_a_file_that_was_never_fetched_is_said_to_be_missing(cache: Cache, origi
     assert findings(cache) == {"big.bin": "whole", "small.json": "missing"}
     (row,) = cache.repair()
     assert (row["file"], row["repaired"]) == ("small.json", False)
-    assert "fetch the model again" in str(row["reason"])
+    assert row["kind"] == "not_found"
+    assert "fetch the model once more" in str(row["reason"])
 
 
 def test_what_cannot_be_read_is_not_called_corrupt(cache: Cache, model: str) -> None:

@@ -61,12 +61,12 @@ def visible(cache: Cache) -> list[bytes]:
 
 
 @pytest.mark.parametrize("place", ["", "models"])
-@pytest.mark.parametrize("command", ["ls", "verify", "repair"])
+@pytest.mark.parametrize("command", ["ls", "verify", "repair", "status", "clean --dry-run", "clean"])
 def test_a_store_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, place: str, command: str) -> None:
     path = tmp_path / "home" / place
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    ended = run(command, MODELCACHE_HOME=str(tmp_path / "home"))
+    ended = run(*command.split(), MODELCACHE_HOME=str(tmp_path / "home"))
     assert (ended.returncode, ended.stdout) == (6, "")
     assert f"{tmp_path / 'home' / 'models'}: a file is where a folder should be" in ended.stderr
 

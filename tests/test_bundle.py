@@ -99,6 +99,17 @@ def test_the_same_models_give_the_same_bytes(full: Cache, other: Cache, bundle: 
     assert again.getvalue() == bundle.read_bytes()
 
 
+def test_an_output_is_replaced_and_that_is_said_but_no_folder_is_made(
+    full: Cache, bundle: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "none" / "w.tar"
+    refused = run(Path(full.root), "bundle", "export", "one", "-o", str(place))
+    assert (refused.returncode, place.parent.exists()) == (6, False)
+    assert f"{place.parent} is no folder; make it" in refused.stderr
+    done = run(Path(full.root), "bundle", "export", "one", "-o", str(bundle), "--quiet")
+    assert (done.returncode, done.stderr) == (0, f"{bundle}: replaced\n")
+
+
 def test_a_bundle_is_a_plain_tar_with_each_content_once(bundle: Path) -> None:
     with tarfile.open(bundle) as archive:
         members = archive.getmembers()

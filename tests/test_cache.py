@@ -170,7 +170,7 @@ def test_what_is_not_there_is_told_once_what_to_do_about(cache: Cache, origin: O
             cache.fetch(origin.url("small.gguf"))
         line = failure.value.line()
         assert (line.count(advice), line.count("check the address")) == (1, 1 if status == 404 else 0)
-        assert line.endswith("; or name a --mirror")
+        assert line.endswith(", or name another --mirror")
 
 
 def test_a_wrong_digest_given_is_told_with_the_one_that_came_twice(cache: Cache, origin: Origin) -> None:
@@ -310,7 +310,7 @@ def test_when_files_fail_one_line_tells_how_many_and_what_is_kept(cache: Cache, 
     assert (error.exit_code, error.kept_files, error.kept_bytes) == (3, 4, 0)  # wrong bytes are graver than none
     assert re.fullmatch(
         r"2 of 6 files failed: 3\.bin could not be fetched \(.*\); 0\.bin could not be fetched \(.*\); "
-        "4 files kept; .*, then run again to go on",
+        "4 files kept; .*, then run the same command again to go on",
         error.line(),
     )
     assert str(error) == error.message

@@ -311,7 +311,7 @@ def test_check_says_whole_corrupt_or_missing(manifest: Path, tmp_path: Path, ori
     where = ["--manifest", str(manifest), "--output-dir", str(tmp_path / "out")]
     missing = run("check", *where)
     assert missing.returncode == 4
-    assert "m config.json: missing" in missing.stderr
+    assert "m@1 config.json: missing" in missing.stderr
     run("fetch", *where)
     whole = run("check", *where, "--json")
     assert whole.returncode == 0
@@ -351,7 +351,7 @@ def test_verify_and_repair(manifest: Path, origin: Origin) -> None:
     with Origin(FILES) as mirror:
         mended = run("repair", "m", "--mirror", mirror.url())
     assert mended.returncode == 0
-    assert mended.stderr == "m model.bin: repaired, 611,392 of 9,000,000 bytes fetched\n"
+    assert mended.stderr == "m@1 model.bin: repaired, 611,392 of 9,000,000 bytes fetched\n"
     assert run("verify").returncode == 0
     assert run("repair").stderr.startswith("nothing is known to be wrong")
 

@@ -13,7 +13,7 @@ from caches import manifest_of, rot, run
 from crash import begin, eventually
 
 from modelcache.cache import Cache
-from modelcache.testing import Content, Hold, Hub, Origin
+from modelcache.testing import Content, Hold, Hub, Origin, Status
 
 FILE = Content.generated(50_000, seed=8)
 BIG = Content.generated(3 << 20, seed=9)
@@ -62,6 +62,38 @@ def test_a_sound_cache_has_nothing_wrong_and_looking_changes_nothing(home: Path)
     done = run("doctor")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "nothing is wrong\n")
     assert snapshot(home) == before
+
+
+def test_what_ls_calls_an_error_is_wrong_and_each_remedy_names_the_version(origin: Origin, home: Path) -> None:
+    origin.faults(Status(404), path="big.bin")
+    assert run("fetch", "--manifest", manifest_file(home, origin)).returncode != 0
+    cache = Cache(home)
+    ((name, status),) = {(f"{row['model']}@{row['version']}", row["status"]) for row in cache.models()} - {
+        ("m@1", "ready")
+    }
+    assert (name, status) == ("half@2", "error")
+    assert wrong(home) == ["models: half@2 lacks big.bin; fetch it again, with its manifest"]
+    rot(Path(cache.path("m"), "a.bin"), 5)
+    cache.verify("m")
+    assert any(line.endswith("; modelcache repair m@1") for line in wrong(home))
+    assert run("path", "m").stderr.endswith("`modelcache repair m@1`, or fetch it once more\n")
+
+
+def test_what_a_hubs_model_lacks_is_fetched_by_its_ref(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        commit = hub.publish("org/name", {"a.bin": FILE, "big.bin": BIG})
+        hub.faults(Status(404), path=f"org/name/resolve/{commit}/big.bin")
+        assert run("fetch", "hf:org/name", "--quiet").returncode == 4
+    remedy = f"modelcache fetch hf:org/name@{commit}"
+    assert wrong(Path(cache.root)) == [f"models: hf--org--name@{commit} lacks big.bin; {remedy}"]
+
+
+def manifest_file(home: Path, origin: Origin) -> str:
+    path = home.parent / "half.json"
+    manifest = manifest_of(origin, {"a.bin": FILE, "big.bin": BIG}, model="half", version="2")
+    path.write_text(json.dumps(manifest.to_json()))
+    return str(path)
 
 
 def test_a_cache_that_is_not_there_yet_has_nothing_wrong(cache_root: Path) -> None:

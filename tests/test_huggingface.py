@@ -9,7 +9,7 @@ import pytest
 
 import modelcache as mc
 from modelcache.cache import Cache
-from modelcache.errors import ModelCacheError, NotFoundError
+from modelcache.errors import AGAIN, ModelCacheError, NotFoundError
 from modelcache.model import Manifest
 from modelcache.refs import Ref
 from modelcache.remotes import document
@@ -59,7 +59,7 @@ def refused(cache: Cache, ref: str) -> str:
     assert (refusal.value.kind, refusal.value.exit_code) == ("not_found", 4)
     assert len(refusal.value.line().splitlines()) == 1
     assert not list(Path(cache.root, "models").rglob("*"))
-    return refusal.value.message
+    return refusal.value.line()
 
 
 # ---- where bytes come from, and what goes along
@@ -265,10 +265,10 @@ def test_a_list_that_leads_back_to_itself_ends(hub: Hub, cache: Cache) -> None:
 def test_a_gated_repository_says_what_to_do(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.gate("org/name", TOKEN)
     page = f"{hub.endpoint}/org/name"
-    assert refused(cache, REF) == f"hf:org/name is gated: accept its terms at {page}, then set HF_TOKEN"
+    assert refused(cache, REF) == f"hf:org/name is gated; accept its terms at {page} and set HF_TOKEN, then {AGAIN}"
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     told = refused(cache, REF)
-    assert told == f"hf:org/name is gated: your token has no access: accept its terms at {page}, then fetch again"
+    assert told == f"hf:org/name is gated, and your token has no access; accept its terms at {page}, then {AGAIN}"
     assert not any("/resolve/" in seen.path for seen in hub.requests)
     assert isinstance(cache.fetch(REF, headers={"authorization": f"Bearer {TOKEN}"}), mc.Model)
 
@@ -279,11 +279,32 @@ def test_a_mirror_that_cannot_tell_who_has_access_lets_the_files_tell(
     hub.gate("org/name", TOKEN)
     hub.faults(Status(404), path="api/models/org/name/auth-check")
     monkeypatch.setenv("HF_TOKEN", "hf_another")
-    with pytest.raises(ModelCacheError, match="hf:org/name is gated: your token has no access") as refusal:
+    with pytest.raises(ModelCacheError, match="hf:org/name is gated, and your token has no access") as refusal:
         cache.fetch(f"{REF}/config.json")
     assert refusal.value.exit_code == 4
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert isinstance(cache.fetch(REF), mc.Model)
+
+
+@pytest.mark.parametrize("change", ["gate", "hide"])
+def test_what_was_fetched_before_its_hub_refused_says_by_which_name_it_works(
+    hub: Hub, cache_root: Path, change: str
+) -> None:
+    cache = Cache(cache_root, manifest_ttl=0)
+    model = cache.fetch(REF)
+    assert isinstance(model, mc.Model)
+    {"gate": hub.gate, "hide": hub.hide}[change]("org/name", TOKEN)
+    with pytest.raises(NotFoundError) as refusal:
+        cache.fetch(REF)
+    name = f"{REF}@{model.version}"
+    assert f", but {name} is here and works without the hub; " in refusal.value.line()
+    for kept in (cache.fetch(name), cache.fetch(name, strict=True)):
+        assert isinstance(kept, mc.Model) and {file.status for file in kept.files} == {"hit"}
+
+
+def test_a_revision_with_a_slash_says_how_to_write_it(hub: Hub, cache: Cache) -> None:
+    told = refused(cache, f"{REF}@refs/pr/1")
+    assert told.startswith("hf:org/name has no revision refs; check its name, or write `hf:org/name@refs%2Fpr%2F1` ")
 
 
 def test_what_is_private_or_missing_says_so(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,14 +312,14 @@ def test_what_is_private_or_missing_says_so(hub: Hub, cache: Cache, monkeypatch:
     hub.publish("org/own", FILES)
     hub.hide("org/own", TOKEN)
     for name in ("org/own", "org/missing"):
-        told = f"hf:{name} is not at {host}: check the name, or it is private: then set HF_TOKEN"
+        told = f"hf:{name} is not at {host}; check the name, or set HF_TOKEN if it is private"
         assert refused(cache, f"hf:{name}") == told
     monkeypatch.setenv("HF_TOKEN", "hf_another")
-    told = f"hf:org/own is not at {host}: check the name, or your token may not see it"
+    told = f"hf:org/own is not at {host}, or your token may not see it; check the name"
     assert refused(cache, "hf:org/own") == told
-    assert refused(cache, f"{REF}@v9") == "hf:org/name has no revision v9"
-    assert refused(cache, f"{REF}@{'9' * 40}") == f"hf:org/name has no revision {'9' * 40}"
-    assert refused(cache, f"{REF}/none.bin") == "hf:org/name has no file none.bin"
+    assert refused(cache, f"{REF}@v9") == "hf:org/name has no revision v9; check its name"
+    assert refused(cache, f"{REF}@{'9' * 40}") == f"hf:org/name has no revision {'9' * 40}; check its name"
+    assert refused(cache, f"{REF}/none.bin") == "hf:org/name has no file none.bin; check the name"
 
 
 def test_the_command_says_it_in_one_line(hub: Hub) -> None:

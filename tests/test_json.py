@@ -67,6 +67,7 @@ def typed(line: str, words: Mapping[str, str], capsys: pytest.CaptureFixture[str
         ("check --manifest MANIFEST --output-dir EMPTY", 4, list, {"file", "finding", "size", "wrong_bytes"}),
         ("verify m", 0, list, {"model", "version", "file", "finding", "size", "wrong_bytes", "reason"}),
         ("ls", 0, list, {"model", "version", "files", "size", "status", "ref"}),
+        ("path m", 0, dict, {"model", "path"}),
         ("info m", 0, list, {"file", "size", "sha256", "verified", "path"}),
         ("status", 0, list, RECORD),
         ("status --status success", 0, list, RECORD),

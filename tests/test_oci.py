@@ -171,7 +171,7 @@ def test_of_several_manifests_the_user_has_to_name_one(registry: Registry, cache
                for digest, arch in zip(digests, ("amd64", "arm64"), strict=True)]  # fmt: skip
     index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
     registry.push("library/tiny", "many", index)
-    told = failed(cache, "ollama:tiny:many").message
+    told = failed(cache, "ollama:tiny:many").line()
     assert f"name one by its digest: @{digests[0]} for linux/amd64, @{digests[1]} for linux/arm64" in told
     assert fetched(cache, f"ollama:tiny@{digests[1]}").version == digests[1].removeprefix("sha256:")
 
@@ -215,7 +215,7 @@ def test_a_wrong_tag_and_a_missing_repository_say_so(registry: Registry, cache: 
     for ref, tag in (("ollama:tiny:9b", "9b"), ("ollama:none", "latest"), ("ollama:me/none:q4", "q4")):
         error = failed(cache, ref)
         base = Ref.parse(ref).base
-        assert error.message == f"{base} has no {tag} at {registry.host}: check the name and the tag"
+        assert error.line() == f"{base} has no {tag} at {registry.host}; check the name and the tag"
         assert error.exit_code == 4
     done = run("fetch", "ollama:none", "--quiet")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (4, "", 1)
@@ -232,7 +232,7 @@ def test_a_wrong_tag_and_a_missing_repository_say_so(registry: Registry, cache: 
         (b'{"schemaVersion": 2}', "its layers are malformed"),
         (b'{"schemaVersion": 2, "layers": [], "config": {}}', "it lists no layers, or no configuration"),
         (b'{"schemaVersion": 2, "layers": [1], "config": {}}', "its layers are malformed"),
-        (b'{"schemaVersion": 2, "manifests": []}', "it is an index of 0 manifests: none of them has layers"),
+        (b'{"schemaVersion": 2, "manifests": []}', "it is an index, and none of its manifests has layers"),
         (manifest_of([descriptor(MODEL, "x") | {"size": -1}], CONFIG), "is not a number of bytes"),
         (manifest_of([descriptor(MODEL, "x") | {"size": True}], CONFIG), "is not a number of bytes"),
         (manifest_of([descriptor(MODEL, "x") | {"size": 2**63 - 1}], CONFIG), "larger than any disk"),

@@ -145,8 +145,8 @@ def test_a_registry_that_never_believes_its_tokens_is_asked_twice_and_not_for_ev
         registry._token_uses = 0
         error = failure(cache, registry)
         assert error.exit_code == 4
-        assert error.message == (
-            f"oci://{registry.host}/library/tiny is not to be had from {registry.host}: private, or not there: "
+        assert error.line() == (
+            f"oci://{registry.host}/library/tiny is not to be had from {registry.host}: private, or not there; "
             f"check the name, or log in: `docker login {registry.host}`, or --header"
         )
         assert len(registry.asked("/manifests/")) == 2

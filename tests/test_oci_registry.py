@@ -152,7 +152,7 @@ def test_a_wrong_tag_and_a_missing_repository_are_exit_4(registry: DockerRegistr
         done = run("fetch", ref, "--quiet")
         assert (done.returncode, done.stdout) == (4, "")
         base, tag = ref.rsplit(":", 1)
-        assert done.stderr == f"modelcache: {base} has no {tag} at {registry.host}: check the name and the tag\n"
+        assert done.stderr == f"modelcache: {base} has no {tag} at {registry.host}; check the name and the tag\n"
 
 
 def test_a_range_past_the_end_is_refused_at_once_though_the_reply_lies_about_its_length(
@@ -185,7 +185,7 @@ def test_a_private_registry_wants_the_login_that_docker_left(
         registry.push_model("1b", LAYERS)
         done = run("fetch", registry.ref("library/tiny:1b"), "--quiet")
         assert done.returncode == 4
-        assert f"private, or not there: check the name, or log in: `docker login {registry.host}`" in done.stderr
+        assert f"private, or not there; check the name, or log in: `docker login {registry.host}`" in done.stderr
         login = b64encode(":".join(ME).encode()).decode()
         (tmp_path / "docker").mkdir()
         (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {registry.host: {"auth": login}}}))

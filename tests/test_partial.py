@@ -1199,7 +1199,8 @@ def test_a_full_disk_keeps_the_bytes_and_a_rerun_goes_on(small_disk, tmp_path) -
         put(partial, 0, data)
     written = partial.written_bytes
     partial.close()
-    assert caught.value.line() == f"{partial.path}: the disk is full; free space, then run again to go on"
+    told = f"{partial.path}: the disk is full; free space, then run the same command again to go on"
+    assert caught.value.line() == told
     ballast.unlink()
     again = Partial.open(base, KEY, file)
     assert again.resumed_bytes >= written - MIB > 0

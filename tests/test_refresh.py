@@ -293,7 +293,7 @@ def test_a_hub_that_lets_nobody_in_any_more_is_told_beside_what_is_here(hub: Hub
     hub.gate("org/name", "good")
     done = run("fetch", REF)
     assert (done.returncode, done.stdout) == (0, f"{first}\n")
-    assert "the answer of its hub cannot be used (hf:org/name is gated: accept its terms" in done.stderr
+    assert "the answer of its hub cannot be used (hf:org/name is gated; accept its terms" in done.stderr
 
 
 def test_offline_what_is_here_comes_before_what_is_new(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

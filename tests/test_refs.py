@@ -52,6 +52,41 @@ def test_a_ref_of_a_hub_names_a_model_a_revision_and_a_file(text: str, ref: Ref)
     assert Ref.parse(ref.base).id == ref.id
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("org/name", "'org/name' is no id of a model; of Hugging Face it is `hf:org/name`"),
+        ("org/name@v1", "'org/name@v1' is no id of a model; of Hugging Face it is `hf:org/name@v1`"),
+        ("hf:org/name#v1", "'hf:org/name#...' cannot be meant; write hf:org/name, hf:org/name@revision or "),
+        ("hf:datasets/", "'hf:datasets/' cannot be meant; write hf:org/name, "),
+        ("s3://bucket/key", "unknown scheme 's3:'; there are http://, https://, hf:, ollama:, oci:// and, "),
+        ("oci://host", "'oci://host' cannot be meant; write oci://host/repository, "),
+    ],
+)
+def test_what_is_no_ref_is_quoted_and_says_how_to_write_it(text: str, line: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Ref.parse(text)
+    assert refused.value.line().startswith(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "oci://me:s3cret@host/x", "oci://me:s3cret@host/x:tag", "oci://me:12/s3cret@host/x", "oci://s3cret@host/x",
+        f"oci://me:s3cret@host/x@sha256:{SHA256}", f"oci://me:s@s3cret@host/x@sha256:{SHA256}", "hf:me:s3cret@host/x/y",
+        "hf:org/name?token=s3cret", "hf:org/name#s3cret", "ollama:me:s3cret@host/a/b",
+    ],
+)  # fmt: skip
+def test_a_password_in_a_ref_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Ref.parse(text)
+    assert "s3cret" not in refused.value.line()
+    if text.startswith("oci:"):
+        assert refused.value.line() == (
+            "a ref holds no user name and no password; run `docker login`, or pass --header"
+        )
+
+
 def test_half_a_character_in_a_revision_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="is no revision"):
         Ref.parse("hf:org/name@\udcff")

@@ -150,9 +150,7 @@ def test_what_nobody_goes_on_with_and_what_cannot_be_used_are_notes(theirs: Path
     (theirs / "snapshots" / COMMIT / "gone.bin").symlink_to("../../blobs/" + "cd" * 32)
     lost, old = found(cache, "other caches")
     assert (lost[0], old[0], old[2]) == ("note", "note", "modelcache clean --foreign")
-    assert (
-        "1 cannot be used, as gone.bin: it is no link to a blob of this cache, or the blob is not there" in lost[1]
-    )
+    assert "1 cannot be used, as gone.bin: it is no link to a blob of this cache, or the blob is not there" in lost[1]
     assert "bytes of downloads that nobody goes on with" in old[1]
 
 

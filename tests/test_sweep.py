@@ -336,7 +336,7 @@ def test_the_command_sweeps_a_share(cache: Cache, six: Mapping[str, Path]) -> No
         "verify", "--share", "1/3", "--quiet", "--time-limit", "1h", "--rate-limit", "500M", "--older-than", "9d"
     )
     assert done.returncode == 3
-    assert "m2 w.bin: corrupt (bytes 0-99999): the bytes are not what they were" in done.stderr
+    assert "m2@1 w.bin: corrupt (bytes 0-99999): the bytes are not what they were" in done.stderr
     assert "2 files verified" in done.stderr
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json
+from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, named, print_json
 from modelcache.errors import UsageError
 
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
@@ -44,7 +44,8 @@ def _verify(options: argparse.Namespace) -> int:
     shown = not options.quiet
     reports = [cache.verify(model, strict=options.strict, progress=shown) for model in options.models or [None]]
     rows = [row for report in reports for row in report]
-    return findings(rows, options, ", ".join(options.models) or cache.root)
+    names = dict.fromkeys(named(row["model"], row["version"]) for row in rows)
+    return findings(rows, options, ", ".join(names) if options.models else cache.root)
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -63,7 +64,7 @@ def _sweep(options: argparse.Namespace) -> int:
     for row in report:
         if row["repaired"]:
             done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
-            print(f"{row['model']} {row['file']}: {done}", file=sys.stderr)
+            print(f"{_subject(row)}: {done}", file=sys.stderr)
     code = findings([row for row in report if not row["repaired"]], options, report.title)
     print(report.title, file=sys.stderr)
     return code
@@ -77,10 +78,14 @@ def findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: s
     for row in rows:
         if row["finding"] != "whole":
             where = f" (bytes {_first(row['wrong_bytes'])})" if row["wrong_bytes"] else ""
-            print(f"{row['model']} {row['file']}: {row['finding']}{where}: {row['reason']}", file=sys.stderr)
+            print(f"{_subject(row)}: {row['finding']}{where}: {row['reason']}", file=sys.stderr)
     if not found:
         print(f"{subject}: {len(rows)} {'file is' if len(rows) == 1 else 'files are'} right", file=sys.stderr)
     return next((code for finding, code in FINDING_CODES.items() if finding in found), 0)
+
+
+def _subject(row: dict[str, Any]) -> str:
+    return named(row["model"], row["version"], row["file"])
 
 
 def _first(spans: str) -> str:
@@ -98,7 +103,7 @@ def _repair(options: argparse.Namespace) -> int:
         print_json(list(report))
     for row in report:
         done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
-        print(f"{row['model']} {row['file']}: {done if row['repaired'] else row['reason']}", file=sys.stderr)
+        print(f"{_subject(row)}: {done if row['repaired'] else row['reason']}", file=sys.stderr)
     if not len(report):
         print("nothing is known to be wrong; `modelcache verify` reads every byte", file=sys.stderr)
     return 0 if all(row["repaired"] for row in report) else 3

@@ -1,6 +1,7 @@
 """`bundle`: models in one file, for machines without network."""
 
 import argparse
+import os
 import sys
 
 from modelcache.commands.common import Commands, add_json, cache_of, print_json
@@ -11,7 +12,7 @@ def add_to(commands: Commands) -> None:
     bundle = commands.add("bundle", "carry models in one file to a machine without network", _bundle)
     bundle.add_argument("action", choices=["export", "import"])
     bundle.add_argument("names", nargs="+", metavar="NAME", help="models to export; or the file to import, - for stdin")
-    bundle.add_argument("-o", "--output", metavar="FILE", help="of an export; - for stdout")
+    bundle.add_argument("-o", "--output", metavar="FILE", help="of an export; replaced if it is there; - for stdout")
     bundle.add_argument("--quiet", action="store_true", help="no progress")
     add_json(bundle)
 
@@ -29,7 +30,10 @@ def _export(options: argparse.Namespace) -> int:
         with open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as stdout:
             cache_of(options).export_bundle(options.names, stdout, progress=not options.quiet)
         return 0
+    is_there = os.path.lexists(os.path.expanduser(options.output))
     report = cache_of(options).export_bundle(options.names, options.output, progress=not options.quiet)
+    if is_there:
+        print(f"{options.output}: replaced", file=sys.stderr)
     if options.json:
         print_json(list(report))
     else:

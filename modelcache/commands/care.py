@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, printable
+from modelcache.commands.common import Commands, add_json, add_model, cache_of, named, print_json, printable
 from modelcache.rows import Report
+from modelcache.units import in_bytes
 
 
 def add_to(commands: Commands) -> None:
@@ -32,7 +33,7 @@ def _clean(options: argparse.Namespace) -> int:
     report = cache_of(options).clean(dry_run=options.dry_run, foreign=options.foreign)
     _tell(report, options)
     total = sum(row["size"] for row in report if row["removed"] or options.dry_run)
-    print(f"{total:,} bytes {'would be freed' if options.dry_run else 'freed'}", file=sys.stderr)
+    print(f"{in_bytes(total)} {'would be freed' if options.dry_run else 'freed'}", file=sys.stderr)
     return 0 if options.dry_run or all(row["removed"] for row in report) else 6
 
 
@@ -51,7 +52,7 @@ def _reset(options: argparse.Namespace) -> int:
     report = cache_of(options).reset(options.model)
     _tell(report, options)
     freed = sum(row["size"] for row in report)
-    done = f"reset, {freed:,} bytes freed" if len(report) else "nothing of it was here"
+    done = f"reset, {in_bytes(freed)} freed" if len(report) else "nothing of it was here"
     print(f"{options.model}: {done}", file=sys.stderr)
     return 0
 
@@ -99,4 +100,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return printable(f"{row['timestamp']} {row['model_name']} {row['event_type']}: {row['message']}")
+    details = row["details"]
+    version, file = (str(details.get(name, "")) for name in ("version", "file"))
+    about = named(row["model_name"], version[:12], "" if file in row["message"] else file)
+    return printable(f"{row['timestamp']} {about} {row['event_type']}: {row['message']}")

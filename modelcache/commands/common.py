@@ -82,6 +82,11 @@ def rate(text: str) -> int:
         raise ValueError(text) from error
 
 
+def named(model: str, version: str, file: str = "") -> str:
+    """What a line is about: `id@version file`, whatever of it is known."""
+    return " ".join(filter(None, (f"{model}@{version}" if version else model, file)))
+
+
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=1))
 

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, cache_of, headers_of, print_json
+from modelcache.commands.common import Commands, add_json, cache_of, headers_of, named, print_json
 from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
 from modelcache.units import in_units
 
@@ -57,7 +57,8 @@ def _line(row: dict[str, Any]) -> str:
     size = f"{in_units(here)} of {in_units(total)}" if total and here != total else in_units(here)
     attempts = f"{row['attempts']} attempt" + ("" if row["attempts"] == 1 else "s")
     moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(min(row["lastAttempt"], 10**13) / 1000))
-    parts = (row["id"], f"{row['status']:<11}", f"{size:>22}", attempts, moment, row["source"], row["error_message"])
+    what = named(row["source"], row["version"][:12])
+    parts = (row["id"], f"{row['status']:<11}", f"{size:>22}", attempts, moment, what, row["error_message"])
     return "  ".join(part for part in parts if part)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, print_report, printable
 from modelcache.errors import VerificationError
+from modelcache.units import in_bytes
 
 MOST_NAMED = 5
 
@@ -17,7 +18,9 @@ def add_to(commands: Commands) -> None:
     info = commands.add("info", "show the files of a model", _info)
     add_model(info)
     add_json(info)
-    add_model(commands.add("path", "print where a model is; asks no network", _path))
+    path = commands.add("path", "print where a model is; asks no network", _path)
+    add_model(path)
+    add_json(path)
     rm = commands.add(
         "rm", "remove a model, all versions of an id or the one that is named; what others share stays", _rm
     )
@@ -29,7 +32,9 @@ def add_to(commands: Commands) -> None:
     add.add_argument("--version", metavar="V")
     add.add_argument("--replace", action="store_true", help="even if that version is here with other bytes")
     adopt = commands.add("adopt", "take what other tools have downloaded into the cache", _adopt)
-    adopt.add_argument("source", metavar="hf|ollama|PATH", help="whose cache, or its folder")
+    adopt.add_argument(
+        "source", metavar="hf|ollama|PATH", help="whose cache, its folder, or one models--org--name of it"
+    )
     adopt.add_argument("--quiet", action="store_true", help="no progress")
     add_json(adopt)
     _add_manifest(commands.add("manifest", "describe a folder so that others can fetch it verified", _manifest))
@@ -52,7 +57,11 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _path(options: argparse.Namespace) -> int:
-    print(cache_of(options).path(options.model, options.version))
+    path = cache_of(options).path(options.model, options.version)
+    if options.json:
+        print_json({"model": options.model, "path": path})
+    else:
+        print(path)
     return 0
 
 
@@ -60,7 +69,7 @@ def _rm(options: argparse.Namespace) -> int:
     freed = cache_of(options).remove(options.model, options.version)
     if options.json:
         print_json({"model": options.model, "bytes_freed": freed})
-    print(f"{options.model}: {freed:,} bytes freed", file=sys.stderr)
+    print(f"{options.model}: {in_bytes(freed)} freed", file=sys.stderr)
     return 0
 
 
@@ -106,8 +115,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     copied = sum(row["size"] for row in by["taken"] if row["copied"])
     files = "1 file" if len(by["taken"]) == 1 else f"{len(by['taken']):,} files"
     return (
-        f"{files} taken ({sizes['taken']:,} bytes, {copied:,} of them copied), {len(by['here']):,} here already "
-        f"({sizes['here']:,} bytes), {len(by['absent']):,} not there"
+        f"{files} taken ({in_bytes(sizes['taken'])}, {copied:,} of them copied), {len(by['here']):,} here already "
+        f"({in_bytes(sizes['here'])}), {len(by['absent']):,} not there"
     )
 
 

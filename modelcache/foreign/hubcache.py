@@ -27,14 +27,20 @@ INCOMPLETE = "incomplete"
 MOST_REF_BYTES = 100
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOB = re.compile(r"(?:\.\./)+blobs/([0-9a-f]{40}|[0-9a-f]{64})")
-_REPOSITORY = re.compile(r"(models|datasets|spaces)--(.+)")
+REPOSITORY = re.compile(r"(models|datasets|spaces)--(.+)")
 
 
 class HubCache:
-    """A folder of repositories."""
+    """A folder of repositories; `only` one of them, if that is named."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, only: str = "") -> None:
         self.name = folder
+        self._only = only
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no repository at all: most likely it is another folder."""
+        return not any(REPOSITORY.fullmatch(entry.name) for entry in entries_of(self.name, MOST))
 
     def find(self, file: ModelFile) -> str | None:
         digest = file.digest() or file.digest(GIT)
@@ -47,23 +53,23 @@ class HubCache:
     def models(self) -> Iterator[Found | Left]:
         if not os.path.isdir(self.name):
             return
+        for path, base in self._all():
+            yield from self._commits(path, base)
+
+    def _all(self) -> Iterator[tuple[str, str]]:
+        """Path of each repository, and what a ref calls it."""
         for entry in entries_of(self.name, MOST):
-            repository = _REPOSITORY.fullmatch(entry.name)
-            if repository and entry.is_dir(follow_symlinks=False):
+            repository = REPOSITORY.fullmatch(entry.name)
+            if repository and self._only in ("", entry.name) and entry.is_dir(follow_symlinks=False):
                 kind = "" if repository[1] == "models" else f"{repository[1]}/"
-                yield from self._commits(entry.path, f"hf:{kind}{repository[2].replace('--', '/')}")
+                yield entry.path, f"hf:{kind}{repository[2].replace('--', '/')}"
 
     def claims(self) -> Iterator[Claim]:
         """Every file of every snapshot whose digest its blob's name tells, or the list of the commit."""
-        for entry in entries_of(self.name, MOST):
-            repository = _REPOSITORY.fullmatch(entry.name)
-            if not repository or not entry.is_dir(follow_symlinks=False):
-                continue
-            kind = "" if repository[1] == "models" else f"{repository[1]}/"
-            for commit in entries_of(os.path.join(entry.path, "snapshots"), MOST):
+        for repository, base in self._all():
+            for commit in entries_of(os.path.join(repository, "snapshots"), MOST):
                 with suppress(UsageError):
-                    ref = _commit_of(f"hf:{kind}{repository[2].replace('--', '/')}", commit)
-                    yield from self._claims_of(entry.path, ref)
+                    yield from self._claims_of(repository, _commit_of(base, commit))
 
     def _claims_of(self, repository: str, ref: Ref) -> Iterator[Claim]:
         listed = {file.path: file for file in _tree(os.path.join(repository, "trees", f"{ref.version}.json"), ref)}
@@ -132,22 +138,22 @@ class HubCache:
         return None
 
     def abandoned(self) -> Iterator[Abandoned]:
-        for repository in entries_of(self.name, MOST):
-            if not (_REPOSITORY.fullmatch(repository.name) and repository.is_dir(follow_symlinks=False)):
-                continue
-            for entry in entries_of(os.path.join(repository.path, "blobs"), MOST):
+        for repository, _ in self._all():
+            for entry in entries_of(os.path.join(repository, "blobs"), MOST):
                 blob, _, end = entry.name.partition(".")
                 if end.endswith(INCOMPLETE) and regular_inside(entry.path, self.name) == os.path.realpath(entry.path):
-                    yield Abandoned((entry.path,), os.path.join(self.name, ".locks", repository.name, f"{blob}.lock"))
+                    yield Abandoned(
+                        (entry.path,), os.path.join(self.name, ".locks", os.path.basename(repository), f"{blob}.lock")
+                    )
 
     def _repositories(self, file: ModelFile) -> Iterator[str]:
         """The folders of those that the file's urls name: all others would have to be looked for."""
         for url in file.urls:
             if url.startswith("hf:"):
-                try:
-                    yield folder_of(Ref.parse(url))
-                except UsageError:
-                    continue
+                with suppress(UsageError):
+                    folder = folder_of(Ref.parse(url))
+                    if self._only in ("", folder):
+                        yield folder
 
 
 def folder_of(ref: Ref) -> str:

@@ -83,7 +83,9 @@ class Runner:
             stack.enter_context(locked(lock, Subject(f"job {name}"), Patience(0.0)))
             claim = self.ledger.claim(name, slot, self._now_ms())
             if claim is None:
-                raise LockedError(f"job {name} has been run for {slot}", next_step="see `modelcache jobs history`")
+                over = LockedError(f"job {name} has been run for {slot}", next_step="see `modelcache jobs history`")
+                over.again = ""
+                raise over
             work = _Work(schedule, Config(self._cache, schedule.options), self._clock, stack.pop_all())
         run = self._ended(claim, work, *self._watched(claim, work, stop))
         if run.status == "ok" and schedule.ping:

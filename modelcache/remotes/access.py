@@ -155,10 +155,10 @@ class Access:
         """What is said where no token is given, or none helps."""
         host = self._registry.host
         if self._fixed or self._login:
-            hint = "your login has no access to it, or it is not there"
+            why, advice = "your login has no access to it, or it is not there", "check the name and the login"
         else:
-            hint = f"private, or not there: check the name, or log in: `docker login {host}`, or --header"
-        refusal = NotFoundError(f"{self._called} is not to be had from {host}: {hint}")
+            why, advice = "private, or not there", f"check the name, or log in: `docker login {host}`, or --header"
+        refusal = NotFoundError(f"{self._called} is not to be had from {host}: {why}", next_step=advice)
         refusal.status = 401
         return refusal
 

@@ -266,7 +266,7 @@ def _is_shortage(error: BaseException) -> bool:
 
 def _shortage() -> ShortageError:
     """Of file handles: no other source can help."""
-    return ShortageError("no connection: too many open files", next_step="raise `ulimit -n`, then run again")
+    return ShortageError("no connection: too many open files", next_step="raise `ulimit -n`")
 
 
 def _resolved(host: str, port: int) -> list[Any]:

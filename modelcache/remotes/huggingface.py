@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from modelcache.errors import NotFoundError, SourceError, UsageError
+from modelcache.errors import AGAIN, NotFoundError, SourceError, UsageError
 from modelcache.model import GIT, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile
 from modelcache.names import check_conflicts, checked_path
 from modelcache.refs import Ref
@@ -184,21 +184,25 @@ def refusal(hub: Hub, ref: Ref, head: Head) -> SourceError | None:
 
 def _refused(hub: Hub, ref: Ref, code: str, status: int) -> NotFoundError:
     has_token = "Authorization" in hub.secrets
+    again = ""
     match code:
         case "GatedRepo":
+            text = f"{ref.base} is gated" + (", and your token has no access" if has_token else "")
             page = f"{without_secrets(hub.endpoint)}/{ref.name}"
-            what = "your token has no access: " if has_token else ""
-            then = "fetch again" if has_token else "set HF_TOKEN"
-            text = f"{ref.base} is gated: {what}accept its terms at {page}, then {then}"
+            advice = f"accept its terms at {page}" + ("" if has_token else " and set HF_TOKEN")
+            again = AGAIN
         case "RevisionNotFound":
-            text = f"{ref.base} has no revision {ref.revision or ref.alias}"
+            text, advice = f"{ref.base} has no revision {ref.revision or ref.alias}", "check its name"
+            if ref.path:
+                longer = f"{ref.base}@" + f"{ref.revision}/{ref.path}".replace("/", "%2F")
+                advice += f", or write `{longer}` if all of that is it"
         case "EntryNotFound":
-            text = f"{ref.base} has no file {ref.path}"
+            text, advice = f"{ref.base} has no file {ref.path}", "check its name"
         case _:
-            hint = "or your token may not see it" if has_token else "or it is private: then set HF_TOKEN"
-            text = f"{ref.base} is not at {hub.host}: check the name, {hint}"
-    found = NotFoundError(text)
-    found.status = status
+            text = f"{ref.base} is not at {hub.host}" + (", or your token may not see it" if has_token else "")
+            advice = "check the name" + ("" if has_token else ", or set HF_TOKEN if it is private")
+    found = NotFoundError(text, next_step=advice)
+    found.again, found.status = again, status
     return found
 
 

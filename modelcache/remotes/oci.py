@@ -77,7 +77,8 @@ class RegistryResolver:
                 for each in contents_of(manifest)
             )
         except UsageError as error:
-            raise SourceError(f"its manifest cannot be used: {error.message}") from error
+            message = f"its manifest cannot be used: {error.message}"
+            raise SourceError(message, next_step=error.next_step) from error
         digest = Digest("sha256", hashlib.sha256(manifest).hexdigest())
         itself = ModelFile(MANIFEST, len(manifest), (digest,), (url_of(manifest),))
         return Manifest(ref.id, version, ref.base, (*files, itself))
@@ -90,7 +91,9 @@ class RegistryResolver:
 
         def explain(head: Head) -> SourceError | None:
             if head.status == 404:
-                missing = NotFoundError(f"{ref.base} has no {named[:80]} at {self.name}: check the name and the tag")
+                missing = NotFoundError(
+                    f"{ref.base} has no {named[:80]} at {self.name}", next_step="check the name and the tag"
+                )
                 missing.status = head.status
                 return missing
             return self._access.refused() if head.status == 403 else challenge_of(head)

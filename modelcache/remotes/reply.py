@@ -20,11 +20,11 @@ _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,19})", re.IGNORECASE)
-_WHAT_TO_DO = {
-    401: 'needs a token: pass --header "Authorization: Bearer …"',
-    403: "access is not allowed: check the token, or ask the owner for access",
-    404: "not found: check the address",
-    410: "it is gone for good: name another source",
+_REFUSALS = {
+    401: ("it needs a token", 'pass --header "Authorization: Bearer …"'),
+    403: ("access is not allowed", "check the token, or ask the owner for access"),
+    404: ("not found", "check the address"),
+    410: ("it is gone for good", ""),
 }
 
 
@@ -189,7 +189,8 @@ def _refusal(head: Head, request: Request, now_s: float) -> SourceError:
         wait_s = rate_limit_s(head.text("ratelimit")) if wait_s is None else wait_s
         return TransientError(f"{status}: {_BUSY.get(status, 'it fails at the moment')}", retry_after_s=wait_s)
     if 400 <= status <= 499:
-        return NotFoundError(f"{status}: {_WHAT_TO_DO.get(status, 'it refuses the request')}")
+        what, advice = _REFUSALS.get(status, ("it refuses the request", ""))
+        return NotFoundError(f"{status}: {what}", next_step=advice)
     return SourceError(f"{status}: {'a redirect to nowhere' if status in REDIRECTS else 'no reply that can be used'}")
 
 

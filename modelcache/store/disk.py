@@ -28,19 +28,19 @@ SWEEPS = 3  # that may come just then
 _FS_IOC_RESVSP, _FS_IOC_UNRESVSP = 0x40305828, 0x4030582B
 
 _ADVICE = {
-    errno.ENOSPC: ("the disk is full", "free space, then run again to go on"),
-    errno.EDQUOT: ("the disk quota is used up", "free space, then run again to go on"),
+    errno.ENOSPC: ("the disk is full", "free space"),
+    errno.EDQUOT: ("the disk quota is used up", "free space"),
     errno.EROFS: ("the file system is read-only", "choose another MODELCACHE_HOME or --output"),
     errno.EACCES: ("permission denied", "choose another MODELCACHE_HOME or --output, or mend its permissions"),
     errno.EPERM: ("not permitted", "choose another MODELCACHE_HOME or --output, or mend its permissions"),
     errno.EFBIG: ("the file is too large for this file system or limit", "choose a file system without that limit"),
-    errno.EMFILE: ("too many open files", "raise `ulimit -n`, then run again"),
-    errno.ENFILE: ("too many open files on this machine", "close some programs, then run again"),
-    errno.EIO: ("the disk failed to read or write", "check the disk, then run again"),
+    errno.EMFILE: ("too many open files", "raise `ulimit -n`"),
+    errno.ENFILE: ("too many open files on this machine", "close some programs"),
+    errno.EIO: ("the disk failed to read or write", "check the disk"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter --output"),
-    errno.ELOOP: ("a symbolic link is in the way", "remove the link, then run again"),
-    errno.ENOTDIR: ("a file is where a folder should be", "move it away, then run again"),
-    errno.EISDIR: ("a folder is where a file should be", "move it away, then run again"),
+    errno.ELOOP: ("a symbolic link is in the way", "remove the link"),
+    errno.ENOTDIR: ("a file is where a folder should be", "move it away"),
+    errno.EISDIR: ("a folder is where a file should be", "move it away"),
 }
 
 
@@ -51,7 +51,7 @@ def random_name(size: int) -> str:
 
 def store_error(error: OSError, path: str) -> StoreError:
     """What an OSError at `path` means and what to do, in one line."""
-    reason, advice = _ADVICE.get(error.errno or 0, (error.strerror or str(error), "mend it, then run again"))
+    reason, advice = _ADVICE.get(error.errno or 0, (error.strerror or str(error), "mend it"))
     kind = ShortageError if error.errno in (errno.EMFILE, errno.ENFILE) else StoreError
     return kind(f"{path}: {reason}", next_step=advice)
 
@@ -236,7 +236,7 @@ def check_room(path: str, needed: int) -> None:
     if needed > free:
         raise StoreError(
             f"{path}: the disk has room for {free:,} bytes, {needed:,} more are needed",
-            next_step="free space, then run again to go on",
+            next_step="free space",
         )
 
 
@@ -253,9 +253,9 @@ def read_small(path: str, most: int = 64 << 20, *, private: bool = False) -> byt
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-                raise StoreError(f"{path}: not a file of modelcache", next_step="move it away, then run again")
+                raise StoreError(f"{path}: not a file of modelcache", next_step="move it away")
             if private and status.st_uid != os.geteuid() and is_shared(os.path.dirname(path)):
-                raise StoreError(f"{path}: another account has put it there", next_step="move it away, then run again")
+                raise StoreError(f"{path}: another account has put it there", next_step="move it away")
             return b"".join(map(bytes, chunks_of(fd, 0, status.st_size)))  # copies: the views share one buffer
         finally:
             os.close(fd)

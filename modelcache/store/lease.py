@@ -40,7 +40,7 @@ class Lease:
             raise Timeout(self._path) from None
         except RuntimeError as error:
             self._lock.release(force=True)
-            raise StoreError(f"no thread: {error}", next_step="end some programs, then run again") from error
+            raise StoreError(f"no thread: {error}", next_step="end some programs") from error
 
     def release(self) -> None:
         self._lock.release()

@@ -152,7 +152,7 @@ def _own(beside: str, target: str) -> int:
             if time.monotonic() < end:
                 time.sleep(PEEK_S / 10)  # whoever cleans only looks at it
                 continue
-            raise LockedError(f"another process is writing {target}", next_step="wait for it, then run again") from None
+            raise LockedError(f"another process is writing {target}", next_step="wait for it") from None
         except BaseException:
             os.close(fd)
             raise

@@ -85,12 +85,12 @@ class Holder:
         here = Owner.here(self.pid) if self.pid else None
         if here is None or not self._is(here):
             who = f"process {self.pid} on {self.host!r}" if self.pid else "the process that has it"
-            return f"wait for it, or end {who}, then run again"
+            return f"wait for it, or end {who}"
         if here == Owner.mine():
             return "wait for the other download, or cancel it"
         if is_suspended(self.pid):
             return f"it is suspended: let it go on with `kill -CONT {self.pid}`, or end it with `kill -KILL {self.pid}`"
-        return f"wait for it, or end it with `kill {self.pid}`, then run again"
+        return f"wait for it, or end it with `kill {self.pid}`"
 
     def _is(self, owner: Owner) -> bool:
         return (owner.host[:64], owner.pid, owner.start) == (self.host, self.pid, self.start)

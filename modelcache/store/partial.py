@@ -34,6 +34,7 @@ from modelcache.store.journal import Facts
 from modelcache.store.modes import mode_in
 from modelcache.store.writeback import WriteBack
 from modelcache.store.writer import SpanWriter
+from modelcache.units import in_bytes
 
 __all__ = ["END", "Partial", "SpanWriter", "found"]
 
@@ -156,9 +157,9 @@ class Partial:
             if self.size == size:
                 return
             if self.size is not None:
-                raise VerificationError(f"{size:,} bytes, {self.size:,} expected")
+                raise VerificationError(f"{in_bytes(size)}, {self.size:,} expected")
             if self._written.overlaps(size, END) or any(writer.position > size for writer in self._writers):
-                raise VerificationError(f"{size:,} bytes, but more are here already")
+                raise VerificationError(f"{in_bytes(size)}, but more are here already")
             with disk_errors(self.path):
                 self._journal.sized(size)
             self.size = size
@@ -368,7 +369,7 @@ class Partial:
     def failed(self, error: OSError | StoreError) -> None:
         if isinstance(error, OSError):
             reason = f"{self.path}: cannot be read back: {error.strerror}"
-            error = StoreError(reason, next_step="check the disk, then run again")
+            error = StoreError(reason, next_step="check the disk")
         with self._changed:
             self._error = error
             self._changed.notify_all()
@@ -473,7 +474,7 @@ class Partial:
         assert self.size is not None
         here = os.fstat(self._fd).st_size
         if here < self.size:
-            raise StoreError(f"{self.path}: somebody made it shorter", next_step="run again to fetch what is gone")
+            raise StoreError(f"{self.path}: somebody made it shorter")
         if here > self.size:
             os.ftruncate(self._fd, self.size)  # a longer file of an earlier run: its rest was never hashed
         os.fchmod(self._fd, mode)
@@ -490,6 +491,4 @@ class Partial:
         return stamp
 
     def _taken_over(self) -> TakenOverError:
-        return TakenOverError(
-            f"{self.path}: another process has taken this download over", next_step="run again to use its result"
-        )
+        return TakenOverError(f"{self.path}: another process has taken this download over")

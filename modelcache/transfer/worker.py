@@ -27,6 +27,7 @@ from modelcache.settings import Settings
 from modelcache.store.partial import END, Partial
 from modelcache.throttle import Throttle
 from modelcache.transfer.hedge import Shadow
+from modelcache.units import in_bytes
 
 ASLEEP_S = 1.0
 RATED_AFTER_S = 0.2  # before, a rate would be that of a buffer
@@ -126,7 +127,7 @@ class Worker:
         try:
             threading.Thread(target=self._run, args=(report,), name="modelcache-worker", daemon=True).start()
         except RuntimeError as error:
-            self.error = ShortageError(f"no connection: {error}", next_step="end some programs, then run again")
+            self.error = ShortageError(f"no connection: {error}", next_step="end some programs")
             self._give_back()
             report(self)
 
@@ -233,7 +234,7 @@ class Worker:
         """Decides whether these bytes belong into the partial before one of them is written."""
         partial, file = self._foreman.partial, self._foreman.file
         if body.total is not None and body.total < file.least_size:
-            raise VerificationError(f"{body.total:,} bytes, at least {file.least_size:,} expected")
+            raise VerificationError(f"{in_bytes(body.total)}, at least {file.least_size:,} expected")
         if body.total is None and not body.framed and not file.digests and file.size is None:
             raise SourceError("does not say how long the file is: give its size or digest")
         if self._has_other_size(body) or self._has_other_version(body, validator):
@@ -251,7 +252,7 @@ class Worker:
         if body.total is None or body.total == partial.size:
             return False
         if file.size is not None:
-            raise VerificationError(f"{body.total:,} bytes, {file.size:,} expected")
+            raise VerificationError(f"{in_bytes(body.total)}, {file.size:,} expected")
         if partial.size is None and body.total >= partial.missing()[-1].start:
             return False
         if partial.facts.wrote - {self._source.name}:
