@@ -13,7 +13,7 @@ from modelcache.errors import CancelledError, ModelCacheError, NotFoundError, Ve
 from modelcache.events import DownloadComplete, Event, Fact, FactType
 from modelcache.order import Fetched, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
-from modelcache.states import EVENT_STATUS, State
+from modelcache.states import State
 from modelcache.store.locks import Pulse
 from modelcache.tally import Tally
 from modelcache.task import Task
@@ -124,10 +124,8 @@ class Announcer:
             self._sample(task, completed)
 
     def installing(self) -> None:
-        """All bytes are here; what is copied to the output may take its time."""
-        tally = self._tally
-        sample = tally.tasks[-1].sample(tally.order.id, tally.completed, len(tally.tasks))
-        self._publish(replace(sample, status=EVENT_STATUS[State.INSTALLING]))
+        """All bytes are here, and every file was told to its end; what is copied to the output may take its time."""
+        self._publish(self._tally.sample(State.INSTALLING))
 
     def _sample(self, task: Task, completed: int) -> None:
         task.shown = task.here

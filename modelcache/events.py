@@ -77,7 +77,8 @@ class Progress:
     @property
     def percent(self) -> float:
         if not self.total_bytes:
-            return 100.0 if self.status in ("success", "completed") else 0.0  # an empty file is complete
+            is_complete = self.status in ("success", "completed") or 0 < self.total_files == self.completed_files
+            return 100.0 if is_complete else 0.0
         return round(min(100.0, 100 * self.bytes_downloaded / self.total_bytes), 2)
 
     @property

@@ -190,8 +190,9 @@ class Bars:
 
     def _draw(self, event: dict[str, Any]) -> None:
         file, ended, several = event["file"], event["status"] == "success", event["totalFiles"] > 1
-        if event["done"] and not file:
-            self._finish(ENDS.get(event["status"], event["status"]))
+        if not file:  # of the whole model: it is over, or gets its names
+            if event["done"]:
+                self._finish(ENDS.get(event["status"], event["status"]))
             return
         resumed = file in self._resumed
         self._resumed.discard(file)

@@ -155,6 +155,8 @@ def test_what_is_only_read_is_told_as_often(cache: Cache, origin: Origin, told: 
     check_progress(told.progress, "m")
     check_pace(told.progress)
     reading = [event for event in told.progress if event["status"] == "downloading"]
+    ends = [index for index, event in enumerate(told.progress) if event["status"] == "success"]
+    assert not any(event["file"] for event in told.progress[ends[-1] + 1 :])  # its file has been told to its end
     assert {event["source"] for event in reading} == {"cache"}
     assert any(0 < event["bytesDownloaded"] <= big.size and event["downloadSpeed"] > 0 for event in reading)
 
