@@ -242,7 +242,8 @@ def test_a_list_that_lacks_a_wanted_file_takes_nothing_away(
     assert str(cache.fetch("mine")) == str(first)
     stale = events.wait_for("stale")
     assert stale["message"] == (
-        "the answer of its hub cannot be used (hf:org/name has no file b.bin; check the name); this is what it meant 2 h ago"
+        "the answer of its hub cannot be used (hf:org/name has no file b.bin; check the name); "
+        "this is what it meant 2 h ago"
     )
     assert (stale["modelId"], stale["version"]) == ("mine", COMMIT)
     eventually(lambda: not asks())
@@ -258,7 +259,7 @@ def test_neither_does_it_where_the_hub_is_asked_first(hub: Hub, cache: Cache) ->
     for _ in range(2):
         done = run("fetch", "mine", MODELCACHE_MANIFEST_TTL="0")
         assert (done.returncode, done.stdout) == (0, f"{first}\n")
-        assert "mine: the answer of its hub cannot be used (hf:org/name has no file b.bin; check the name); this is" in done.stderr
+        assert "mine: the answer of its hub cannot be used (hf:org/name has no file b.bin; " in done.stderr
     hub.publish("org/name", FILES | {"b.bin": CHANGED}, commit="3" * 40)
     assert "3" * 40 in run("fetch", "mine", MODELCACHE_MANIFEST_TTL="0").stdout
 
