@@ -244,6 +244,16 @@ class Cache:
         plan = Plan.parsed(share, older_than, time_limit, rate_limit, strict=strict, repairs=repair, also=also)
         return sweep([runtime.shop for runtime in self._roots.all()], plan, progress, stop, clock)
 
+    def refresh(self, models: Sequence[str] = (), *, stop: "Event | None" = None) -> Report:
+        """Asks hubs what the branches and tags mean by now that models here were fetched by; of these ids, or of all.
+
+        Nothing is fetched: the next fetch brings what is newer. One row each: `outcome` is same, newer, busy or failed,
+        which is a finding. `stop` ends it between two, and gives up what is asked.
+        """
+        from modelcache.care import refresh
+
+        return refresh(self._roots, models, stop)
+
     def check(self, manifest: Manifest, folder: Path) -> Report:
         """Whether a folder holds what the manifest lists. A file that was verified before costs one stat."""
         from modelcache.check import check

@@ -4,9 +4,9 @@ Responsible for: what is shown and told meanwhile, and one report of it all. Lea
 file (`audit`), making it right (`mending`), what goes (`store.removal`, `maintenance`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelcache.dispatch import Show
 from modelcache.errors import ModelNotAvailableError
@@ -18,6 +18,9 @@ from modelcache.roots import Held, Roots
 from modelcache.rows import Report
 from modelcache.runtime import STOP_WITHIN_S
 from modelcache.wish import Wish
+
+if TYPE_CHECKING:
+    import threading
 
 
 def verify(chosen: Iterable[Held], *, strict: bool, progress: Show) -> Report:
@@ -41,6 +44,18 @@ def repair(chosen: Iterable[Held], wish: Wish, progress: Show) -> Report:
         with _shown(progress, held) as shop:
             rows += repair(shop, held[1], wish)
     return Report("repaired files", tuple(rows))
+
+
+def refresh(roots: Roots, models: Collection[str], stop: "threading.Event | None") -> Report:
+    """Asks hubs again; one row a branch or tag."""
+    import threading
+
+    from modelcache.renewal import renewed
+
+    stop = stop or threading.Event()
+    rows = [row for runtime in roots.all() for row in renewed(runtime.shelf, runtime.shop, models, stop)]
+    failed = sum(row["outcome"] == "failed" for row in rows)
+    return Report("what branches and tags mean", tuple(rows), hidden=("whole",), findings=failed)
 
 
 @contextmanager

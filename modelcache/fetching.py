@@ -133,7 +133,8 @@ def _download(request: Request, order: Order, here: Result | None, progress: Sho
     if here is None and order.cached:
         request.check(order)
         runtime.check_at_start()
-    runtime.count(order, here)
+    if request.wish.counted:
+        runtime.count(order, here)
     show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files})
     download = Download(order, runtime.shop, request.renewed, show, to_text(request.ref, request.wish))
     runtime.runs(download)

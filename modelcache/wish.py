@@ -26,6 +26,7 @@ class Wish:
     require_digest: bool = False
     prefer: str = ""
     chosen: tuple[str, ...] = ()  # patterns of file names; none: all
+    counted: bool = True  # as a request for the model; not where a job asks
 
     def __post_init__(self) -> None:
         if self.prefer:

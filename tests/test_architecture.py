@@ -38,7 +38,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "announcing",
     "modelfetch",
     "errand",
-    "download refresh mending",
+    "download refresh renewal mending",
     "adopt check progress maintenance past eviction reporting.*",
     "cleaning findings",
     "surroundings",

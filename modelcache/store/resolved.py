@@ -48,6 +48,10 @@ class Resolved:
         """The one that is named, or that a tag or branch meant, whenever that was said; empty if it never was."""
         return ref.version or self._meant(ref, math.inf)
 
+    def aliases(self, model_id: str) -> list[str]:
+        """The tags and branches that were ever asked about, as they stand in the file."""
+        return list(self._aliases(model_id))
+
     def said_at(self, ref: Ref) -> int:
         """When it was said last what a tag or branch means, in ms since 1970; 0 if it never was, or nobody can tell."""
         match self._aliases(ref.id).get(ref.alias):
