@@ -42,7 +42,7 @@ def renewed(shelf: Shelf, shop: Workshop, models: Collection[str], stop: threadi
     """One row a branch or tag, of these models or, where none is named, of all: what it means by now.
 
     `outcome` is same, newer, busy (somebody fetches it, and asks) or failed, with the reason; `whole` tells whether all
-    that a version of it lists is here. Hubs that must not be asked are left out. A `stop` ends it.
+    that a version of it lists is here, or was wanted. Hubs that must not be asked are left out. A `stop` ends it.
     """
     for ref in _asked_about(shelf, models):
         if stop.is_set():
@@ -85,7 +85,10 @@ def _is_whole(shelf: Shelf, ref: Ref) -> bool:
     version = resolved.version(ref)
     record = (shelf.at(ref.id, version) if version else None) or shelf.record(Ref(ref.id))
     listed = resolved.manifest(replace(ref, version=record.version), 0.0) if record else None
-    return bool(record and listed and all(record.file(file.path) for file in listed.files))
+    if record is None or listed is None:
+        return False
+    wanted = {file.path for file in record.files}.union(record.missing)
+    return all(file.path in wanted for file in listed.files)
 
 
 def _asked_again(ref: Ref, known: str, shop: Workshop, stop: threading.Event) -> str:
