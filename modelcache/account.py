@@ -70,7 +70,7 @@ class Account:
 
     def found(self, order: Order, done: Fetched) -> None:
         """A file that was here already."""
-        self._note(order, Attempt("cache", "", "hit", file=done.file.path, model=order.id, bytes=done.size))
+        self._note(order, Attempt("cache", done.tier, "hit", file=done.file.path, model=order.id, bytes=done.size))
 
     def _note(self, order: Order, note: Note) -> None:
         if order.cached:  # else nothing stays, history included

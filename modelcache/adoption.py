@@ -45,6 +45,7 @@ class _Places:
 
     found: Found
     name: str = ""
+    kind: str = "adopted"
 
     def find(self, file: ModelFile) -> str | None:
         return self.found.places.get(file.path)

@@ -17,6 +17,7 @@ from functools import partial as bound
 from modelcache.abreast import Going, abreast
 from modelcache.errors import PausedError, StoreError
 from modelcache.events import Progress
+from modelcache.history import rotten
 from modelcache.model import Digest
 from modelcache.order import Workshop
 from modelcache.outcome import Audit
@@ -249,6 +250,8 @@ class _Findings:
             self._stamps.append((file, stamp))
         elif stamp and ended.found.finding == "corrupt":
             self._stamps.append((file, None))
+            if not file.is_distrusted:
+                self._shop.dispatcher.note(rotten(file.path, self._record.id))
             with suppress(StoreError):
                 self._sharing.distrust(file.sha256, self._record.place(file), stamp)
         if time.monotonic() >= self._due:

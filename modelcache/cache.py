@@ -515,6 +515,28 @@ class Cache:
 
         return report(self._runtime.state.place, self._runtime.shelf, since, by)
 
+    def publish_metrics(
+        self,
+        *,
+        since: str = "30d",
+        parquet: bool = False,
+        stop: "Event | None" = None,
+        clock: Callable[[], float] | None = None,
+    ) -> Report:
+        """Writes reports into `reports_dir`: sheets of each day, a page about the time since then, Prometheus's text.
+
+        One row a file, each replaced as a whole. Days that were missed are caught up on, and files older than
+        `metrics_age` go. What had to be left out of the metrics is in `notes`. stop: ends it after the file it is at.
+        clock: seconds since 1970. UsageError where the extra `parquet` is missing, StoreError where the folder cannot
+        be written to; then what was written by then stays.
+        """
+        from modelcache.reporting.publishing import Wishes, publish
+
+        settings, runtime = self.settings, self._runtime
+        wishes = Wishes(settings.reports_dir, since, parquet, settings.metrics_age)
+        now_ms = round(1000 * clock()) if clock else None
+        return publish(runtime.state, runtime.shelf, wishes, now_ms, stop.is_set if stop else bool)
+
     # -- events and ending --------------------------------------------------------------------------------------------
 
     def on_event(self, subscriber: Callable[[dict[str, Any]], None]) -> Callable[[], None]:

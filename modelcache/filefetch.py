@@ -20,7 +20,7 @@ from modelcache.errors import (
     VerificationError,
 )
 from modelcache.events import FactType
-from modelcache.history import Attempt
+from modelcache.history import Attempt, rotten
 from modelcache.model import Digest, ModelFile, Span
 from modelcache.names import cut
 from modelcache.order import Fetched, Order, Workshop
@@ -140,6 +140,8 @@ class FileFetch:
         reading = self._read(layout.blob(sha256), (sha256, *self._file.digests), known.size if known else 0)
         if reading.sha256 != sha256:
             self._rotten = _Rotten.found(self._shop, sha256, reading, self._file)
+            if not (self._before and self._before.is_distrusted):  # else that was told already
+                self._note(rotten(self._file.path, self._order.id))
             self._tell("piece_failed", f"the stored copy has rotted; it is kept as {self._rotten.aside}", "cache")
             return None
         if reading.wrong is not None and self._file.digest() is None:
@@ -174,11 +176,14 @@ class FileFetch:
     def _from_tier(self) -> Fetched | None:
         """Another cache on this disk has it: proven like any other source's, and not touched."""
         self.checked = 0
-        self.taken = taken = self._tiers.take(self._tick)
-        if taken is None:
+        found = self._tiers.take(self._tick)
+        if found is None:
             return None
+        kind, taken = found
+        self.taken = taken
         status: Status = "repaired" if self._rotten else "linked"
-        return Fetched(self._file, taken.reading.sha256, taken.reading.size, status, "cache", stamp=taken.stamp)
+        sha256, size = taken.reading.sha256, taken.reading.size
+        return Fetched(self._file, sha256, size, status, "cache", stamp=taken.stamp, tier=kind)
 
     def _at_output(self, output: str) -> Fetched | None:
         """The output is there already and, read from end to end, right."""

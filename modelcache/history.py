@@ -7,6 +7,7 @@ Leaves to others: making them (`transfer`, `account`, `runtime`), keeping them (
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modelcache.errors import VerificationError
 from modelcache.events import now_ms
 
 AttemptStatus = Literal["hit", "success", "error"]
@@ -17,8 +18,9 @@ UNFINISHED = ("pending", "in_progress", "resuming")
 class Attempt:
     """One source at work for one file, from being asked to its end: a row of the metrics (product H, CSV).
 
-    `layer` is the kind of source, `gateway` its host. `latency_ms` is the time to the first byte, `duration_ms` that
-    to the end; `resumed_bytes` were here before. No field holds a secret.
+    `layer` is the kind of source, `gateway` its host; of the layer `cache`, the kind of tier or nothing. `latency_ms`
+    is the time to the first byte, `duration_ms` that to the end; `resumed_bytes` were here before. No field holds a
+    secret.
     """
 
     layer: str
@@ -44,6 +46,12 @@ class Attempt:
             "resumed_bytes": self.resumed_bytes, "attempt": self.attempt, "error_type": self.error_type,
             "error_message": self.error_message, "http_status": self.http_status,
         }  # fmt: skip
+
+
+def rotten(file: str, model: str) -> Attempt:
+    """A file of the store was found to have rotted: the cache, as a source of it, has failed."""
+    kind, message = VerificationError.kind, "the bytes are not what they were"
+    return Attempt("cache", "", "error", file, model, error_type=kind, error_message=message)
 
 
 @dataclass(frozen=True, slots=True)

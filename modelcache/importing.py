@@ -15,6 +15,7 @@ The rules:
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -259,6 +260,7 @@ class _Import:
             self._shop.layout.partials, key_of(file), file,
             window=settings.window, piece_size=settings.piece_size, model=arrival.order.id,
         )  # fmt: skip
+        began = time.monotonic()
         with closing(partial):
             resumed = partial.resumed_bytes
             if resumed:
@@ -273,7 +275,10 @@ class _Import:
             resumed, sha256 = partial.resumed_bytes, file.digests[0]
             stamp = blobs.commit(self._shop.layout, partial)
         came = stamp.size - resumed
-        attempt = Attempt("cache", "", "success", file.path, arrival.order.id, bytes=came, resumed_bytes=resumed)
+        attempt = Attempt(
+            "cache", "bundle", "success", file.path, arrival.order.id, bytes=came, resumed_bytes=resumed,
+            duration_ms=round(1000 * (time.monotonic() - began)),
+        )  # fmt: skip
         self._shop.dispatcher.note(attempt)
         return Fetched(file, sha256, stamp.size, "resumed" if resumed else "fetched", "cache", came, resumed, stamp)
 

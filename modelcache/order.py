@@ -100,6 +100,7 @@ class Fetched:
 
     `stamp` is how it looked in the store when it was last proven: before it was read, or before anybody could see it.
     Whoever finds it rotten after that changes how it looks, so no finding is overwritten by an older proof.
+    `tier` is the kind of the one that had it.
     """
 
     file: ModelFile
@@ -110,6 +111,7 @@ class Fetched:
     bytes_fetched: int = 0
     bytes_resumed: int = 0
     stamp: Stamp = NEVER
+    tier: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from modelcache.errors import UsageError
 from modelcache.units import as_percent, in_units, moment, short
 
 if TYPE_CHECKING:
@@ -68,13 +67,11 @@ class Report:
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Replaces a file by the rows in Parquet. UsageError where the extra `parquet` is missing, StoreError."""
+        from modelcache.sheets import write_parquet
         from modelcache.store.disk import output_mode, replacing
 
-        try:
-            with replacing(os.path.abspath(path), output_mode()) as stream:
-                self.df.to_parquet(stream, engine="pyarrow", index=False)
-        except ImportError:
-            raise UsageError("Parquet needs `pip install 'modelcache[parquet]'`") from None
+        with replacing(os.path.abspath(path), output_mode()) as stream:
+            write_parquet(stream, self._keys, self.rows)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -56,6 +56,7 @@ class Settings:
     manifest_ttl: float = 3600.0  # how long a tag or branch of a hub is taken to mean what it meant
     metrics_age: float = 90 * DAY_S  # what is older: of attempts only the sums of a day, of records none
     tiers: tuple[str, ...] = (HUGGING_FACE, OLLAMA)  # where a file is looked for before the network is asked
+    reports_dir: str = ""  # where reports of the metrics are put, an absolute folder; empty: `reports` in the root
     prefer: str = ""  # the kind of source that is asked first, one of KINDS; empty: the healthiest
     unpack_most: int = 1 << 40
     unpack_entries: int = 100_000
@@ -64,6 +65,8 @@ class Settings:
         for setting in fields(self):
             value = getattr(self, setting.name)
             if setting.type is str:
+                if not isinstance(value, str):
+                    raise UsageError(f"{setting.name} = {value!r}: a text is expected")
                 continue
             if setting.name == "tiers":
                 object.__setattr__(self, "tiers", _folders(value))
@@ -80,6 +83,8 @@ class Settings:
                 raise UsageError(f"{setting.name} = {value!r}: a positive number up to {most:.0e} is expected")
         if self.prefer not in ("", *KINDS):
             raise UsageError(f"prefer = {self.prefer!r}: one of {', '.join(KINDS)} is expected")
+        if self.reports_dir and not os.path.isabs(os.path.expanduser(self.reports_dir)):
+            raise UsageError(f"reports_dir = {self.reports_dir!r}: an absolute folder is expected")
         if self.resume_threshold > 1:
             raise UsageError(f"resume_threshold = {self.resume_threshold!r}: a share from 0 to 1 is expected")
 

@@ -1,4 +1,4 @@
-"""Tables as CSV (product H): RFC 4180, UTF-8, and nothing that a spreadsheet would carry out.
+"""Tables as files: CSV (product H: RFC 4180, UTF-8, and nothing that a spreadsheet would carry out) and Parquet.
 
 Responsible for: cells and lines. Leaves to others: which rows, and where they go.
 """
@@ -7,6 +7,8 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
+
+from modelcache.errors import UsageError
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -18,6 +20,16 @@ def write_csv(stream: BinaryIO, columns: Sequence[str], rows: Iterable[Mapping[s
     writer.writerow(columns)
     writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
     text.detach()  # writes what is left
+
+
+def write_parquet(stream: BinaryIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """The stream stays open. UsageError where the extra `parquet` is missing."""
+    import pandas as pd
+
+    try:
+        pd.DataFrame(list(rows), columns=list(columns)).to_parquet(stream, engine="pyarrow", index=False)
+    except ImportError:
+        raise UsageError("Parquet needs `pip install 'modelcache[parquet]'`") from None
 
 
 def _cell(value: object) -> object:

@@ -29,21 +29,26 @@ class Tiers:
 
     def places(self) -> Iterator[str]:
         """Files that should be this one, by their names."""
+        return (place for _, place in self._found())
+
+    def _found(self) -> Iterator[tuple[str, str]]:
+        """(the kind of the tier, the place)."""
         for tier in self._shop.tiers if self._file.digests else ():
             if place := tier.find(self._file):
                 self._tell("verifying", f"{place} should be it", "cache")
-                yield place
+                yield tier.kind, place
 
-    def take(self, tick: Callable[[], None]) -> Taken | None:
-        """Makes the first right one a blob. `tick` is called for each MiB; it may raise to give up. StoreError."""
-        for place in self.places():
+    def take(self, tick: Callable[[], None]) -> tuple[str, Taken] | None:
+        """Makes the first right one a blob; also the kind of its tier. `tick` is called for each MiB; it may raise to
+        give up. StoreError."""
+        for kind, place in self._found():
             try:
                 taken = take(self._shop.layout, place, self._file.digests, self._shop.settings.piece_size, tick)
             except SourceError as error:
                 self._tell("source_failed", error.message, "cache")
                 continue
             if taken and self._file.size in (None, taken.reading.size):
-                return taken
+                return kind, taken
             self._tell("source_failed", f"{place} is not what its name says: it is left alone", "cache")
         return None
 

@@ -34,7 +34,7 @@ class HubCache:
     """A folder of repositories; `only` one of them, if that is named."""
 
     def __init__(self, folder: str, only: str = "") -> None:
-        self.name = folder
+        self.name, self.kind = folder, "hf"
         self._only = only
 
     @property

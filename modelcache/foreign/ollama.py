@@ -38,7 +38,7 @@ class OllamaStore:
     """A folder with `blobs` and `manifests`."""
 
     def __init__(self, folder: str) -> None:
-        self.name = folder
+        self.name, self.kind = folder, "ollama"
 
     def find(self, file: ModelFile) -> str | None:
         sha256 = file.digest()

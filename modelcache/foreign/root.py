@@ -15,7 +15,7 @@ class Root:
     """The folder with its `blobs`."""
 
     def __init__(self, folder: str) -> None:
-        self.name = folder
+        self.name, self.kind = folder, "modelcache"
         self._layout = Layout(folder)
 
     def find(self, file: ModelFile) -> str | None:

@@ -19,10 +19,16 @@ from modelcache.refs import Ref
 
 
 class Tier(Protocol):
-    """`name` is its folder. Nothing here raises for what may be wrong there: what cannot be used is not there."""
+    """`name` is its folder, `kind` what the metrics call it.
+
+    Nothing here raises for what may be wrong there: what cannot be used is not there.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
 
     def find(self, file: ModelFile) -> str | None:
         """Where the file is, if the tier has one under the name of its digest. A handful of stats; nothing is read."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from modelcache.reporting.window import DAY_MS, day_of
-from modelcache.state.tallies import Size
+from modelcache.state.hauls import Size
 from modelcache.store.layout import Layout
 from modelcache.store.shelf import Shelf
 

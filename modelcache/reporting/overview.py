@@ -1,7 +1,7 @@
 """What the attempts of some time come to: by layer, gateway, model and day, over time, and by what went wrong.
 
-Responsible for: adding tallies up as they come, so that memory holds groups and not attempts, and the rows of the
-summary (product H). Leaves to others: finding them (`state.tallies`), showing them.
+Responsible for: adding hauls up as they come, so that memory holds groups and not attempts, and the rows of the
+summary (product H). Leaves to others: finding them (`state.hauls`), showing them.
 """
 
 from collections import Counter, defaultdict
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelcache.reporting.window import Window, day_of
+from modelcache.state.hauls import Haul
 from modelcache.state.histogram import percentile
-from modelcache.state.tallies import Tally
 
 GROUPS = ("layer", "gateway", "model", "day")
 SUMMARY = (
@@ -36,19 +36,19 @@ class Sums:
     good_ms: int = 0
     latencies: Counter[float] = field(default_factory=Counter)
 
-    def add(self, tally: Tally) -> None:
-        if tally.status == "error":
-            self.error += tally.total
+    def add(self, haul: Haul) -> None:
+        if haul.status == "error":
+            self.error += haul.total
         else:
-            self.success += tally.total
-        if tally.status == "hit":
-            self.saved_cache += tally.bytes
+            self.success += haul.total
+        if haul.status == "hit":
+            self.saved_cache += haul.bytes
             return
-        self.bytes += tally.bytes
-        self.saved_resume += tally.resumed_bytes
-        if tally.status == "success":
-            self.good_bytes += tally.bytes
-            self.good_ms += tally.duration_ms
+        self.bytes += haul.bytes
+        self.saved_resume += haul.resumed_bytes
+        if haul.status == "success":
+            self.good_bytes += haul.bytes
+            self.good_ms += haul.duration_ms
 
     @property
     def total(self) -> int:
@@ -84,39 +84,39 @@ class Failure:
     last_ms: int = 0
     message: str = ""
 
-    def add(self, tally: Tally) -> None:
-        self.count += tally.total
-        if tally.last_ms >= self.last_ms:
-            self.last_ms, self.message = tally.last_ms, tally.message or self.message
+    def add(self, haul: Haul) -> None:
+        self.count += haul.total
+        if haul.last_ms >= self.last_ms:
+            self.last_ms, self.message = haul.last_ms, haul.message or self.message
 
 
 class Overview:
     """Of a window. `over_time` is by step, then by layer and gateway."""
 
-    def __init__(self, window: Window, tallies: Iterable[Tally]) -> None:
+    def __init__(self, window: Window, hauls: Iterable[Haul]) -> None:
         self.window = window
         self.all = Sums()
         self.groups: dict[str, dict[str, Sums]] = {group: {} for group in GROUPS}
         self.over_time: dict[int, dict[tuple[str, str], Sums]] = defaultdict(dict)
         self.failures: dict[tuple[str, str, str], Failure] = {}  # by error type, layer, gateway
         self.speeds: Counter[float] = Counter()
-        for tally in tallies:
-            self._add(tally)
+        for haul in hauls:
+            self._add(haul)
 
-    def _add(self, tally: Tally) -> None:
+    def _add(self, haul: Haul) -> None:
         keys = {
-            "layer": tally.layer, "gateway": gateway_of(tally.layer, tally.gateway), "model": tally.model,
-            "day": day_of(tally.begins_ms),
+            "layer": haul.layer, "gateway": gateway_of(haul.layer, haul.gateway), "model": haul.model,
+            "day": day_of(haul.begins_ms),
         }  # fmt: skip
         for group, key in keys.items():
             sums = self.groups[group].setdefault(key, Sums())
-            sums.add(tally)
-            sums.latencies.update(tally.latencies)
-        self.all.add(tally)
-        self.over_time[tally.begins_ms].setdefault((tally.layer, keys["gateway"]), Sums()).add(tally)
-        self.speeds.update(tally.speeds)
-        if tally.status == "error":
-            self.failures.setdefault((tally.error_type, tally.layer, keys["gateway"]), Failure()).add(tally)
+            sums.add(haul)
+            sums.latencies.update(haul.latencies)
+        self.all.add(haul)
+        self.over_time[haul.begins_ms].setdefault((haul.layer, keys["gateway"]), Sums()).add(haul)
+        self.speeds.update(haul.speeds)
+        if haul.status == "error":
+            self.failures.setdefault((haul.error_type, haul.layer, keys["gateway"]), Failure()).add(haul)
 
     def rows(self, by: str | None = None) -> Iterator[dict[str, Any]]:
         """Of the summary: of one group, or of all; the most used first, days in their order."""

@@ -14,7 +14,7 @@ from modelcache.reporting.charts import Scale, Series
 from modelcache.reporting.holdings import Holdings
 from modelcache.reporting.overview import Overview, Sums
 from modelcache.reporting.window import DAY_MS, iso
-from modelcache.state.tallies import Size
+from modelcache.state.hauls import Size
 from modelcache.units import as_percent, in_units
 
 MOST_LINES = 5  # in a plot; what is beyond them is in the table

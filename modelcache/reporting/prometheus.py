@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modelcache.errors import VerificationError
-from modelcache.state.tallies import Tallies, Tally
+from modelcache.state.hauls import Haul, Hauls
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
 
 
-def exposition(tallies: Tallies, now_ms: int, cache_bytes: int) -> str:
+def exposition(hauls: Hauls, now_ms: int, cache_bytes: int) -> str:
     """All metrics. `cache_bytes` is what the store takes now."""
     counts = _Counts()
-    for tally in tallies.between(0, now_ms):
-        counts.add(tally)
+    for haul in hauls.between(0, now_ms):
+        counts.add(haul)
     return "".join(f"{line}\n" for line in _lines(counts, cache_bytes))
 
 
@@ -34,16 +34,16 @@ class _Counts:
     took_ms: int = 0
     corrupt: int = 0
 
-    def add(self, tally: Tally) -> None:
-        self.downloads[tally.layer, tally.gateway, tally.status] += tally.total
-        self.bytes[tally.layer, tally.gateway] += tally.bytes
-        if (tally.layer, tally.status, tally.error_type) == ("cache", "error", VerificationError.kind):
-            self.corrupt += tally.total
-        if tally.status != "success":
+    def add(self, haul: Haul) -> None:
+        self.downloads[haul.layer, haul.gateway, haul.status] += haul.total
+        self.bytes[haul.layer, haul.gateway] += haul.bytes
+        if (haul.layer, haul.status, haul.error_type) == ("cache", "error", VerificationError.kind):
+            self.corrupt += haul.total
+        if haul.status != "success":
             return
-        self.took += tally.total
-        self.took_ms += tally.duration_ms
-        for duration_ms, count in tally.durations.items():
+        self.took += haul.total
+        self.took_ms += haul.duration_ms
+        for duration_ms, count in haul.durations.items():
             if bound := next((bound for bound in BOUNDS_S if duration_ms <= 1000 * bound), None):
                 self.within[bound] += count
 

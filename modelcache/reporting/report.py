@@ -12,8 +12,8 @@ from modelcache.reporting.overview import GROUPS, SUMMARY, Overview
 from modelcache.reporting.page import Facts, page_of
 from modelcache.reporting.window import Window
 from modelcache.rows import Report
+from modelcache.state.hauls import Hauls
 from modelcache.state.place import Place
-from modelcache.state.tallies import Tallies
 from modelcache.store.shelf import Shelf
 
 
@@ -24,18 +24,18 @@ def report(place: Place, shelf: Shelf, since: str, by: str | None) -> Report:
         raise UsageError(f"by {by!r}: one of {', '.join(GROUPS)} is expected, or all")
     group = None if by == "all" else by
     window = Window.since(since, now)
-    tallies = Tallies(place, now)
-    overview = Overview(window, tallies.between(window.start_ms, window.stop_ms, window.step_ms))
+    hauls = Hauls(place, now)
+    overview = Overview(window, hauls.between(window.start_ms, window.stop_ms, window.step_ms))
     return Report(
         f"metrics of the last {since}" if since[-1:] in "mhdw" else f"metrics since {since}",
         tuple(overview.rows(group)),
         hidden=("group",) if group else (),
         columns=SUMMARY,
-        notes=tallies.faults,
-        page=partial(_page, place, shelf, overview, tallies),
+        notes=hauls.faults,
+        page=partial(_page, place, shelf, overview, hauls),
     )
 
 
-def _page(place: Place, shelf: Shelf, overview: Overview, tallies: Tallies) -> str:
+def _page(place: Place, shelf: Shelf, overview: Overview, hauls: Hauls) -> str:
     held = holdings(shelf, overview.window.stop_ms)
-    return page_of(Facts(shelf.layout.root, place.host, overview, held, tallies.sizes(), tallies.faults))
+    return page_of(Facts(shelf.layout.root, place.host, overview, held, hauls.sizes(), hauls.faults))

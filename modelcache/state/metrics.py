@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelcache.health import Gateway, Health, Interval, body_of
 from modelcache.history import Attempt
 from modelcache.state import histogram
-from modelcache.state.tallies import Size
+from modelcache.state.hauls import Size
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -25,7 +25,7 @@ _KEY = ("day", "host", "model", "layer", "gateway", "status", "error_type")
 
 def add_attempts(connection: "Connection", host: str, attempts: Iterable[Attempt]) -> None:
     for attempt in attempts:
-        if attempt.status != "hit" and attempt.gateway:
+        if attempt.status != "hit" and attempt.gateway and attempt.layer != "cache":  # which is always asked first
             _judge(connection, attempt)
         row = {**attempt.to_row(host), "duration_ms": attempt.duration_ms}
         marks = ", ".join(f":{name}" for name in row)

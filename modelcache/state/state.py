@@ -22,8 +22,8 @@ from modelcache.health import Gateway, Health
 from modelcache.history import UNFINISHED, Attempt, DownloadRecord, Note, Standing, Use
 from modelcache.state import downloads, metrics
 from modelcache.state.database import WAIT_S, Database, reading
+from modelcache.state.hauls import Size
 from modelcache.state.place import Place
-from modelcache.state.tallies import Size
 from modelcache.state.uses import Uses
 from modelcache.store.layout import Layout
 from modelcache.store.owner import Owner

@@ -10,7 +10,7 @@
     jobs/<name>/<slot>.json              runs of jobs: each is the claim of its slot
     used/<id>/<version>                  when it was last asked for
     pins/                                what stays, whatever room it takes
-    registry.json  queue.json  locks/  quarantine/  logs/
+    registry.json  queue.json  locks/  quarantine/  logs/  reports/
 
 Responsible for: these paths, as text. Leaves to others: creating them.
 """
@@ -93,6 +93,10 @@ class Layout:
     @property
     def jobs(self) -> str:
         return os.path.join(self.root, "jobs")
+
+    @property
+    def reports(self) -> str:
+        return os.path.join(self.root, "reports")
 
     @property
     def queue(self) -> str:

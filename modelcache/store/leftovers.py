@@ -149,16 +149,17 @@ def temporary(layout: Layout, *, deep: bool) -> Iterator[str]:
 
     Whoever writes one holds its lock as long.
     """
-    yield from _temporary_in(layout.root)
+    yield from temporary_in(layout.root)
     for top in ("blobs", "pieces", "aliases", "models", "catalog") if deep else ():
         for folder in _folders_below(os.path.join(layout.root, top)):
-            found = list(_temporary_in(folder))
+            found = list(temporary_in(folder))
             known = Installed.read(_version_of(layout, folder)) if found and top == "models" else None
             paths = {known.place(file) for file in known.files} if known else set()
             yield from (path for path in found if path not in paths)
 
 
-def _temporary_in(folder: str) -> Iterator[str]:
+def temporary_in(folder: str) -> Iterator[str]:
+    """Those that nobody writes."""
     for entry in entries_of(folder):
         if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False) and not is_held(entry.path):
             yield entry.path

@@ -98,6 +98,7 @@ class Transfer:
         self._is_loyal = not self._has_proof  # all bytes from one source
         self._is_void = False  # the bytes here are wrong for sure, but nobody would notice
         self._refusals = 0
+        self._has_told_resumed = False
 
     def run(self) -> dict[str, Digest]:
         """Returns the digests of the file, once all expected ones are right; the partial can be committed then.
@@ -332,7 +333,9 @@ class Transfer:
         worker.standing.workers -= 1
         if isinstance(worker.error, TransientError) and worker.standing.workers and not worker.received:
             return  # one connection too many: that says nothing about how its source does
-        resumed = self.partial.resumed_bytes if worker.number == 1 else 0
+        resumed = 0
+        if worker.received and not self._has_told_resumed:  # what was here saved something only if a source goes on
+            self._has_told_resumed, resumed = True, self.partial.resumed_bytes
         if attempt := attempt_of(worker, self._sources[worker.standing.index], self.file, resumed):
             self._note(attempt)
 

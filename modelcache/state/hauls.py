@@ -69,7 +69,7 @@ FROM attempts WHERE timestamp >= :start AND timestamp < :stop AND {_SOUND_ATTEMP
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Haul:
     """What attempts of one kind brought in the step of time that begins then (ms since 1970, UTC).
 
     Of those that succeeded `latencies` and `durations` count how many took how many ms, and `speeds`, of those that are
@@ -102,7 +102,7 @@ class Size:
     files: int
 
 
-class Tallies:
+class Hauls:
     """Reads only. `faults` says, once each, what had to be left out; what is kept nowhere yet is nothing."""
 
     def __init__(self, place: Place, now_ms: int) -> None:
@@ -115,7 +115,7 @@ class Tallies:
     def faults(self) -> tuple[str, ...]:
         return tuple(self._faults)
 
-    def between(self, start_ms: int, stop_ms: int, step_ms: int = DAY_MS) -> Iterator[Tally]:
+    def between(self, start_ms: int, stop_ms: int, step_ms: int = DAY_MS) -> Iterator[Haul]:
         """Attempts from `start_ms` up to, not including, `stop_ms`. Of what became days, all days that it touches."""
         span: dict[str, int | str] = {"start": start_ms, "stop": stop_ms, "step": step_ms}
         span |= {"first": _as_day(start_ms), "last": _as_day(stop_ms - 1)}
@@ -204,16 +204,16 @@ def _decoded(text: bytes) -> str:
     return text.decode(errors="replace")
 
 
-def _of_attempts(row: "Row") -> Tally:
+def _of_attempts(row: "Row") -> Haul:
     at, model, layer, gateway, status, error_type, total, size, resumed, duration = row[:10]
     latencies, durations, speeds = map(_counted, row[10:13])
-    return Tally(
+    return Haul(
         at, model, layer, gateway, status, error_type, total, int(size), int(resumed), int(duration),
         latencies, durations, speeds, row[13], row[14],
     )  # fmt: skip
 
 
-def _of_day(row: "Row") -> Tally | None:
+def _of_day(row: "Row") -> Haul | None:
     """None where it is no day. What it does not say of durations counts as if all had taken as long."""
     day, model, layer, gateway, status, error_type, total, size, resumed, duration, *counts = row
     if (at := _ms_of(day)) is None:
@@ -222,7 +222,7 @@ def _of_day(row: "Row") -> Tally | None:
     latencies, durations = (histogram.middles(histogram.parsed(text)) if is_good else {} for text in counts)
     if is_good and (unknown := total - sum(durations.values())) > 0:
         durations[duration / total] = durations.get(duration / total, 0) + unknown
-    return Tally(
+    return Haul(
         at, model, layer, gateway, status, error_type, total, size, resumed, duration, latencies, durations, {}, at
     )
 
