@@ -29,7 +29,7 @@ from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.registry import status_of
 from modelcache.store.sharing import Sharing
 from modelcache.transfer.control import Control
-from modelcache.verdict import Expected, judged
+from modelcache.verdict import Expected, Verdict, judged
 
 WRITE_EVERY_S = 2.0
 
@@ -192,7 +192,14 @@ class _Reading:
 
     def _blank(self) -> Audit:
         record, file = self._record, self.file
-        return Audit(record.id, record.version, file.path, record.place(file), self._size, "whole")
+        return Audit(record.id, record.version, file.path, self._place, self._size, "whole")
+
+    @property
+    def _place(self) -> str:
+        """Of a file that is withheld, because nobody could mend it, the blob."""
+        place, sha256 = self._record.place(self.file), Digest("sha256", self.file.sha256)
+        is_withheld = self.file.is_distrusted and not os.path.lexists(place) and blobs.exists(self._shop.layout, sha256)
+        return self._shop.layout.blob(sha256) if is_withheld else place
 
     def _audit(self, tick: Callable[[], None]) -> Audit:
         """Reads all of it by SHA-256."""
@@ -200,13 +207,17 @@ class _Reading:
         sha256 = Digest("sha256", file.sha256)
         known = blobs.load_pieces(layout, sha256, file.size)
         expected = Expected((sha256,), file.size, known, self._shop.settings.piece_size)
-        verdict = judged(self._record.place(file), expected, tick)
+        place = self._place
+        verdict = judged(place, expected, tick)
+        if place != self._record.place(file) and verdict.finding == "whole":
+            verdict = Verdict("missing", "the file is gone")  # a repair links it
         self.stamp = verdict.stamp
         reading = verdict.reading
         if verdict.finding == "whole" and reading and known != reading.pieces:
             with suppress(StoreError):  # what was recorded of them is wrong, if anything was
                 blobs.note(layout, reading.digests, reading.pieces)
-        return replace(self._blank(), finding=verdict.finding, reason=verdict.reason, wrong=verdict.wrong)
+        audit = replace(self._blank(), finding=verdict.finding, reason=verdict.reason, wrong=verdict.wrong)
+        return replace(audit, place=place)
 
     def _tick(self, going: Going) -> None:
         """One more buffer was read."""
@@ -253,7 +264,7 @@ class _Findings:
             if not file.is_distrusted:
                 self._shop.dispatcher.note(rotten(file.path, self._record.id))
             with suppress(StoreError):
-                self._sharing.distrust(file.sha256, self._record.place(file), stamp)
+                self._sharing.distrust(file.sha256, ended.found.place, stamp)
         if time.monotonic() >= self._due:
             with suppress(StoreError):
                 self.write()

@@ -1,6 +1,7 @@
 """Makes models right again, moving only the bytes that are wrong.
 
-Responsible for: what is known good of a rotten file, setting it aside, and one row for each file.
+Responsible for: what is known good of a rotten file, setting it aside, that nobody is given what cannot be mended, and
+one row for each file.
 Leaves to others: finding what is wrong (`audit`), moving bytes (`transfer`), re-linking every model that shares a
 repaired file (`store.sharing`).
 """
@@ -16,7 +17,9 @@ from modelcache.errors import (
     LockedError,
     ModelCacheError,
     NotFoundError,
+    SourceError,
     StoreError,
+    UsageError,
     VerificationError,
 )
 from modelcache.events import Fact, FactType
@@ -34,11 +37,12 @@ from modelcache.store.installed import Installed, Stamp
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Pulse, Subject, locked
 from modelcache.store.partial import Partial
-from modelcache.store.sharing import Sharing, is_same_file
+from modelcache.store.sharing import Sharing, is_same_file, withhold
 from modelcache.store.watch import Watch
 from modelcache.task import Task
 from modelcache.transfer.control import Control
 from modelcache.transfer.transfer import Transfer
+from modelcache.verdict import Expected, judged
 from modelcache.wish import Wish
 
 
@@ -147,7 +151,7 @@ class Repairer:
             mending.task.begin(mending)
             is_known_wrong = is_same_file(audit.place, layout.blob(sha256))
             proven = None if is_known_wrong else blobs.proven(layout, sha256, mending.tick)
-            transfer = None if proven else self._fetch(file, mending)
+            transfer = None if proven else self._fetch_or_withhold(file, mending)
             aside = blobs.set_aside(layout, audit.place) if audit.finding == "corrupt" else ""
             if transfer:
                 proven = _commit(layout, transfer.partial, self._control)
@@ -168,6 +172,16 @@ class Repairer:
         told, self._repaired = self._repaired, []
         for fact in told:
             self._shop.dispatcher.publish(fact)
+
+    def _fetch_or_withhold(self, file: ModelFile, mending: _Mending) -> Transfer:
+        """The caller holds the lock of the content."""
+        try:
+            return self._fetch(file, mending)
+        except (SourceError, AllSourcesFailedError, VerificationError, UsageError):
+            layout, sha256 = self._shop.layout, file.digests[0]
+            if judged(layout.blob(sha256), Expected((sha256,)), mending.tick).finding == "corrupt":  # still
+                withhold(layout, self._record, sha256)
+            raise
 
     def _fetch(self, file: ModelFile, mending: _Mending) -> Transfer:
         """Returns with the partial proven and open. Piece digests that only the store vouches for may be wrong, too."""

@@ -1,6 +1,7 @@
 """Rot is found, named by its piece, and mended by that piece alone; nothing is deleted (product A6, B1, I5, I29)."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from blake3 import blake3
 from caches import Events, check_pace, check_progress, manifest_of, no_handle_left, partials, rot
 
 from modelcache.abreast import processors
-from modelcache.audit import Manner, verify
+from modelcache.audit import Manner, read, sampler_of, verify
 from modelcache.cache import Cache
 from modelcache.errors import ModelNotAvailableError, PausedError, StoreError
+from modelcache.mending import Repairer
 from modelcache.model import Digest, PieceDigests
 from modelcache.outcome import File
 from modelcache.store.blobs import has_pieces, load_pieces, save_pieces
@@ -21,6 +23,7 @@ from modelcache.store.layout import Layout
 from modelcache.testing import Content, Corrupt, Cut, Origin, Slow, Status
 from modelcache.transfer.control import Control
 from modelcache.transfer.portion import HEDGED
+from modelcache.wish import Wish
 
 BIG = Content.generated(14_000_000, seed=1)  # four pieces of 4 MiB
 SMALL = Content.generated(50_000, seed=2)
@@ -112,21 +115,30 @@ def test_repair_reaches_every_model_that_shares_the_bytes(cache: Cache, origin: 
     assert [row["status"] for row in cache.models()] == ["ready", "ready"]
 
 
-def test_without_a_source_it_is_marked_and_nothing_is_lost(cache: Cache, origin: Origin, model: str) -> None:
+def test_without_a_source_it_is_withheld_and_nothing_is_lost(cache: Cache, origin: Origin, model: str) -> None:
+    other = cache.fetch(origin.url("same.bin"), sha256=BIG.sha256)
     rot(Path(model, "big.bin"), 1)
     rotten = Path(model, "big.bin").read_bytes()
     origin.faults(Status(404))
     (row,) = cache.repair(["m"])
     assert (row["repaired"], row["kind"]) == (False, "not_found")
     assert row["reason"]
-    assert Path(model, "big.bin").read_bytes() == rotten
+    assert not Path(model, "big.bin").exists()
+    assert not Path(other.path).exists()
+    assert quarantined(cache) == [rotten]
     assert Path(model, "small.json").read_bytes() == SMALL.read()
     with pytest.raises(ModelNotAvailableError, match="error"):
         cache.path("m")
-    assert [row["status"] for row in cache.models()] == ["error"]
+    assert [row["status"] for row in cache.models()] == ["error", "error"]
+    row = next(row for row in cache.verify("m") if row["file"] == "big.bin")
+    assert (row["finding"], row["wrong_bytes"]) == ("corrupt", f"0-{PIECE - 1}")
     origin.heal()
-    assert [row["repaired"] for row in cache.repair()] == [True]
+    for folder in ("quarantine", "partials"):  # as after the ages of `clean`
+        shutil.rmtree(Path(cache.root, folder))
+    assert [(row["repaired"], row["bytes_fetched"]) for row in cache.repair(["m"])] == [(True, PIECE)]
     assert Path(model, "big.bin").read_bytes() == BIG.read()
+    assert os.path.samefile(other.path, Path(model, "big.bin"))
+    assert cache.path(origin.url("same.bin")) == other.path
 
 
 def test_a_repair_that_is_cut_goes_on(cache: Cache, origin: Origin, model: str) -> None:
@@ -500,3 +512,18 @@ def test_too_few_handles_to_read_with_say_nothing_of_a_file(cache: Cache, model:
     assert Installed.read(model) == record
     assert cache.path("m") == model
     assert findings(cache) == {"big.bin": "whole", "small.json": "whole"}
+
+
+def test_a_failed_repair_withholds_nothing_that_another_repaired(cache: Cache, origin: Origin, model: str) -> None:
+    """As when two repair at once, and its source then fails the one who comes second."""
+    rot(Path(model, "big.bin"), 1)
+    record = Installed.read(model)
+    assert record is not None
+    shop, control = cache._runtime.shop, Control()
+    with sampler_of(shop, record) as sampler:
+        (stale,) = [audit for audit in read(shop, record, control, sampler) if audit.finding == "corrupt"]
+        cache.repair(["m"])
+        origin.faults(Status(404))
+        Repairer(shop, record, Wish(), control, sampler).row(stale)
+    assert Path(model, "big.bin").read_bytes() == BIG.read()
+    assert cache.path("m") == model

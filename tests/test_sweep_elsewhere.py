@@ -222,4 +222,4 @@ def test_the_command_tells_what_has_rotted_elsewhere(cache: Cache, hub: Path) ->
     rot(blob(hub, BIG), 5)
     done = run("verify", "--also", "hf", "--also", str(hub.parent), "--quiet")
     assert done.returncode == 3
-    assert "hf:org/name model.safetensors: corrupt: no piece digests tell where" in done.stderr
+    assert " model.safetensors: corrupt: no piece digests tell where" in done.stderr

@@ -26,6 +26,7 @@ from modelcache.store.layout import Layout
 from modelcache.store.registry import Registry, installed_under, status_of
 
 WRITE_EVERY_S = 2.0
+LINKS_OF_ONE = 2  # a blob and the file of one model; more, and several models share it
 LATER_NS = 2_000_000_000  # every file system can tell such dates apart
 
 
@@ -191,6 +192,23 @@ def _judged(
     if mine and mine.sha256 == file.sha256 and mine.stamp.judge(place) == "right":
         return mine
     return file.distrusted() if findings.is_rotten(file, place) else file
+
+
+def withhold(layout: Layout, record: Installed, sha256: Digest) -> None:
+    """Takes rotten bytes from under every name that people use, this model's and those of all who share them.
+
+    Nothing is lost: they stay as the marked blob, whose right pieces a later repair takes, and in the quarantine for
+    whoever wants to look. Copies, where the disk has no hard links, stay where they are. The caller holds the lock of
+    the content.
+    """
+    blob = layout.blob(sha256)
+    with suppress(OSError):
+        is_shared = os.lstat(blob).st_nlink > LINKS_OF_ONE
+        blobs.set_aside(layout, blob)
+        for one in sharing(layout, sha256.hex) if is_shared else [record]:
+            for file in one.files:
+                if file.sha256 == sha256.hex and is_same_file(one.place(file), blob):
+                    os.unlink(one.place(file))
 
 
 def is_same_file(one: str, other: str) -> bool:

@@ -28,6 +28,7 @@ from modelcache.sweeps.ward import Found, Pace
 from modelcache.verdict import Expected, Verdict, judged
 
 KEEP_EVERY_S = 2.0
+LARGE = 16 << 20  # a file whose look is kept at once: the next one may take as long
 
 
 class ClaimsWard:
@@ -78,13 +79,14 @@ class ClaimsWard:
         same: dict[object, list[Claim]] = {}
         for due in files:
             same.setdefault(due.key, []).append(due.file)
+        self._looks.keep()
         works = (bound(self._judged, claims) for claims in same.values() if self._pace.may_begin)
         left, keep_at = len(same), time.monotonic() + KEEP_EVERY_S
         with closing(abreast(works)) as done:
             for claims, verdict in done:
                 left -= 1
                 yield from self._found(claims, verdict)
-                if time.monotonic() >= keep_at:
+                if time.monotonic() >= keep_at or _size_of(claims[0].place) >= LARGE:
                     self._looks.keep()
                     keep_at = time.monotonic() + KEEP_EVERY_S
         self._looks.keep()

@@ -22,10 +22,10 @@ from modelcache.progress import shown
 from modelcache.sampling import Sampler
 from modelcache.state.looks import Look, Looks
 from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
+from modelcache.store.sharing import LINKS_OF_ONE
 from modelcache.sweeps.ward import Found, Pace
 from modelcache.wish import Wish
 
-LINKS_OF_ONE = 2  # a blob and the file of one model; more, and several models share it
 KNOWN = "found before; `modelcache repair` mends it"
 
 _Model = tuple[str, str]  # id and version
@@ -117,6 +117,7 @@ class StoreWard:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, files: Sequence[Due[_File]]) -> Generator[Found, None, None]:
+        self._looks.keep()
         by_model: dict[_Model, list[InstalledFile]] = {}
         for due in files:
             model, file = due.file
