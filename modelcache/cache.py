@@ -437,16 +437,16 @@ class Cache:
     def downloads(self, status: str | None = None) -> Report:
         """One row a download, the latest first; only those of a status: pending, in_progress, resuming, paused, failed
         or success. What no living process carries out is paused. StoreError where nothing here can be read."""
-        from modelcache import past
+        from modelcache.steering import downloads
 
         self._roots.readable()
-        return past.downloads(self._runtime.state, self._runtime.shelf, status)
+        return downloads(self._roots, status)
 
     def download(self, download_id: str) -> "DownloadRecord":
         """How a download stands. Raises UnknownDownloadError."""
-        from modelcache import past
+        from modelcache.steering import found
 
-        return past.download(self._runtime.state, self._runtime.shelf, download_id)
+        return found(self._roots, download_id)[1]
 
     def resume(
         self,
@@ -463,7 +463,7 @@ class Cache:
         """
         from modelcache.steering import resume
 
-        download = resume(self._roots, self.download(download_id), headers, progress)
+        download = resume(self._roots, download_id, headers, progress)
         if wait and download is not None:
             waited(download)
         return self.download(download_id)
@@ -475,7 +475,7 @@ class Cache:
         """
         from modelcache.steering import pause
 
-        pause(self._runtime, self.download(download_id))
+        pause(self._roots, download_id)
         return self.download(download_id)
 
     def cancel(self, download_id: str) -> "DownloadRecord":
@@ -487,20 +487,20 @@ class Cache:
         """
         from modelcache.steering import cancel
 
-        cancel(self._runtime, self.download(download_id))
+        cancel(self._roots, download_id)
         return self.download(download_id)
 
     def usage(self) -> Report:
         """One row a model, with how often it was asked for: the most requested first."""
         from modelcache import past
 
-        return past.usage(self._runtime.state)
+        return past.usage([runtime.state for runtime in self._roots.all()])
 
     def health(self) -> Report:
         """One row a gateway, with how it has done lately."""
         from modelcache import past
 
-        return past.health(self._runtime.state)
+        return past.health((self._roots.fallback() or self._runtime).state)
 
     def report(self, since: str = "24h", by: str | None = None) -> Report:
         """How well fetching went since then: one row a layer, gateway, model or day, or `by` one of these alone.

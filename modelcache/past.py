@@ -4,6 +4,8 @@ Responsible for: these reports, and what is left of a download whose process has
 (`state`), and fetching again (`steering`).
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -43,8 +45,18 @@ def download(state: State, shelf: Shelf, download_id: str) -> DownloadRecord:
     return _as_it_is(state, shelf, record)
 
 
-def usage(state: State) -> Report:
-    return Report("requests per model", tuple(state.usage()))
+def usage(states: Sequence[State]) -> Report:
+    """One row a model, the most requested first: of all roots together."""
+    counts, last = Counter[str](), dict[str, int]()
+    for row in (row for state in states for row in state.usage()):
+        counts[row["model_id"]] += row["request_count"]
+        last[row["model_id"]] = max(row["last_used"], last.get(row["model_id"], 0))
+    ranked = sorted(counts, key=lambda model: (-counts[model], -last[model], model))
+    rows = (
+        {"model_id": model, "request_count": counts[model], "rank": rank, "last_used": last[model]}
+        for rank, model in enumerate(ranked, 1)
+    )
+    return Report("requests per model", tuple(rows))
 
 
 def health(state: State) -> Report:

@@ -1,6 +1,8 @@
-"""Going on with a download, pausing or cancelling it, whoever carries it out: this process, the queue, or nobody.
+"""What was done, in every root of a cache; going on with a download, pausing or cancelling it, whoever carries it out:
+this process, the queue, or nobody.
 
-Responsible for: which of them is told. Leaves to others: how a download stands (`past`), what it does (`download`).
+Responsible for: which root and which of them it is. Leaves to others: how a download stands (`past`), what it does
+(`download`).
 """
 
 from collections.abc import Mapping
@@ -10,23 +12,39 @@ from typing import TYPE_CHECKING
 from modelcache import past
 from modelcache.again import parsed
 from modelcache.dispatch import Show
-from modelcache.errors import LockedError
+from modelcache.errors import LockedError, UnknownDownloadError
 from modelcache.fetching import begun
 from modelcache.history import UNFINISHED, DownloadRecord
 from modelcache.roots import Roots
+from modelcache.rows import Report, joined
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 
 if TYPE_CHECKING:
     from modelcache.download import Download
 
 
-def resume(
-    roots: Roots, record: DownloadRecord, headers: Mapping[str, str] | None, progress: Show
-) -> "Download | None":
+def downloads(roots: Roots, status: str | None) -> Report:
+    """One row a download, the latest first."""
+    told = joined([past.downloads(runtime.state, runtime.shelf, status) for runtime in roots.all()])
+    return replace(told, rows=tuple(sorted(told, key=lambda row: -row["lastAttempt"])))
+
+
+def found(roots: Roots, download_id: str) -> tuple[Runtime, DownloadRecord]:
+    """How a download stands, and the root that it is in. Raises UnknownDownloadError."""
+    *others, last = roots.all()
+    for runtime in others:
+        try:
+            return runtime, past.download(runtime.state, runtime.shelf, download_id)
+        except UnknownDownloadError:
+            continue
+    return last, past.download(last.state, last.shelf, download_id)
+
+
+def resume(roots: Roots, download_id: str, headers: Mapping[str, str] | None, progress: Show) -> "Download | None":
     """What goes on; None if it is ready. UsageError where what was asked is not known any more."""
+    runtime, record = found(roots, download_id)
     if record.status == "success":
         return None
-    runtime = roots.own
     past.pause_in_queue(runtime.shelf, record.id, False)
     download = runtime.find(record.id)
     if download is not None:
@@ -36,8 +54,9 @@ def resume(
     return begun(roots, ref, replace(wish, headers=dict(headers or {})), progress)
 
 
-def pause(runtime: Runtime, record: DownloadRecord) -> None:
+def pause(roots: Roots, download_id: str) -> None:
     """LockedError while another process is at it that runs no queue."""
+    runtime, record = found(roots, download_id)
     is_queued = record.status != "success" and past.pause_in_queue(runtime.shelf, record.id, True)
     download = runtime.find(record.id)
     if download is not None:
@@ -47,8 +66,9 @@ def pause(runtime: Runtime, record: DownloadRecord) -> None:
         raise LockedError(f"{record.model} is being fetched by another process", next_step="press Ctrl-C there")
 
 
-def cancel(runtime: Runtime, record: DownloadRecord) -> None:
+def cancel(roots: Roots, download_id: str) -> None:
     """LockedError while another process is at it."""
+    runtime, record = found(roots, download_id)
     if record.status == "success":
         return
     download = runtime.find(record.id)

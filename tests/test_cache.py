@@ -780,6 +780,10 @@ def test_a_fallback_is_used_where_nothing_can_be_written(
     again = Cache(tmp_path / "file" / "home")
     assert again.fetch(url).status == "hit"  # type: ignore[union-attr]
     assert again.path(url)
+    (done,) = again.downloads()
+    assert again.download(done["id"]).status == again.resume(done["id"]).status == "success"
+    assert [row["request_count"] for row in again.usage()] == [2]
+    assert [row["attempts"] for row in again.health()] == [1]
     assert len(again.models()) == len(again.verify()) == 1
     again.remove(url)
     assert len(origin.requests) == 1
