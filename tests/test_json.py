@@ -182,7 +182,9 @@ WRONG = {
     "unpin": ["m --version a/b", "../m"],
     "add": [". --model a/b", ". --model .. ", ". --model m --version a/b"],
     "manifest": ["make no-such", "make . --model a/b", "make . --base-url ftp://x", "take ."],
-    "verify": ["../m"],
+    "verify": [
+        "../m", "--share 2", "--share x", "--older-than x", "--time-limit x", "--rate-limit x", "--also /no/such",
+    ],
     "repair": ["--mirror ftp://h/x", "m --mirror x", "m --header x"],
     "reset": ["../m"],
     "cancel": [""],
@@ -191,6 +193,11 @@ WRONG = {
         "export", "export m", "export ../m -o x", "import", "import x y", "import x -o y", "pack m",
     ],
     "queue": ["x", "priority 1", "priority 1 --priority x", "move 1", "move --before 1", "rm", "retry"],
+    "jobs": [
+        "", "walk", "run", "run no-such", "run verify --set share",
+        "run verify --slot yesterday", "history --last x", "history no-such",
+    ],
+    "report": ["x", "--since yesterday", "--since 5x", "--by colour", "--by"],
     "ls": ["x"], "clean": ["x"], "doctor": ["x"], "demo": ["x"],
 }  # fmt: skip
 
@@ -210,7 +217,13 @@ def test_a_wrong_value_is_exit_2_and_one_line(
 
 def test_every_option_with_a_value_has_a_wrong_one_in_the_table() -> None:
     """Paths to be made, names of existing entries and free text have none."""
-    free = {("logs", "--export"), ("manifest", "--output"), ("queue", "--before")}
+    free = {
+        ("report", "--csv"),
+        ("report", "--html"),
+        ("logs", "--export"),
+        ("manifest", "--output"),
+        ("queue", "--before"),
+    }
     commands = next(each for each in parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
     assert set(WRONG) == set(commands)
     for name, command in commands.items():
