@@ -1,5 +1,6 @@
 """What the user guide shows is so: commands parse, tables agree with the code, links lead somewhere, examples run."""
 
+import importlib
 import os
 import re
 import shlex
@@ -16,6 +17,8 @@ from modelcache import errors
 from modelcache.cli import parser
 from modelcache.events import DownloadComplete, Fact, FactType, Progress
 from modelcache.history import DownloadRecord
+from modelcache.jobs.job import BUILT_IN
+from modelcache.jobs.schedule import KEYS
 from modelcache.settings import Settings
 from modelcache.testing import Content, Hub, Origin
 
@@ -96,6 +99,16 @@ def test_the_page_of_settings_has_each_with_its_default() -> None:
 
 def every_error(base: type[errors.ModelCacheError] = errors.ModelCacheError) -> list[type[errors.ModelCacheError]]:
     return [base, *(each for child in base.__subclasses__() for each in every_error(child))]
+
+
+def test_the_page_of_jobs_has_each_job_and_each_option_with_its_default() -> None:
+    assert [name for name, *_ in tables("jobs.md", "job", "runs")] == list(BUILT_IN)
+    assert {name for name, *_ in tables("jobs.md", "key", "default")} == set(KEYS)
+    told = {(job, option): default for job, option, default, *_ in tables("jobs.md", "job", "option")}
+    for name, target in BUILT_IN.items():
+        options = fields(importlib.import_module(target.partition(":")[0]).Options)
+        shown = {each.name: "" if each.default == () else str(each.default).replace("F", "f") for each in options}
+        assert {option: default for (job, option), default in told.items() if job == name} == shown
 
 
 def test_the_page_of_errors_has_every_kind_with_its_code() -> None:

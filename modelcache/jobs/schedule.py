@@ -115,7 +115,7 @@ def _schedule(path: str, name: str, table: object, zone: tzinfo | None) -> Sched
     if not isinstance(table, dict):
         raise UsageError(f"{table!r}: a table is expected")
     options = dict(table)
-    taken = {key: _checked(key, options.pop(key)) for key in _KINDS if key in table}
+    taken = {key: _checked(key, options.pop(key)) for key in KEYS if key in table}
     target = _target(path, name, taken)
     is_said = {"enabled": True} if "cron" in taken else {}  # whoever says when means that it is to run
     values: dict[str, Any] = {"enabled": False, **DEFAULTS.get(name, {}), **is_said, **taken}
@@ -156,7 +156,7 @@ def _is_seconds(value: object, least: float, most: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
-_KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "run": (_is_function, '"package.module:function"'),
     "cron": (lambda value: isinstance(value, str), "a line of a crontab"),
     "enabled": (lambda value: isinstance(value, bool), "true or false"),
@@ -167,7 +167,7 @@ _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 
 def _checked(name: str, value: object) -> Any:
-    is_right, expected = _KINDS[name]
+    is_right, expected = KEYS[name]
     if not is_right(value):
         shown = "" if name == "ping" else f" = {value!r}"  # that may be a secret
         raise UsageError(f"{name}{shown}: {expected} is expected")
