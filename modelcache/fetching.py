@@ -17,13 +17,14 @@ from modelcache.hits import hit
 from modelcache.model import Manifest
 from modelcache.order import Order
 from modelcache.ordering import order_of
+from modelcache.othertools import is_offline
 from modelcache.outcome import File, Model
 from modelcache.refs import Ref
 from modelcache.roots import Roots
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 from modelcache.settings import Settings
 from modelcache.store.resolved import Resolved
-from modelcache.wiring import is_offline, settings_for
+from modelcache.wiring import settings_for
 from modelcache.wish import Wish
 
 if TYPE_CHECKING:

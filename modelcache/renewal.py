@@ -12,13 +12,13 @@ from typing import Any
 from modelcache.errors import LockedError, ModelCacheError, PausedError, UsageError
 from modelcache.events import Fact, FactType
 from modelcache.order import Order, Workshop
+from modelcache.othertools import is_offline
 from modelcache.refs import Ref
 from modelcache.resolving import asked, kept
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.resolved import Resolved
 from modelcache.store.shelf import Shelf
 from modelcache.transfer.control import Control
-from modelcache.wiring import is_offline
 
 
 class _Told(Control):

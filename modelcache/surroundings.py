@@ -15,10 +15,11 @@ from modelcache.cleaning import FOREIGN_AGE_S
 from modelcache.errors import ModelCacheError, UsageError
 from modelcache.findings import Finding, quoted, some
 from modelcache.foreign.tier import Left, Tier
+from modelcache.othertools import is_offline, secret_files
 from modelcache.settings import Settings
 from modelcache.state.looks import Looks
 from modelcache.store.leftovers import shown, size_of
-from modelcache.wiring import ask_hub, is_offline, secret_files
+from modelcache.wiring import ask_hub
 
 PATIENCE_S = 5.0
 SKEW_S = 300.0  # signed links are good for minutes

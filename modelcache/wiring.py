@@ -5,9 +5,7 @@ sources a file has and which of them gets the caller's headers. Leaves to others
 The working directory is never looked at: a cloned repository must not choose sources.
 """
 
-import json
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -15,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from modelcache.errors import AbortedError, NotFoundError, TransientError, UsageError
 from modelcache.model import ModelFile
+from modelcache.othertools import docker_logins, hub_home, hub_token, is_offline
 from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of, scheme_of_id
 from modelcache.settings import HUGGING_FACE as HF
 from modelcache.settings import OLLAMA, Settings
-from modelcache.store.disk import store_error
+from modelcache.store.disk import at_once, store_error
 from modelcache.urls import checked_url, is_same_place, without_secrets
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 PREFIX = "MODELCACHE_"
 HUGGING_FACE = "https://huggingface.co"
 JOBS = "jobs"  # the one table of the configuration file
-MOST_TOKEN_BYTES = 4096
-MOST_LOGIN_BYTES = 1 << 20
 
 
 def root_of(root: str | os.PathLike[str] | None = None) -> str:
@@ -158,26 +155,12 @@ def _hub(headers: Mapping[str, str]) -> "Hub":
     if without_secrets(endpoint) != endpoint:
         raise UsageError("HF_ENDPOINT is the address of a hub, without user name, ? and #")
     secrets = checked_headers(headers)
-    if "Authorization" not in secrets and (token := _hub_token()):
+    if "Authorization" not in secrets and (token := hub_token()):
         secrets["Authorization"] = f"Bearer {token}"
     try:
         return Hub(endpoint.rstrip("/"), checked_headers(secrets))
     except UsageError as error:
         raise UsageError("the Hugging Face token holds characters that no token has") from error
-
-
-def _hub_token() -> str:
-    """HF_TOKEN, else what `hf auth login` has left: the file HF_TOKEN_PATH, else `token` in HF_HOME."""
-    if token := os.environ.get("HF_TOKEN", "").strip():
-        return token
-    if _is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        return ""
-    path = os.environ.get("HF_TOKEN_PATH") or os.path.join(_hub_home(), "token")
-    try:
-        with open(os.path.expanduser(path), "rb", opener=_at_once) as stream:
-            return stream.read(MOST_TOKEN_BYTES).decode().strip()
-    except (OSError, ValueError):
-        return ""
 
 
 def ask_hub(settings: Settings, patience_s: float) -> "tuple[Hub, Head]":
@@ -201,16 +184,6 @@ def ask_hub(settings: Settings, patience_s: float) -> "tuple[Hub, Head]":
     finally:
         late.cancel()
         connector.close()
-
-
-def secret_files() -> list[str]:
-    """Files that hold tokens, as far as they are there."""
-    hub = os.environ.get("HF_TOKEN_PATH") or os.path.join(_hub_home(), "token")
-    docker = os.path.join(os.environ.get("DOCKER_CONFIG") or os.path.join("~", ".docker"), "config.json")
-    found = [os.path.expanduser(hub)]
-    if _docker_logins(os.path.dirname(os.path.expanduser(docker))):
-        found.append(os.path.expanduser(docker))
-    return [path for path in found if os.path.isfile(path)]
 
 
 def _layer(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":
@@ -273,44 +246,9 @@ def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
     from modelcache.remotes.http import checked_headers
     from modelcache.remotes.oci import base_of
 
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.join("~", ".docker")
-    logins = {base_of(login): header for login, header in _docker_logins(os.path.expanduser(folder)).items()}
+    logins = {base_of(login): header for login, header in docker_logins().items()}
     secrets, login = checked_headers(headers), logins.get(base_of(host), "")
     return Registry(base_of(host, has_secret=bool(secrets or login)), secrets, login)
-
-
-def _docker_logins(folder: str) -> dict[str, str]:
-    """What `docker login` has left, by host: the headers that they stand for.
-
-    Nothing is run to get them: a login that a helper keeps (`credsStore`) is not found.
-    """
-    try:
-        with open(os.path.join(folder, "config.json"), "rb", opener=_at_once) as stream:
-            auths = json.loads(stream.read(MOST_LOGIN_BYTES))["auths"]
-        found = {key: entry.get("auth") for key, entry in auths.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-    return {
-        (key.partition("://")[2] or key).partition("/")[0].lower(): f"Basic {auth}"
-        for key, auth in found.items()
-        if isinstance(auth, str) and re.fullmatch("[A-Za-z0-9+/]+=*", auth)
-    }
-
-
-def _hub_home() -> str:
-    """The folder of Hugging Face's own tools."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
-
-
-def _is_on(variable: str) -> bool:
-    """As Hugging Face's own tools read a switch of the environment."""
-    return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")
-
-
-def is_offline(scheme: str) -> bool:
-    """Whether the user said that this kind of hub must not be asked."""
-    return scheme == "hf" and _is_on("HF_HUB_OFFLINE")
 
 
 def _check_online(scheme: str, hub: str) -> None:
@@ -344,7 +282,7 @@ def tier_of(place: str) -> "Tier":
     environ = os.environ
     if place == HF:
         given = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-        return HubCache(_absolute(given or os.path.join(_hub_home(), "hub")))
+        return HubCache(_absolute(given or os.path.join(hub_home(), "hub")))
     if place == OLLAMA:
         return OllamaStore(_absolute(environ.get("OLLAMA_MODELS") or os.path.join("~", ".ollama", "models")))
     folder = _absolute(place)
@@ -375,10 +313,6 @@ def _from_environment(known: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a fifo in its place must not hang us
-
-
 def job_tables(root: str) -> tuple[str, dict[str, Any]]:
     """The configuration file and its table [jobs], unchecked; empty where there is none. UsageError, StoreError."""
     path, table = _configuration(root)
@@ -405,7 +339,7 @@ def _configuration(root: str) -> tuple[str, dict[str, Any]]:
     """The file, and what it says."""
     path = os.environ.get("MODELCACHE_CONFIG") or os.path.join(root, "modelcache.toml")
     try:
-        with open(path, "rb", opener=None if os.environ.get("MODELCACHE_CONFIG") else _at_once) as stream:
+        with open(path, "rb", opener=None if os.environ.get("MODELCACHE_CONFIG") else at_once) as stream:
             content = stream.read(1 << 20)
     except (FileNotFoundError, NotADirectoryError):
         if os.environ.get("MODELCACHE_CONFIG"):

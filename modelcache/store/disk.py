@@ -240,6 +240,11 @@ def check_room(path: str, needed: int) -> None:
         )
 
 
+def at_once(path: str, flags: int) -> int:
+    """An opener for `open`: a fifo in its place must not hang us."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_small(path: str, most: int = 64 << 20, *, private: bool = False) -> bytes | None:
     """The content of a regular file of our own; None where there is none. Links and giants are refused.
 
