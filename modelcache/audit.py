@@ -62,7 +62,7 @@ def read(
     shop: Workshop, record: Installed, control: Control, sampler: Sampler, manner: Manner | None = None
 ) -> list[Audit]:
     """All that `reading` finds, in the order of the record."""
-    found = {audit.path: audit for audit in reading(shop, record, control, sampler, manner)}
+    found = {audit.path: audit for audit in reading(shop, [(record, sampler)], control, manner)}
     audits = [found[file.path] for file in record.files]
     for path in record.missing:
         place = os.path.join(record.folder, path)
@@ -71,24 +71,29 @@ def read(
 
 
 def reading(
-    shop: Workshop, record: Installed, control: Control, sampler: Sampler, manner: Manner | None = None
+    shop: Workshop, models: Sequence[tuple[Installed, Sampler]], control: Control, manner: Manner | None = None
 ) -> Generator[Audit, None, None]:
     """Refreshes the stamps of what is right; what has rotted is never a hit again. Gives each file as it ends.
 
-    Files are read side by side. Works where nothing can be written, too: then only the findings tell. Raises what
-    `control` does, and PausedError where no file more may be begun; what was found by then is recorded.
+    Files are read side by side, those of several models too. Works where nothing can be written, too: then only the
+    findings tell. Raises what `control` does, and PausedError where no file more may be begun; what was found by then
+    is recorded.
     """
     manner = manner or Manner()
-    largest_first = sorted(record.files, key=lambda file: -file.size)  # so that all threads end at about the same time
-    readings = [_Reading(shop, record, file, control, manner) for file in largest_first]
-    findings = _Findings(shop, record)
+    read_by = [_ModelReading(shop, record, sampler, control, manner) for record, sampler in models]
+    owners = {file: one for one in read_by for file in one.files}
+    files = sorted(owners, key=lambda each: -each.file.size)  # so that all threads end at about the same time
+    works = (work for file in files if manner.may_begin() for work in file.works())
     try:
-        with closing(_read(readings, findings, sampler, manner)) as ended:
-            yield from (one.found for one in ended)
+        with closing(abreast(works)) as done:
+            for ended in done:
+                if ended is not None:
+                    owners[ended].end(ended)
+                    yield ended.found
     finally:
-        with suppress(StoreError):
-            findings.write()
-    if any(one.audit is None for one in readings):
+        for one in read_by:
+            one.write()
+    if any(file.audit is None for file in files):
         raise PausedError("the time for reading is over")
 
 
@@ -99,24 +104,32 @@ def record_as_proven(shop: Workshop, record: Installed, proven: Sequence[tuple[I
         findings.write()
 
 
-def _read(
-    readings: list["_Reading"], findings: "_Findings", sampler: Sampler, manner: Manner
-) -> Generator["_Reading", None, None]:
-    """Events tell of the files in order: of the first one that is not told to its end."""
-    told = deque(readings)
-    works = (work for reading in readings if manner.may_begin() for work in reading.works())
-    with closing(abreast(works)) as done:
-        if told:
-            sampler.follow(told[0])
-        for ended in done:
-            if ended is None:
-                continue
-            findings.add(ended)
-            yield ended
-            while told and told[0].audit is not None:
-                sampler.end(told.popleft())
-                if told:
-                    sampler.follow(told[0])
+class _ModelReading:
+    """A model that is being read. Events tell of its files in order: of the first one that is not told to its end."""
+
+    def __init__(self, shop: Workshop, record: Installed, sampler: Sampler, control: Control, manner: Manner) -> None:
+        largest_first = sorted(record.files, key=lambda file: -file.size)
+        self.files = [_Reading(shop, record, file, control, manner) for file in largest_first]
+        self._sampler = sampler
+        self._told = deque(self.files)
+        self._findings = _Findings(shop, record)
+        self._left = len(self.files)
+        if self._told:
+            sampler.follow(self._told[0])
+
+    def end(self, file: "_Reading") -> None:
+        self._findings.add(file)
+        self._left -= 1
+        if not self._left:
+            self.write()
+        while self._told and self._told[0].audit is not None:
+            self._sampler.end(self._told.popleft())
+            if self._told:
+                self._sampler.follow(self._told[0])
+
+    def write(self) -> None:
+        with suppress(StoreError):
+            self._findings.write()
 
 
 class _Reading:
@@ -242,15 +255,14 @@ class _Reading:
 
 
 class _Findings:
-    """What was found and is not recorded yet: a kill costs the findings of `WRITE_EVERY_S`."""
+    """What was found and is not recorded yet, by the file as it was recorded before: a kill costs the findings of
+    `WRITE_EVERY_S`."""
 
     def __init__(self, shop: Workshop, record: Installed, proven: Sequence[tuple[InstalledFile, Stamp]] = ()) -> None:
         self._shop = shop
         self._record = record
         self._sharing = Sharing(shop.layout, shop.registry)
-        self._stamps: list[tuple[InstalledFile, Stamp | None]] = [
-            *proven
-        ]  # the file as it was recorded; None: it has rotted
+        self._stamps: list[tuple[InstalledFile, Stamp | None]] = [*proven]  # None: it has rotted
         self._due = time.monotonic() + WRITE_EVERY_S
 
     def add(self, ended: _Reading) -> None:

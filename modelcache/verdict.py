@@ -15,6 +15,7 @@ from modelcache.outcome import Finding
 from modelcache.store import blobs
 from modelcache.store.disk import store_error
 from modelcache.store.installed import Stamp
+from modelcache.store.sharing import is_as_it_was
 
 LOOKS = 3  # at a file that somebody changes meanwhile
 
@@ -70,7 +71,7 @@ def judged(place: str, expected: Expected, tick: Callable[[], None]) -> Verdict:
             return Verdict("unreadable", error.message) if os.path.lexists(place) else _gone()
         if expected.is_met_by(reading):
             return Verdict("whole", reading=reading, stamp=stamp)
-        if stamp.judge(place) == "right":
+        if is_as_it_was(place, stamp):
             reason = "the bytes are not what they were" if expected.pieces else "no piece digests tell where"
             return Verdict("corrupt", reason, expected.wrong_in(reading), reading, stamp)
     return Verdict("unreadable", f"{place} changes while it is read") if os.path.lexists(place) else _gone()

@@ -17,6 +17,7 @@ from crash import begin, check_store, compiled, eventually, leftovers
 from modelcache.cache import Cache
 from modelcache.rows import Report
 from modelcache.store.installed import Installed
+from modelcache.store.sharing import Rotten
 from modelcache.testing import Content, Origin
 
 DAY_S = 86_400
@@ -169,6 +170,19 @@ def test_a_file_that_never_stays_as_it_is_is_not_called_corrupt(cache: Cache, tm
 
     report = cache.sweep(share="full", stop=Restless(), clock=later)
     assert [(row["finding"], "changes while it is read" in row["reason"]) for row in report] == [("unreadable", True)]
+
+
+def test_rot_that_others_find_at_the_same_time_is_rot(cache: Cache, tmp_path: Path) -> None:
+    place = add(cache, tmp_path)
+    rot(place, 5)
+
+    class Others(threading.Event):
+        def is_set(self) -> bool:
+            Rotten.at(str(place), foreign=False)
+            return False
+
+    assert finding(cache.sweep(share="full", stop=Others(), clock=later)) == "corrupt"
+    assert cache.models().rows[0]["status"] == "error"
 
 
 # -- kills ------------------------------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ Leaves to others: reading a model (`audit`), mending it (`mending`), what is rem
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial as bound
 
+from modelcache.abreast import processors
 from modelcache.audit import Manner, reading, record_as_proven, sampler_of
 from modelcache.dispatch import Show
 from modelcache.due import Due, Group, looked_at
@@ -26,6 +27,7 @@ from modelcache.store.sharing import LINKS_OF_ONE
 from modelcache.sweeps.ward import Found, Pace
 from modelcache.wish import Wish
 
+BATCH = 512 << 20  # bytes that are read before what was found is told
 KNOWN = "found before; `modelcache repair` mends it"
 
 _Model = tuple[str, str]  # id and version
@@ -122,16 +124,20 @@ class StoreWard:
         for due in files:
             model, file = due.file
             by_model.setdefault(model, []).append(file)
-        for model, planned in by_model.items():
+        for batch in _batches(by_model):
             if not self._pace.may_begin:
                 raise PausedError("the time for reading is over")
-            record = self._record(model)
-            if record:
-                yield from self._read(record, planned)
-            self._note(model)
+            unread = [self._unread(model, by_model[model]) for model in batch]
+            yield from self._audited([record for record in unread if record])
+            for model in batch:
+                self._note(model)
             self._looks.keep()
 
-    def _read(self, record: Installed, planned: Sequence[InstalledFile]) -> Iterator[Found]:
+    def _unread(self, model: _Model, planned: Sequence[InstalledFile]) -> Installed | None:
+        """The record with those files alone that are still to be read."""
+        record = self._record(model)
+        if record is None:
+            return None
         entries, proven, unread = record.by_path(), [], []
         for file in planned:
             now = entries.get(file.path)
@@ -144,8 +150,7 @@ class StoreWard:
                 unread.append(file)
         if proven:
             record_as_proven(self._shop, record, proven)
-        if unread:
-            yield from self._audited(replace(record, files=tuple(unread), missing=()))
+        return replace(record, files=tuple(unread), missing=()) if unread else None
 
     def _proven_elsewhere(self, record: Installed, file: InstalledFile) -> Stamp | None:
         """Its stamp as another model has it by now, which shares it. That model's record vouches for it, as its own."""
@@ -159,34 +164,37 @@ class StoreWard:
                 return entry.stamp if at >= self._before else None
         return None
 
-    def _audited(self, record: Installed) -> Iterator[Found]:
+    def _audited(self, unread: Sequence[Installed]) -> Iterator[Found]:
         """What is mended comes after what was read."""
-        wrong: list[Audit] = []
-        sizes = {file.path: file.size for file in record.files}
-        with (
-            shown(self._progress, self._shop.dispatcher, record.id, sizes),
-            sampler_of(self._shop, record) as sampler,
-        ):
+        by_model = {(record.id, record.version): record for record in unread}
+        wrong: dict[_Model, list[Audit]] = {}
+        with ExitStack() as stack:
+            models = [(record, self._told(record, stack)) for record in unread]
             try:
-                with closing(reading(self._shop, record, self._pace, sampler, self._manner)) as audits:
-                    yield from self._sifted(record, audits, wrong)
+                with closing(reading(self._shop, models, self._pace, self._manner)) as audits:
+                    for audit in audits:
+                        record = by_model[audit.model, audit.version]
+                        if audit.finding == "missing" and not self._is_wanted(record, audit.path):
+                            continue  # the model was removed meanwhile
+                        self._remember(record, audit)
+                        if self._repairs and audit.finding in ("corrupt", "missing"):
+                            wrong.setdefault((audit.model, audit.version), []).append(audit)
+                        else:
+                            yield Found(audit)
             except PausedError:
-                yield from map(Found, wrong)
+                yield from (Found(audit) for found in wrong.values() for audit in found)
                 raise
-            if wrong:
-                yield from self._mended(record, wrong, sampler)
+            for record, sampler in models:
+                yield from self._mended(record, wrong.get((record.id, record.version), ()), sampler)
 
-    def _sifted(self, record: Installed, audits: Iterable[Audit], to_mend: list[Audit]) -> Iterator[Found]:
-        for audit in audits:
-            if audit.finding == "missing" and not self._is_wanted(record, audit.path):
-                continue  # the model was removed meanwhile
-            self._remember(record, audit)
-            if self._repairs and audit.finding in ("corrupt", "missing"):
-                to_mend.append(audit)
-            else:
-                yield Found(audit)
+    def _told(self, record: Installed, stack: ExitStack) -> Sampler:
+        sizes = {file.path: file.size for file in record.files}
+        stack.enter_context(shown(self._progress, self._shop.dispatcher, record.id, sizes))
+        return stack.enter_context(sampler_of(self._shop, record))
 
     def _mended(self, record: Installed, wrong: Sequence[Audit], sampler: Sampler) -> Iterator[Found]:
+        if not wrong:
+            return
         repairer = Repairer(self._shop, record, Wish(), self._pace, sampler)
         try:
             for audit in wrong:
@@ -220,6 +228,23 @@ class StoreWard:
             with suppress(OSError):
                 if os.lstat(audit.place).st_nlink > LINKS_OF_ONE:
                     self._looks.prove(entry.sha256, record.id, record.version, entry.path)
+
+
+def _batches(files: Mapping[_Model, Sequence[InstalledFile]]) -> Iterator[list[_Model]]:
+    """Models that are read side by side: enough for all processors, and none that shares a file with another."""
+    batch: list[_Model] = []
+    keys: set[tuple[str, int]] = set()
+    size = 0
+    for model, planned in files.items():
+        mine = {(file.sha256, file.stamp.inode) for file in planned}
+        if batch and (len(keys) >= 4 * processors() or size >= BATCH or keys & mine):
+            yield batch
+            batch, keys, size = [], set(), 0
+        batch.append(model)
+        keys |= mine
+        size += sum(max(0, file.size) for file in planned)
+    if batch:
+        yield batch
 
 
 def _stamp_at(place: str, now_ms: int) -> Stamp:
