@@ -52,8 +52,7 @@ def _told(shop: Workshop, one: Unfinished) -> dict[str, Any]:
         f"Found partial download for model: {one.model}", f"Partial size: {one.size} bytes",
         f"Can resume: {one.can_resume}",
     ]  # fmt: skip
-    for text in texts:
-        log.warning(text)
+    log.warning(". ".join(texts))
     details: dict[str, str | int | bool] = {"file": one.file, "size": one.size, "can_resume": one.can_resume}
     shop.dispatcher.publish(Fact("partial_found", one.model, texts[0], details=details))
     is_gone = one.is_hopeless and _attempt(partial(leftovers.discard, shop.layout, one)) is not None

@@ -87,6 +87,16 @@ def test_what_a_kill_left_is_told_once_and_gone_on_with(origin: Origin, cache: C
     assert run("fetch", origin.url("m.bin"), "--sha256", FILE.sha256).stderr == ""
 
 
+def test_a_find_is_one_warning_for_whoever_configures_logging(
+    origin: Origin, cache: Cache, cache_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed(origin, cache_root)
+    (row,) = cache.check_at_start()
+    (told,) = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert told.getMessage() == row["text"]
+    assert "Found partial download for model: " in row["text"] and ". Can resume: True" in row["text"]
+
+
 def test_quiet_is_quiet(origin: Origin, cache_root: Path) -> None:
     killed(origin, cache_root)
     assert run("fetch", origin.url("s.bin"), "--sha256", SMALL.sha256, "--quiet").stderr == ""
