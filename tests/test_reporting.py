@@ -182,19 +182,19 @@ def test_since_that_cannot_be_meant_is_a_wrong_use(tmp_path: Path, text: str) ->
 def test_damaged_rows_and_rows_from_the_future_are_left_out_and_told_once(tmp_path: Path) -> None:
     keep(tmp_path, [GOOD] * 3)
     whole = list(report(tmp_path))
-    odd = [
-        ("timestamp", "'now'"), ("bytes", "-1"), ("bytes", "1.5"), ("latency_ms", "NULL"), ("duration_ms", "x'00'"),
-        ("status", "'well'"), ("model", "x'37'"), ("layer", "NULL"), ("error_type", "x'ff'"), ("bytes", str(2**63 - 1)),
-    ]  # fmt: skip
-    for column, value in odd:
-        change(tmp_path, "INSERT INTO attempts SELECT * FROM attempts WHERE rowid = 1",
-               f"UPDATE attempts SET {column} = {value} WHERE rowid = (SELECT MAX(rowid) FROM attempts)")  # fmt: skip
-    change(
-        tmp_path,
-        f"INSERT INTO days VALUES ('{iso(NOW)[:10]}', 'h', 'm', 'http', 'g', 'success', '', 'x', 1, 1, 1, '', '')",
-    )
-    change(tmp_path, "INSERT INTO days VALUES ('someday', 'h', 'm', 'http', 'g', 'success', '', 1, 1, 1, 1, '', '')")
     keep(tmp_path, [replace(GOOD, timestamp=NOW + 400 * DAY_MS)] * 2)
+    odd = [
+        ("timestamp", "'now'"), ("timestamp", "NULL"), ("timestamp", "-1"), ("bytes", "-1"), ("resumed_bytes", "'x'"),
+        ("latency_ms", "NULL"), ("duration_ms", "x'00'"), ("status", "'well'"), ("model", "x'37'"), ("layer", "NULL"),
+        ("error_type", "x'ff'"), ("bytes", str(2**63 - 1)),
+    ]  # fmt: skip
+    last = "WHERE rowid = (SELECT MAX(rowid) FROM attempts)"
+    for column, value in odd:
+        change(tmp_path, "INSERT INTO attempts SELECT * FROM attempts WHERE rowid = 1")
+        change(tmp_path, f"UPDATE attempts SET {column} = {value} {last}")
+    rest = "'h', 'm', 'http', 'g', 'success', ''"
+    change(tmp_path, f"INSERT INTO days VALUES ('{iso(NOW)[:10]}', {rest}, 'x', 1, 1, 1, '', '')")
+    change(tmp_path, f"INSERT INTO days VALUES ('someday', {rest}, 1, 1, 1, 1, '', '')")
     found = report(tmp_path)
     assert list(found) == whole
     damaged, future = found.notes

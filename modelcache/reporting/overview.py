@@ -111,10 +111,12 @@ class Overview:
         for group, key in keys.items():
             sums = self.groups[group].setdefault(key, Sums())
             sums.add(haul)
-            sums.latencies.update(haul.latencies)
+            if haul.latencies:
+                sums.latencies.update(haul.latencies)
         self.all.add(haul)
         self.over_time[haul.begins_ms].setdefault((haul.layer, keys["gateway"]), Sums()).add(haul)
-        self.speeds.update(haul.speeds)
+        if haul.speeds:
+            self.speeds.update(haul.speeds)
         if haul.status == "error":
             self.failures.setdefault((haul.error_type, haul.layer, keys["gateway"]), Failure()).add(haul)
 

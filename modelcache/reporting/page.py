@@ -72,9 +72,9 @@ def _first(facts: Facts) -> Iterator[str]:
 def _worries(facts: Facts) -> Iterator[str]:
     wrong, incomplete = facts.holdings.wrong, facts.holdings.incomplete
     if wrong:
-        yield f"{_count(len(wrong), 'corrupt file')} in the store: {_named(wrong)}. `modelcache repair` mends that"
+        yield f"{_count(len(wrong), 'corrupt file')} in the store: {_named(wrong)}: run modelcache repair"
     if incomplete:
-        yield f"{_count(len(incomplete), 'incomplete model')}: {_named(incomplete)}. `modelcache fetch` completes it"
+        yield f"{_count(len(incomplete), 'incomplete model')}: {_named(incomplete)}: run modelcache fetch"
     for gateway, sums in facts.overview.groups["gateway"].items():
         if sums.total >= ENOUGH and sums.success < POOR * sums.total:
             yield f"{gateway} failed {sums.error:,} of {sums.total:,} times"
@@ -187,11 +187,14 @@ def _speed(facts: Facts) -> Iterator[str]:
         return
     yield "<h2>Speed</h2>"
     yield '<div class="pair">'
-    yield charts.distribution("Until the first byte, attempts", "from here up to twice that", latencies, _duration)
+    yield charts.distribution("Attempts, by the time to the first byte", "up to twice that", latencies, _duration)
     speeds = facts.overview.speeds
     if speeds:
         yield charts.distribution(
-            "Of a connection, attempts", "from here up to twice that", speeds, lambda speed: f"{in_units(speed)}/s"
+            "Speed of a connection, of how many attempts",
+            "from here up to twice that",
+            speeds,
+            lambda speed: f"{in_units(speed)}/s",
         )
     yield "</div>"
 
@@ -223,7 +226,8 @@ def _errors(facts: Facts) -> Iterator[str]:
 
 
 def _store(facts: Facts) -> Iterator[str]:
-    holdings, sizes = facts.holdings, facts.sizes
+    holdings = facts.holdings
+    sizes = [*(size for size in facts.sizes if size.day < holdings.size.day), holdings.size]
     yield "<h2>Store</h2>"
     yield '<div class="pair">'
     if len(sizes) > 1:
@@ -232,17 +236,18 @@ def _store(facts: Facts) -> Iterator[str]:
         scale = Scale.up_to(max(size.bytes for size in sizes), 1024)
         yield charts.lines("Size", labels, series, in_units, scale, charts.HALF)
     else:
-        yield '<p class="soft">How it grows is shown here once the job publish-metrics has run on two days.</p>'
-    yield f"<figure><h3>Integrity</h3>{_integrity(holdings)}</figure>"
+        yield '<p class="soft">How it grows is shown here once the job publish-metrics has run on another day.</p>'
+    yield f"<figure><h3>Integrity</h3>{_integrity(holdings, facts.overview)}</figure>"
     yield "</div>"
 
 
-def _integrity(holdings: Holdings) -> str:
+def _integrity(holdings: Holdings, overview: Overview) -> str:
+    rotted = sum(failure.count for (_, layer, _), failure in overview.failures.items() if layer == "cache")
     names = {days: f"verified within {_count(days, 'day')}" for days in holdings.verified if days} | {
         None: "longer ago"
     }
     rows = [(names[days], count) for days, count in holdings.verified.items()]
-    rows += [("corrupt or unreadable", len(holdings.wrong))]
+    rows += [("corrupt", len(holdings.wrong)), ("found corrupt in this time, mended or not", rotted)]
     return table(("files", "how many"), rows, _cell)
 
 

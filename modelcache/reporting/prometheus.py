@@ -4,6 +4,7 @@ Responsible for: the text format, version 0.0.4, and counters that never fall: t
 the days that older ones have become. Leaves to others: where the text goes.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,11 +26,11 @@ def exposition(hauls: Hauls, now_ms: int, cache_bytes: int) -> str:
 
 @dataclass(slots=True)
 class _Counts:
-    """`downloads` by layer, gateway and status, `bytes` by layer and gateway, `seconds` by bound, inf included."""
+    """`downloads` by layer, gateway and status, `bytes` by layer and gateway, `within` by the index of the bound."""
 
     downloads: Counter[tuple[str, ...]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    within: Counter[float] = field(default_factory=Counter)
+    within: Counter[int] = field(default_factory=Counter)
     took: int = 0
     took_ms: int = 0
     corrupt: int = 0
@@ -43,9 +44,8 @@ class _Counts:
             return
         self.took += haul.total
         self.took_ms += haul.duration_ms
-        for duration_ms, count in haul.durations.items():
-            if bound := next((bound for bound in BOUNDS_S if duration_ms <= 1000 * bound), None):
-                self.within[bound] += count
+        for duration_ms, count in Counter(haul.durations).items():
+            self.within[bisect_left(BOUNDS_S, duration_ms / 1000)] += count
 
 
 def _lines(counts: _Counts, cache_bytes: int) -> Iterator[str]:
@@ -55,8 +55,8 @@ def _lines(counts: _Counts, cache_bytes: int) -> Iterator[str]:
     yield from _samples("modelcache_bytes_total", ("layer", "gateway"), counts.bytes)
     yield from _head("modelcache_download_seconds", "histogram", "How long attempts took that succeeded.")
     below = 0
-    for bound in BOUNDS_S:
-        below = min(below + counts.within[bound], counts.took)
+    for index, bound in enumerate(BOUNDS_S):
+        below = min(below + counts.within[index], counts.took)
         yield f'modelcache_download_seconds_bucket{{le="{bound}"}} {below}'
     yield f'modelcache_download_seconds_bucket{{le="+Inf"}} {counts.took}'
     yield f"modelcache_download_seconds_sum {counts.took_ms / 1000}"

@@ -9,10 +9,11 @@ Leaves to others: what the sums mean, and how they look (`reporting`).
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from modelcache.errors import StoreError
@@ -26,29 +27,30 @@ if TYPE_CHECKING:
 DAY_MS = 86_400_000
 CLOCK_MS = 3_600_000  # what is later than now by more than that, a clock that was wrong has written
 WORTH_A_SPEED = 1 << 20  # bytes: the speed of less is that of its beginning
+MOST_OF_A_DAY = 1_000_000  # attempts of one kind
 _MOST = 1 << 50  # no attempt takes that many ms or brings that many bytes: a petabyte, 35 thousand years
 
-_NUMBERS = ("timestamp", "latency_ms", "bytes", "resumed_bytes", "duration_ms", "attempt", "http_status")
-_TEXTS = ("host", "model", "file", "layer", "gateway", "status", "error_type", "error_message")
-_SUMS = ("total", "bytes", "resumed_bytes", "duration_ms")
+_SUMS = ("bytes", "resumed_bytes", "duration_ms")
+_TEXTS = ("model", "layer", "gateway", "error_type")
 _KEY = "model, layer, gateway, status, error_type"
 
 
-def _sound(numbers: tuple[str, ...], texts: tuple[str, ...]) -> str:
-    """What a row has to be: SQLite keeps anything in any column."""
-    checks = [f"typeof({name}) = 'integer' AND {name} BETWEEN 0 AND {_MOST}" for name in numbers]
-    checks += [f"typeof({name}) = 'text'" for name in texts]
-    return " AND ".join([*checks, "status IN ('hit', 'success', 'error')"])
+def _sound(time: str, numbers: tuple[str, ...]) -> str:
+    """What a row has to be: SQLite keeps anything in any column. Nothing but a number is between numbers."""
+    checks = [f"{name} BETWEEN 0 AND {_MOST}" for name in numbers]
+    checks += [f"typeof({name}) = 'text'" for name in _TEXTS]
+    return " AND ".join([time, *checks, "status IN ('hit', 'success', 'error')"])
 
 
-_SOUND_ATTEMPT = _sound(_NUMBERS, _TEXTS)
-_SOUND_DAY = _sound(_SUMS, ("day", "model", "layer", "gateway", "status", "error_type"))
+_SOUND_ATTEMPT = _sound("typeof(timestamp) = 'integer'", ("latency_ms", *_SUMS))
+_SOUND_DAY = _sound("typeof(day) = 'text'", ("total", *_SUMS))
 _GOOD = "status = 'success'"
 _ATTEMPTS = f"""
 SELECT timestamp - timestamp % :step, {_KEY}, COUNT(*), TOTAL(bytes), TOTAL(resumed_bytes), TOTAL(duration_ms),
-    GROUP_CONCAT(CASE WHEN {_GOOD} THEN latency_ms END), GROUP_CONCAT(CASE WHEN {_GOOD} THEN duration_ms END),
-    GROUP_CONCAT(CASE WHEN {_GOOD} AND bytes >= {WORTH_A_SPEED} AND duration_ms > 0
-        THEN bytes * 1000 / duration_ms END),
+    GROUP_CONCAT(CASE WHEN {_GOOD} THEN CAST(latency_ms AS INT) END),
+    GROUP_CONCAT(CASE WHEN {_GOOD} THEN CAST(duration_ms AS INT) END),
+    GROUP_CONCAT(CASE WHEN {_GOOD} AND bytes >= {WORTH_A_SPEED} AND duration_ms >= 1
+        THEN CAST(bytes * 1000 / duration_ms AS INT) END),
     MAX(timestamp), error_message
 FROM attempts WHERE timestamp >= :start AND timestamp < :stop AND {_SOUND_ATTEMPT} GROUP BY 1, {_KEY}
 """  # noqa: S608 - TOTAL never overflows; beside MAX, SQLite gives the message of that row
@@ -56,11 +58,13 @@ _DAYS = f"""
 SELECT day, {_KEY}, total, bytes, resumed_bytes, duration_ms, latencies, {{durations}}
 FROM days WHERE day >= :first AND day <= :last AND {_SOUND_DAY}
 """  # noqa: S608
-_ODD = f"""
-SELECT (SELECT COUNT(*) FROM attempts WHERE ({_SOUND_ATTEMPT}) IS NOT TRUE)
-        + (SELECT COUNT(*) FROM days WHERE ({_SOUND_DAY}) IS NOT TRUE),
-    (SELECT COUNT(*) FROM attempts WHERE typeof(timestamp) = 'integer' AND timestamp > :late)
-"""  # noqa: S608
+_THERE = """
+SELECT (SELECT COUNT(*) FROM attempts WHERE timestamp >= :start AND timestamp < :stop)
+        + (SELECT COUNT(*) FROM days WHERE day >= :first AND day <= :last),
+    (SELECT COUNT(*) FROM attempts WHERE timestamp > :late AND typeof(timestamp) <> 'integer')
+        + (SELECT COUNT(*) FROM attempts WHERE timestamp < 0 OR timestamp IS NULL),
+    (SELECT COUNT(*) FROM attempts WHERE timestamp > :late AND typeof(timestamp) = 'integer')
+"""  # by the index on time alone
 _ROWS = f"""
 SELECT timestamp, host, model, file, layer, gateway, status, latency_ms, bytes, resumed_bytes, attempt, error_type,
     error_message, http_status
@@ -72,8 +76,8 @@ FROM attempts WHERE timestamp >= :start AND timestamp < :stop AND {_SOUND_ATTEMP
 class Haul:
     """What attempts of one kind brought in the step of time that begins then (ms since 1970, UTC).
 
-    Of those that succeeded `latencies` and `durations` count how many took how many ms, and `speeds`, of those that are
-    kept and brought a MiB at least, how many brought how many bytes/s. `message` is that of the latest.
+    Of those that succeeded `latencies` and `durations` are in ms, one each, and `speeds`, of those that are kept and
+    brought a MiB at least, in bytes/s. `message` is that of the latest.
     """
 
     begins_ms: int
@@ -86,9 +90,9 @@ class Haul:
     bytes: int
     resumed_bytes: int
     duration_ms: int
-    latencies: Mapping[float, int]
-    durations: Mapping[float, int]
-    speeds: Mapping[float, int]
+    latencies: Sequence[float]
+    durations: Sequence[float]
+    speeds: Sequence[float]
     last_ms: int
     message: str = ""
 
@@ -109,29 +113,41 @@ class Hauls:
         self._place = place
         self._now_ms = now_ms
         self._faults: dict[str, None] = {}
-        self._looked: set[str] = set()
+        self._damaged: dict[str, int] = {}  # rows of a database; likewise those from the future
+        self._late: dict[str, int] = {}
 
     @property
     def faults(self) -> tuple[str, ...]:
-        return tuple(self._faults)
+        odd = {"damaged": sum(self._damaged.values()), "from the future: a clock was wrong": sum(self._late.values())}
+        told = (f"left out of the metrics: {_those(count)} {what}" for what, count in odd.items() if count)
+        return (*told, *self._faults)
 
     def between(self, start_ms: int, stop_ms: int, step_ms: int = DAY_MS) -> Iterator[Haul]:
         """Attempts from `start_ms` up to, not including, `stop_ms`. Of what became days, all days that it touches."""
         span: dict[str, int | str] = {"start": start_ms, "stop": stop_ms, "step": step_ms}
-        span |= {"first": _as_day(start_ms), "last": _as_day(stop_ms - 1)}
+        span |= {"first": _as_day(start_ms), "last": _as_day(stop_ms - 1), "late": self._now_ms + CLOCK_MS}
         for path in self._databases():
             with self._reading(path) as connection:
                 if connection:
-                    self._look_for_odd_ones(path, connection)
-                    yield from map(_of_attempts, connection.execute(_ATTEMPTS, span))
-                    days = _DAYS.format(durations="durations" if version_of(connection) >= 3 else "NULL")
-                    yield from filter(None, map(_of_day, connection.execute(days, span)))
+                    yield from self._hauls(path, connection, span)
+
+    def _hauls(self, path: str, connection: "Connection", span: dict[str, int | str]) -> Iterator[Haul]:
+        """What is there and does not come out is damaged."""
+        there, timeless, self._late[path] = connection.execute(_THERE, span).fetchone()
+        for haul in map(_of_attempts, connection.execute(_ATTEMPTS, span)):
+            there -= haul.total
+            yield haul
+        days = _DAYS.format(durations="durations" if version_of(connection) >= 3 else "NULL")
+        for day in filter(None, map(_of_day, connection.execute(days, span))):
+            there -= 1
+            yield day
+        self._damaged[path] = max(self._damaged.get(path, 0), there + timeless)
 
     def attempts(self, start_ms: int, stop_ms: int) -> Iterator[dict[str, Any]]:
         """One by one, oldest first, with the names of the CSV's columns; the time in ms since 1970."""
         span = {"start": start_ms, "stop": stop_ms}
         asked = [self._rows(path, _ROWS, span) for path in self._databases()]
-        return map(dict, heapq.merge(*asked, key=lambda row: row[0]))
+        return map(_cleaned, heapq.merge(*asked, key=lambda row: row[0]))
 
     def days(self, start_ms: int, stop_ms: int) -> list[str]:
         """Those of which attempts are kept."""
@@ -182,16 +198,6 @@ class Hauls:
             if not is_open:
                 yield None
 
-    def _look_for_odd_ones(self, path: str, connection: "Connection") -> None:
-        if path in self._looked:
-            return
-        self._looked.add(path)
-        damaged, late = connection.execute(_ODD, {"late": self._now_ms + CLOCK_MS}).fetchone()
-        if damaged:
-            self._fault(f"left out of the metrics: {_those(damaged)} damaged")
-        if late:
-            self._fault(f"left out of the metrics: {_those(late)} from the future: a clock was wrong")
-
     def _fault(self, text: str) -> None:
         self._faults[text] = None
 
@@ -200,16 +206,21 @@ def _those(count: int) -> str:
     return f"{count:,} that {'is' if count == 1 else 'are'}"
 
 
+def _cleaned(row: "Row") -> dict[str, Any]:
+    """What nobody sums may be of any type."""
+    return {name: row[name] if isinstance(row[name], int | str) else "" for name in row.keys()}  # noqa: SIM118
+
+
 def _decoded(text: bytes) -> str:
     return text.decode(errors="replace")
 
 
 def _of_attempts(row: "Row") -> Haul:
     at, model, layer, gateway, status, error_type, total, size, resumed, duration = row[:10]
-    latencies, durations, speeds = map(_counted, row[10:13])
+    latencies, durations, speeds = map(_numbers, row[10:13])
     return Haul(
         at, model, layer, gateway, status, error_type, total, int(size), int(resumed), int(duration),
-        latencies, durations, speeds, row[13], row[14],
+        latencies, durations, speeds, row[13], row[14] if isinstance(row[14], str) else "",
     )  # fmt: skip
 
 
@@ -219,16 +230,22 @@ def _of_day(row: "Row") -> Haul | None:
     if (at := _ms_of(day)) is None:
         return None
     is_good = status == "success"
-    latencies, durations = (histogram.middles(histogram.parsed(text)) if is_good else {} for text in counts)
-    if is_good and (unknown := total - sum(durations.values())) > 0:
-        durations[duration / total] = durations.get(duration / total, 0) + unknown
+    latencies, durations = (_values(text, total) if is_good else [] for text in counts)
+    if is_good and (unknown := total - len(durations)) > 0:
+        durations += [duration / total] * unknown
     return Haul(
-        at, model, layer, gateway, status, error_type, total, size, resumed, duration, latencies, durations, {}, at
+        at, model, layer, gateway, status, error_type, total, size, resumed, duration, latencies, durations, (), at
     )
 
 
-def _counted(text: str | None) -> Mapping[float, int]:
-    return Counter(map(float, text.split(","))) if text else {}
+def _numbers(text: str | None) -> Sequence[float]:
+    return list(map(int, text.split(","))) if text else ()
+
+
+def _values(counts: str, most: int) -> list[float]:
+    """Those that a histogram stands for: it may say anything."""
+    values = Counter(histogram.middles(histogram.parsed(counts))).elements()
+    return list(islice(values, min(most, MOST_OF_A_DAY)))
 
 
 def _ms_of(day: str) -> int | None:

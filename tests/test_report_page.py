@@ -1,0 +1,128 @@
+"""The page in a real browser: it loads without a complaint, asks nobody for anything, and runs nothing."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from modelcache.cache import Cache
+from modelcache.events import now_ms
+from modelcache.history import Attempt
+from modelcache.reporting.window import DAY_MS
+from modelcache.state.hauls import Size
+from modelcache.state.state import State
+from modelcache.state.uses import Uses
+from modelcache.testing import Origin
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = [
+    "<script>console.error('run')</script>", "</title><script>console.error('run')</script>", "</style><b>bold",
+    '"><img src=http://127.0.0.1:PORT/asked onerror=console.error(1)>', "' onmouseover='x", "&lt;twice&gt;", "{body}",
+    "javascript:alert(1)", "a\u202eb\x00c\nd", "]]>", "<!--", "%s%n", "\U0001f600" * 60, "x" * 5000,
+]  # fmt: skip
+VOID = {"meta", "link", "br"}
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin({}) as origin:
+        yield origin
+
+
+def page_of(home: Path, words: list[str]) -> str:
+    """Of a cache to which everything is called so."""
+    now, state = now_ms(), State(str(home), Uses(), 90 * 86400.0)
+    good = Attempt("http", "host", "success", "f", "m", latency_ms=30, duration_ms=900, bytes=3 << 20, resumed_bytes=9)
+    for day in range(3):
+        at = now - day * DAY_MS
+        state.keep_size(Size(f"2026-05-0{day + 1}", 10**9 * day, day))
+        for word in words:
+            bad = replace(good, status="error", error_type=word, error_message=word, gateway=word, timestamp=at)
+            state([replace(good, timestamp=at, gateway=word, model=word), replace(good, timestamp=at, layer=word), bad])
+            state([Attempt("cache", word, "hit", word, word, bytes=5, timestamp=at)])
+    state.close()
+    cache = Cache(home)
+    cache.report("7d").to_html(home / "page.html")
+    cache.close()
+    return (home / "page.html").read_text("utf-8")
+
+
+class Balance(HTMLParser):
+    """That every element that is opened is closed, in the right order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen |= {tag, *(f"@{name}" for name, _ in attrs)}
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen |= {tag, *(f"@{name}" for name, _ in attrs)}
+
+
+@pytest.mark.parametrize("words", [["quiet.example", "other"], HOSTILE, []], ids=["plain", "hostile", "nothing"])
+def test_the_page_is_sound_and_names_nothing_to_load(home: Path, words: list[str]) -> None:
+    text = page_of(home, words)
+    balance = Balance()
+    balance.feed(text)
+    balance.close()
+    assert balance.open == []
+    assert balance.seen.isdisjoint({"script", "img", "iframe", "object", "b>bold", "@onerror", "@onmouseover", "@src"})
+    assert re.findall(r"""(?:href|src)=["']?([^"' >]+)""", re.sub(r"&[a-z#0-9]+;", "", text))[:1] == ["data:,"]
+    assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
+    assert "\x00" not in text and "\u202e" not in text
+    if words:
+        assert all(title in text for title in ("Success rate", "Fetched, by source", "Not fetched again", "Integrity"))
+        assert text.count("<svg") == 6
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["quiet.example", "other"], HOSTILE], ids=["plain", "hostile"])
+def test_a_browser_has_nothing_to_complain_of_and_asks_for_nothing_else(
+    home: Path, tmp_path: Path, origin: Origin, words: list[str]
+) -> None:
+    if BROWSER is None:
+        pytest.skip("chromium is not installed")
+    page_of(home, [word.replace("PORT", str(origin.port)) for word in words])
+    done = look(tmp_path, home / "page.html")
+    assert "</html>" in done.stdout and "<svg" in done.stdout and "<script" not in done.stdout
+    assert complaints(done) == [] and origin.requests == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_browser_test_would_see_a_complaint_and_a_request(tmp_path: Path, origin: Origin) -> None:
+    if BROWSER is None:
+        pytest.skip("chromium is not installed")
+    page = tmp_path / "page.html"
+    page.write_text(f"<html><script>console.error('seen')</script><img src={origin.url('more.png')}></html>")
+    assert "seen" in "".join(complaints(look(tmp_path, page)))
+    assert [seen.path for seen in origin.requests] == ["/more.png"]
+
+
+def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def look(folder: Path, page: Path) -> subprocess.CompletedProcess[str]:
+    """Opens it without a window, in a profile of its own; what it became is on stdout."""
+    assert BROWSER is not None
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--dump-dom",
+        f"--user-data-dir={folder / 'profile'}", page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
