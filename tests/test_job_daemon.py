@@ -200,6 +200,20 @@ def test_whatever_is_wrong_with_one_job_the_others_run_and_it_is_said_once(lab: 
     assert len(lab.runs("stuck")) == 1
 
 
+def test_a_daemon_that_cannot_claim_says_so_once_and_goes_on_when_it_can(lab: Lab) -> None:
+    lab.configure(lab.job("count", "0 * * * *"))
+    place = Path(lab.cache.root, "jobs")
+    place.write_text("in the way")
+    daemon = lab.start()
+    for minute in range(3):
+        lab.set_clock(NOW + 60 * minute)
+        wait_until(lambda: "a file is where a folder should be" in daemon.said)
+    place.unlink()
+    lab.pass_slot(NOW)
+    assert daemon.stop() == 0
+    assert daemon.said.count("a file is where a folder should be") == 1
+
+
 def test_a_daemon_that_is_told_twice_to_stop_ends_at_once(lab: Lab) -> None:
     lab.configure(lab.job("hangs"))
     daemon = lab.start(60.0)

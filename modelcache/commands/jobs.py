@@ -83,7 +83,10 @@ def _print(report: Report, options: argparse.Namespace) -> int:
     if options.json:
         print_json(list(report))
     else:
-        print("\n".join(map(printable, str(report).split("\n"))))
+        rows = [
+            {key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in report
+        ]
+        print(replace(report, title=printable(report.title), rows=tuple(rows)))
     return 0
 
 

@@ -22,7 +22,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler  # type: ignore[im
 from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped]
 
 from modelcache.cache import Cache
-from modelcache.errors import LockedError, ModelCacheError
+from modelcache.errors import LockedError, ModelCacheError, StoreError
 from modelcache.jobs.job import Clock
 from modelcache.jobs.runner import PATIENCE_S, Runner
 from modelcache.jobs.schedule import GRACE_S, Schedule, schedules
@@ -100,10 +100,15 @@ class Daemon:
         with self._guard:
             if not slot or self._stop.is_set() or schedule.name in self._running:
                 return
-            if self._runner.ledger.is_open(schedule.name, slot):
-                thread = threading.Thread(target=self._run, args=(schedule, slot), name="modelcache-jobs", daemon=True)
-                thread.start()
-                self._running[schedule.name] = thread
+            try:
+                if self._runner.ledger.is_open(schedule.name, slot):
+                    thread = threading.Thread(target=self._run, args=(schedule, slot), daemon=True)
+                    thread.start()
+                    self._running[schedule.name] = thread
+            except StoreError as error:
+                self._say_once(f"{schedule.name}: {error.line()}")
+            except RuntimeError as error:
+                self._say_once(f"no thread: {error}")
 
     def _run(self, schedule: Schedule, slot: str) -> None:
         try:

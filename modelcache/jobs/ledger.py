@@ -98,18 +98,27 @@ class Ledger:
     def jobs(self) -> list[str]:
         """Those that have ever run here."""
         with disk_errors(self._layout.jobs), suppress(FileNotFoundError):
-            return sorted(name for name in os.listdir(self._layout.jobs) if not name.startswith("."))
+            with os.scandir(self._layout.jobs) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         return []
 
     def read(self, job: str, slot: str) -> Run | None:
-        """None where the slot is free. What cannot be read is a run, too: it counts as lost when it falls silent."""
+        """None where the slot is free. What cannot be read is a run, too: it counts as lost when it falls silent.
+
+        StoreError where nobody can tell whether there is one.
+        """
         path = self._path(job, slot)
         run = Run(job, slot, "running")
-        with suppress(StoreError, ValueError, RecursionError):
+        try:
             content = read_small(path, 2 * MOST_BYTES)
             if content is None:
                 return None
             run = Run.from_json(job, slot, json.loads(content))
+        except (ValueError, RecursionError):
+            pass
+        except StoreError:
+            if not os.path.lexists(path):
+                raise
         if run.status == "running" and _is_lost(run, path):
             return replace(run, status="lost")
         return run

@@ -40,7 +40,7 @@ def history(cache: Cache, job: str | None = None, most: int = 20) -> Report:
     ran = ledger.jobs()
     if job is not None and job not in (*ran, *(one.name for one in schedules(cache.root))):
         raise UsageError(f"no job {job!r}", next_step="see `modelcache jobs list`")
-    runs = [run for name in ([job] if job else ran) for run in ledger.runs(name, most)]
+    runs = [run for name in ([job] if job else ran) for run in ledger.runs(name, max(0, most))]
     rows = tuple(run_row(run) for run in sorted(runs, key=lambda run: (run.slot, run.job), reverse=True))
     return Report("runs of jobs", rows, hidden=("report",))
 
