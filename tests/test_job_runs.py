@@ -281,6 +281,15 @@ def test_runs_are_forgotten_when_metrics_are(cache_root: Path) -> None:
     assert [row["slot"] for row in history(cache)] == [SLOT, "20260108T0200Z", "20260101T0200Z"]
 
 
+def test_what_a_kill_left_beside_a_record_is_cleaned(cache_root: Path) -> None:
+    cache = Cache(cache_root, temporary_age=0.0)
+    runner(cache).run(job("finds"), SLOT, threading.Event())
+    left = record(cache).parent / f".{SLOT}.json.0a1b2c3d.tmp"
+    left.touch()
+    cache.clean()
+    assert not left.exists() and record(cache).exists()
+
+
 def test_a_slot_is_checked_before_it_becomes_a_name(cache: Cache) -> None:
     with pytest.raises(UsageError, match="no slot"):
         runner(cache).run(job("finds"), "../../evil", threading.Event())

@@ -8,6 +8,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from caches import run
 
 from modelcache.errors import UsageError
 from modelcache.jobs.cron import Cron
@@ -204,6 +205,12 @@ def test_in_a_root_of_a_group_nobody_else_chooses_what_runs(home: Path) -> None:
     assert {one.name: one.fault for one in schedules(str(home))}["mine"] == ""
     Path(home, "modelcache.toml").chmod(0o664)
     assert "others can write" in {one.name: one.fault for one in schedules(str(home))}["mine"]
+
+
+@pytest.mark.parametrize("zone", ["Nonsense", "CET-1CEST", "/nonexistent", "../../etc/passwd"])
+def test_a_zone_that_there_is_not_is_named(home: Path, zone: str) -> None:
+    done = run("jobs", "list", TZ=zone)
+    assert done.returncode == 0 and f"TZ={zone!r} names no time zone" in done.stdout
 
 
 def test_the_zone_is_that_of_the_machine() -> None:

@@ -10,8 +10,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import ownjobs  # noqa: F401 - nothing can be imported after the fork
 import pytest
 from caches import manifest_of, rot, run
 from crash import eventually, partial_bytes
@@ -19,6 +21,9 @@ from crash import eventually, partial_bytes
 import modelcache
 from modelcache.cache import Cache
 from modelcache.errors import StoreError, UsageError
+from modelcache.jobs.overview import history
+from modelcache.jobs.runner import Runner
+from modelcache.jobs.schedule import Schedule
 from modelcache.model import Digest
 from modelcache.queueing import Queue
 from modelcache.state.downloads import request_of
@@ -185,6 +190,22 @@ def test_one_account_repairs_removes_and_cleans_what_the_other_installed(home: P
     assert list((home / "quarantine").iterdir()) == []
     assert done_by(BERT, with_cache(home, lambda cache: cache.remove("m"))) > 0
     assert done_by(ANNA, with_cache(home, lambda cache: len(cache.models()))) == 0
+
+
+@needs_root
+def test_a_job_that_was_killed_of_one_account_is_taken_over_by_the_other(home: Path) -> None:
+    def killed(cache: Cache) -> None:
+        Runner(cache).run(Schedule("mine", "ownjobs:dies"), "20260110T0200Z", Event())
+
+    def over(cache: Cache) -> Any:
+        run = Runner(cache).run(Schedule("mine", "ownjobs:finds"), "20260110T0200Z", Event())
+        return [run.status, run.attempt, [row["status"] for row in history(cache)]]
+
+    pid, reading = begun(ANNA, with_cache(home, killed))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    os.close(reading)
+    assert done_by(BERT, with_cache(home, over)) == ["findings", 2, ["findings"]]
+    assert modes(home) == {("folder", 0o2775), ("file", 0o664)}
 
 
 @needs_root

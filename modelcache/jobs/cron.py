@@ -5,6 +5,7 @@ day of the month and one of the week are either, and an hour that the clocks go 
 Leaves to others: what runs then (`schedule`), and waking up (`daemon`).
 """
 
+import os
 from collections.abc import Iterator
 from datetime import datetime, tzinfo
 
@@ -22,7 +23,7 @@ class Cron:
 
     def __init__(self, line: str, zone: tzinfo | None = None) -> None:
         self.line = line
-        fields = line.split()
+        fields, zone = line.split(), zone or _zone()
         if len(fields) != 5 or len(line) > MOST_CHARACTERS:
             raise UsageError(f"cron = {line[:MOST_CHARACTERS]!r}: minute, hour, day, month and weekday are expected")
         try:
@@ -61,6 +62,18 @@ class Cron:
             moment = first.timestamp()
             if not first.fold or self._is_hourly:
                 yield moment
+
+
+def _zone() -> tzinfo:
+    """That of the machine, or of TZ."""
+    try:
+        zone: tzinfo = CronTrigger.from_crontab("* * * * *").timezone
+    except (LookupError, ValueError, OSError) as error:
+        name = os.environ.get("TZ", "")[:MOST_CHARACTERS]
+        raise UsageError(
+            f"TZ={name!r} names no time zone", next_step="name one, as Europe/Berlin, or unset it"
+        ) from error
+    return zone
 
 
 def _split(fields: list[str]) -> list[str]:

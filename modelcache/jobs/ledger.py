@@ -97,9 +97,8 @@ class Ledger:
 
     def jobs(self) -> list[str]:
         """Those that have ever run here."""
-        with disk_errors(self._layout.jobs), suppress(FileNotFoundError):
-            with os.scandir(self._layout.jobs) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        with disk_errors(self._layout.jobs), suppress(FileNotFoundError), os.scandir(self._layout.jobs) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         return []
 
     def read(self, job: str, slot: str) -> Run | None:

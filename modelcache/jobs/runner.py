@@ -23,6 +23,7 @@ from modelcache.jobs.ledger import MOST_RUNS, Claim, Ledger, Run, Status
 from modelcache.jobs.ping import ping
 from modelcache.jobs.schedule import SLOT_NOW, Schedule, slot_of
 from modelcache.rows import Report
+from modelcache.store.disk import make_root
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.wiring import fallback_for
@@ -74,10 +75,12 @@ class Runner:
     def run(self, schedule: Schedule, slot: str, stop: threading.Event) -> Run:
         """To its end, or until it is given up after `stop`; how it was.
 
-        LockedError while this job runs, here or elsewhere, and where somebody has run the slot; StoreError where no
-        run can be recorded. Then nothing was run.
+        LockedError while this job runs, here or elsewhere, and where somebody has run the slot; StoreError where no run
+        can be recorded; UsageError where the root is to be a group's and is not. Then nothing was run.
         """
         name = schedule.name
+        if self._cache.settings.shared:
+            make_root(self._layout.root)
         lock = self._layout.lock(f"job-{name}")
         with ExitStack() as stack:
             stack.enter_context(locked(lock, Subject(f"job {name}"), Patience(0.0)))

@@ -150,7 +150,7 @@ def temporary(layout: Layout, *, deep: bool) -> Iterator[str]:
     Whoever writes one holds its lock as long.
     """
     yield from temporary_in(layout.root)
-    for top in ("blobs", "pieces", "aliases", "models", "catalog") if deep else ():
+    for top in ("blobs", "pieces", "aliases", "models", "catalog", "jobs") if deep else ():
         for folder in _folders_below(os.path.join(layout.root, top)):
             found = list(temporary_in(folder))
             known = Installed.read(_version_of(layout, folder)) if found and top == "models" else None
