@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from modelcache.errors import UsageError
 from modelcache.manifests import make
 from modelcache.outcome import Model
 from modelcache.rows import Report
+from modelcache.state.place import Place
 from modelcache.store.installed import Installed
 from modelcache.testing import Content, Hub, Origin
 
@@ -89,6 +91,8 @@ def test_a_repository_that_is_deleted_is_nobodys_finding(cache: Cache, hub: Path
     shutil.rmtree(hub)
     report = cache.sweep(also=["hf"], share="full", clock=in_days(11))
     assert (found(report), report.findings) == ({}, 0)
+    with sqlite3.connect(Place.of(cache.root).looks) as connection:
+        assert connection.execute("SELECT count(*) FROM looks").fetchone() == (0,)
 
 
 def test_a_blob_of_two_commits_is_read_once_and_told_for_both(cache: Cache, hub: Path) -> None:
@@ -160,6 +164,19 @@ def test_a_store_of_ollama_is_verified_and_lacks_what_its_manifests_list(cache: 
         "params.json": ("ollama:tiny", "1b", "corrupt"),
     }  # fmt: skip
     assert snapshot(folder) == before
+
+
+def test_rot_in_a_folder_that_we_wrote_for_ollama_is_found(cache: Cache, tmp_path: Path) -> None:
+    ollama_store(tmp_path / "ollama", {"model": BIG, "params": SMALL}, "registry.ollama.ai/library/tiny", "1b")
+    cache.adopt("ollama")
+    theirs = tmp_path / "theirs"
+    cache.fetch("ollama:tiny:1b", layout="ollama", output=theirs)
+    rot(theirs / "blobs" / f"sha256-{BIG.sha256}", 2_000_000)
+    before = snapshot(theirs)
+    report = cache.sweep(also=[str(theirs)], share="full")
+    assert {row["file"] for row in report if row["finding"] == "corrupt"} == {"model.gguf"}
+    assert {row["where"] for row in report} == {str(theirs)}
+    assert snapshot(theirs) == before
 
 
 def test_garbage_in_a_store_of_ollama_is_passed_over(cache: Cache, tmp_path: Path) -> None:

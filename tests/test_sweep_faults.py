@@ -146,13 +146,14 @@ def test_a_file_that_is_replaced_by_a_right_one_while_it_is_read_is_not_marked(c
     assert cache.path("m")
 
 
-def test_a_model_that_is_removed_while_it_is_read_is_nobodys_finding(cache: Cache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [2, 5])  # before its first byte, and between two of its buffers
+def test_a_model_that_is_removed_while_it_is_read_is_nobodys_finding(cache: Cache, tmp_path: Path, after: int) -> None:
     place = add(cache, tmp_path)
 
     def remove() -> None:
         cache.remove("m")
 
-    report = cache.sweep(share="full", stop=Meanwhile(remove), clock=later)
+    report = cache.sweep(share="full", stop=Meanwhile(remove, after), clock=later)
     assert finding(report) in ("whole", "")
     assert report.findings == 0
     assert not place.exists()
