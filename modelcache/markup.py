@@ -82,7 +82,8 @@ ul { margin: 0.35rem 0; padding-left: 1.2rem; } li { margin: 0.15rem 0; overflow
 .tiles b { display: block; font-size: 1.45rem; font-weight: 600; letter-spacing: -0.01em; line-height: 1.3; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }
 figure { margin: 0 0 1rem; min-width: 0; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg { display: block; width: 100%; height: auto; }
+svg.full { min-width: 40rem; }
 svg text { fill: var(--soft); font-size: 11px; font-family: inherit; }
 .grid { stroke: var(--faint); stroke-width: 1; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.15rem 1rem; margin: 0 0 0.4rem; padding: 0; list-style: none;
@@ -100,5 +101,5 @@ tbody tr:last-child td { border-bottom: 0; }
 summary { cursor: pointer; color: var(--soft); font-size: 0.87rem; margin-top: 0.75rem; }
 footer { margin-top: 3rem; border-top: 1px solid var(--faint); padding-top: 0.75rem; }
 @media print { body { font-size: 11px; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
-  figure, tr, .tiles { break-inside: avoid; } .tiles li { border: 1px solid var(--faint); } }
+  svg.full { min-width: 0; } figure, tr, .tiles { break-inside: avoid; } .tiles li { border: 1px solid var(--faint); } }
 """.strip()

@@ -19,7 +19,12 @@ from modelcache.events import DownloadComplete, Fact, FactType, Progress
 from modelcache.history import DownloadRecord
 from modelcache.jobs.job import BUILT_IN
 from modelcache.jobs.schedule import KEYS
+from modelcache.reporting.overview import SUMMARY
+from modelcache.reporting.prometheus import exposition
+from modelcache.reporting.publishing import DOWNLOADS
 from modelcache.settings import Settings
+from modelcache.state.hauls import Hauls
+from modelcache.state.place import Place
 from modelcache.testing import Content, Hub, Origin
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +141,15 @@ def test_the_page_of_events_has_every_field_and_type() -> None:
 def test_the_page_of_history_has_every_field_of_a_record() -> None:
     row = DownloadRecord("", "", "", "", "", "success").to_row()
     assert set(listed(tables("history.md", "field", "type"))) == {*row, "canResume"}
+
+
+def test_the_page_of_reports_has_every_column_and_metric() -> None:
+    assert tuple(listed(tables("reports.md", "column"))) == SUMMARY
+    (told,) = [row[1] for row in tables("reports.md", "file") if row[0].startswith("downloads-")]
+    assert tuple(re.findall(r"\b[a-z_]+\b", told.partition(": ")[2].replace("(hit, success, error)", ""))) == DOWNLOADS
+    lines = exposition(Hauls(Place("", "", ""), 0), 1, 0).splitlines()
+    metrics = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    assert {name.partition("{")[0] for name, *_ in tables("reports.md", "metric")} == metrics
 
 
 def cases() -> list[tuple[str, str]]:

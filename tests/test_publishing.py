@@ -110,6 +110,7 @@ def test_every_cell_of_the_downloads_is_what_the_sources_did(
         cache.fetch(origin.url("2.bin"), sha256=sha)
     origin.heal()
     cut = [seen for seen in origin.requests if seen.path.endswith("2.bin")]
+    origin.faults(Status(503, times=1), path="2.bin")
     cache.fetch(origin.url("2.bin"), sha256=sha)
 
     with pytest.raises(ModelCacheError):
@@ -141,7 +142,8 @@ def test_every_cell_of_the_downloads_is_what_the_sources_did(
     brought = sum(int(found["bytes"]) for found in of_two)
     assert brought == FILE.size and int(resumed["resumed_bytes"]) == FILE.size - int(resumed["bytes"])
     assert resumed["http_status"] == "206"
-    assert len([found for found in of_two if found["status"] == "error"]) == len(cut)
+    assert len([found for found in of_two if found["status"] == "error"]) == len(cut) + 1
+    assert [found["resumed_bytes"] for found in of_two if found["http_status"] == "503"] == ["0"]  # it saved nothing
     assert {found["error_type"] for found in of_two if found["status"] == "error"} == {"network"}
 
     (gone,) = [found for found in rows if found["file"] == "nothing.bin"]

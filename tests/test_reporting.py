@@ -338,3 +338,29 @@ def test_the_command_says_on_stderr_what_was_left_out(home: Path) -> None:
     change(home, "UPDATE attempts SET bytes = 'many'")
     done = run("report", "--json")
     assert done.stdout.strip() == "[]" and done.stderr == "left out of the metrics: 1 that is damaged\n"
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.nightly
+def test_a_report_over_a_million_attempts_takes_seconds_and_little_memory(home: Path) -> None:
+    keep(home, [GOOD])
+    row = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) INSERT INTO attempts SELECT"
+        f" {NOW} - (1000000 - i) * 7776, 'host', 'model-' || (i * 7919 % 60), 'f', 'http', 'host-' || (i * 104729 % 9),"
+        " CASE i % 14 WHEN 0 THEN 'error' WHEN 1 THEN 'hit' ELSE 'success' END, abs(random() % 2000),"
+        " abs(random() % 1000000000), 0, 1, CASE i % 14 WHEN 0 THEN 'network' ELSE '' END, '', 200,"
+        " abs(random() % 90000) FROM n"
+    )
+    change(home, row)
+    code = (
+        "import resource, modelcache as mc; report = mc.report('91d');"
+        "usage = resource.getrusage(resource.RUSAGE_SELF);"
+        "print(sum(row['total'] for row in report if row['group'] == 'layer'), usage.ru_utime + usage.ru_stime,"
+        " usage.ru_maxrss // 1024)"
+    )
+    total, seconds, mib = run_python(code).split()
+    print(f"{total} attempts: {float(seconds):.1f} s of CPU, {mib} MiB")
+    assert int(total) == 1_000_001
+    assert float(seconds) < 5 and int(mib) < 150

@@ -434,6 +434,8 @@ def test_a_database_of_the_first_version_keeps_all_but_the_health(state: State) 
     assert state.health()[("http", "old")] == Health()
     state([TRY])
     assert [gateway for _, gateway in state.health()] == ["host"]
+    with contextlib.closing(sqlite3.connect(state.place.database)) as connection:
+        assert "durations" in {column[1] for column in connection.execute("PRAGMA table_info(days)")}
     assert (len(rows(state, "attempts")), len(state.downloads())) == (2, 1)
 
 

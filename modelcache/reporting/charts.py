@@ -101,9 +101,11 @@ def _figure(title: str, series: Series, labels: Sequence[str], drawing: Sequence
     entries = "".join(f'<li style="--hue:{_hue(index)}">{text(name)}</li>' for index, name in enumerate(series))
     legend = f'<ul class="legend">{entries}</ul>' if len(series) > 1 else ""
     drawn = "".join([*drawing, *_labels(labels, width)])
+    least = ' class="full"' if width == FULL else ""
     return (
         f"<figure><h3>{text(title)}</h3>{legend}"
-        f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{text(title)}">{drawn}</svg></figure>'
+        f'<div class="wide"><svg{least} viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{text(title)}">'
+        f"{drawn}</svg></div></figure>"
     )
 
 

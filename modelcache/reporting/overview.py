@@ -91,7 +91,7 @@ class Failure:
 
 
 class Overview:
-    """Of a window. `over_time` is by step, then by layer and gateway."""
+    """Of a window. `over_time` is by step, then by layer and gateway; `speeds` are rounded down to powers of two."""
 
     def __init__(self, window: Window, hauls: Iterable[Haul]) -> None:
         self.window = window
@@ -115,8 +115,7 @@ class Overview:
                 sums.latencies.update(haul.latencies)
         self.all.add(haul)
         self.over_time[haul.begins_ms].setdefault((haul.layer, keys["gateway"]), Sums()).add(haul)
-        if haul.speeds:
-            self.speeds.update(haul.speeds)
+        self.speeds.update(2 ** int(speed).bit_length() // 2 for speed in haul.speeds)
         if haul.status == "error":
             self.failures.setdefault((haul.error_type, haul.layer, keys["gateway"]), Failure()).add(haul)
 

@@ -86,7 +86,7 @@ def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:
     rate = sums.success_rate
     saved = sums.saved_cache + sums.saved_resume
     all_bytes = sums.bytes + saved
-    yield "Succeeded", "" if rate is None else as_percent(rate), f"{sums.success:,} of {sums.total:,}"
+    yield "Succeeded", "\u2013" if rate is None else as_percent(rate), f"{sums.success:,} of {sums.total:,}"
     yield "Fetched", in_units(sums.bytes), f"{_rate(sums.throughput)} a connection" if sums.throughput else ""
     yield (
         "Not fetched again",
@@ -191,8 +191,8 @@ def _speed(facts: Facts) -> Iterator[str]:
     speeds = facts.overview.speeds
     if speeds:
         yield charts.distribution(
-            "Speed of a connection, of how many attempts",
-            "from here up to twice that",
+            "Attempts, by the speed of a connection",
+            "up to twice that",
             speeds,
             lambda speed: f"{in_units(speed)}/s",
         )
