@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from caches import Events, manifest_of, rot, run
@@ -394,6 +395,13 @@ def test_subscribers_are_told_of_a_sweep(cache: Cache, six: Mapping[str, Path]) 
     ends = [event for event in told.progress if event["done"]]
     assert {(event["modelId"], event["status"]) for event in ends} == {("m0", "completed"), ("m1", "completed")}
     assert len(ends) == 2
+
+
+@pytest.mark.parametrize("name", ["older_than", "time_limit", "rate_limit"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "999999999999999d", "999999999999999T", 10**30])
+def test_numbers_that_cannot_be_meant_are_refused(cache: Cache, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        cache.sweep(**{name: value})
 
 
 def test_places_that_are_none_are_refused(cache: Cache, tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_hostile_caches_do_no_harm(cache: Cache, tmp_path: Path, hub: Path, kind
     assert found(report).get("model.safetensors") == told
 
 
+def test_names_that_are_no_text_are_verified_too(cache: Cache, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/any \xff name"
+    repository = hub_cache(Path(os.fsdecode(folder)), {"model.safetensors": BIG, os.fsdecode(b"b\xff.bin"): OTHER})
+    rot(blob(repository, OTHER), 5)
+    for day in (0, 1, 11):
+        report = cache.sweep(also=[os.fsdecode(folder)], share="full", clock=in_days(day))
+        assert [row["file"] for row in report if row["finding"] == "corrupt"] == [os.fsdecode(b"b\xff.bin")]
+    os.makedirs(os.fsencode(cache.root) + b"/models/\xff")
+    assert cache.sweep(also=["hf"], share="full").findings == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHONS, reason="MODELCACHE_HF_PYTHONS names no Python with huggingface_hub")
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda python: Path(python).parent.parent.name)

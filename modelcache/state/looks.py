@@ -37,7 +37,7 @@ CREATE TABLE models (
 CREATE INDEX models_by_age ON models (oldest);
 CREATE TABLE proven (sha256 TEXT PRIMARY KEY, id TEXT, version TEXT, path TEXT) WITHOUT ROWID;
 CREATE TABLE looks (
-    cache TEXT, place TEXT, size INTEGER, mtime_ns INTEGER, inode INTEGER, at INTEGER, finding TEXT, reason TEXT,
+    cache BLOB, place BLOB, size INTEGER, mtime_ns INTEGER, inode INTEGER, at INTEGER, finding TEXT, reason TEXT,
     PRIMARY KEY (cache, place)
 ) WITHOUT ROWID;
 CREATE TEMP TABLE there (id TEXT PRIMARY KEY, folder_ns INTEGER) WITHOUT ROWID;
@@ -119,8 +119,9 @@ class Looks:
             self._connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def _looks_below(self, folder: str) -> int:
-        sql = "SELECT count(*) FROM looks WHERE cache = '' AND place > ? AND place < ?"
-        (count,) = self._connection.execute(sql, (f"{folder}/", f"{folder}0")).fetchone()  # 0 comes after /
+        sql = "SELECT count(*) FROM looks WHERE cache = x'' AND place > ? AND place < ?"
+        below = os.fsencode(folder)
+        (count,) = self._connection.execute(sql, (below + b"/", below + b"0")).fetchone()  # 0 comes after /
         return int(count)
 
     def forget(self, model_id: str, version: str) -> None:
@@ -163,21 +164,24 @@ class Looks:
     def of(self, cache: str) -> dict[str, Look]:
         """By place."""
         rows = self._connection.execute(
-            "SELECT place, size, mtime_ns, inode, at, finding, reason FROM looks WHERE cache = ?", (cache,)
+            "SELECT place, finding, reason, size, mtime_ns, inode, at FROM looks WHERE cache = ?",
+            (os.fsencode(cache),),
         )
         return {
-            place: Look(Stamp(size, mtime_ns, inode, at), finding, str(reason))
-            for place, size, mtime_ns, inode, at, finding, reason in rows
-            if finding in _FINDINGS and all(isinstance(each, int) for each in (size, mtime_ns, inode, at))
+            os.fsdecode(place): Look(Stamp(*numbers), finding, str(reason))
+            for place, finding, reason, *numbers in rows
+            if type(place) is bytes and finding in _FINDINGS and all(isinstance(each, int) for each in numbers)
         }
 
     def look(self, cache: str, place: str, look: Look) -> None:
         stamp = look.stamp
-        row = cache, place, stamp.size, stamp.mtime_ns, stamp.inode, stamp.verified_at, look.finding, look.reason
+        reason = look.reason.encode(errors="replace").decode()  # it may name a file that has any name
+        numbers = stamp.size, stamp.mtime_ns, stamp.inode, stamp.verified_at
+        row = os.fsencode(cache), os.fsencode(place), *numbers, look.finding, reason
         self._connection.execute("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def unlook(self, cache: str, places: Iterable[str]) -> None:
-        rows = ((cache, place) for place in places)
+        rows = ((os.fsencode(cache), os.fsencode(place)) for place in places)
         self._connection.executemany("DELETE FROM looks WHERE cache = ? AND place = ?", rows)
 
 

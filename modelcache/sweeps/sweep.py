@@ -25,7 +25,7 @@ from modelcache.manifests import load
 from modelcache.names import joined
 from modelcache.order import Workshop
 from modelcache.rows import Report
-from modelcache.settings import DAY_S, HUGGING_FACE, OLLAMA
+from modelcache.settings import DAY_S, HUGGING_FACE, MOST, MOST_S, OLLAMA
 from modelcache.state.looks import Looks
 from modelcache.state.place import Place
 from modelcache.store.installed import RECORD
@@ -72,13 +72,16 @@ class Plan:
         also: Iterable[str],
     ) -> Self:
         """From what people type. UsageError."""
-        older_than_s, time_limit_s = _seconds(older_than), _seconds(time_limit)
-        rate = bytes_of(rate_limit) if isinstance(rate_limit, str) else rate_limit
-        return cls(share_of(share), older_than_s, time_limit_s, rate, strict, repairs, tuple(also))
+        older_than_s = _bounded("older_than", seconds_of(older_than) if isinstance(older_than, str) else older_than)
+        time_limit_s = _bounded("time_limit", seconds_of(time_limit) if isinstance(time_limit, str) else time_limit)
+        rate = _bounded("rate_limit", bytes_of(rate_limit) if isinstance(rate_limit, str) else rate_limit, MOST)
+        return cls(share_of(share), older_than_s, time_limit_s, int(rate), strict, repairs, tuple(also))
 
 
-def _seconds(value: str | float) -> float:
-    return seconds_of(value) if isinstance(value, str) else float(value)
+def _bounded(name: str, value: float, most: float = MOST_S) -> float:
+    if not 0 <= value <= most:
+        raise UsageError(f"{name} = {value!r}: a number from 0 to {most:.0e} is expected")
+    return value
 
 
 @dataclass(slots=True)
