@@ -186,11 +186,14 @@ def _models(broom: _Broom) -> None:
     taken = eviction.taken(layout) - (sum(row["size"] for row in broom.rows) if broom.dry_run else 0)
     taken -= _rotten(broom, taken - settings.disk_budget) if settings.disk_budget else 0
     limits = eviction.Limits(settings.disk_budget, settings.unused_age)
-    for one in eviction.chosen(eviction.candidates(layout), time.time(), taken, limits):
+    stuck: set[str] = set()
+    for one in eviction.chosen(eviction.candidates(layout), time.time(), taken, limits, stuck):
         removal = partial(eviction.evict, layout, broom.shop.registry, one.record)
         is_gone = broom.take("model", one.record.folder, one.reason, removal, one.record.id, one.size)
         if is_gone:
             _eviction_told(broom.shop, one.record)
+        elif not broom.dry_run:
+            stuck.add(one.record.folder)
         taken -= one.size if is_gone or broom.dry_run else 0
     if settings.disk_budget and taken > settings.disk_budget:
         over = STILL_OVER.format(in_units(taken - settings.disk_budget))

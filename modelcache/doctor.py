@@ -92,7 +92,9 @@ class Examination:
     def _proxies(self) -> Iterator[Finding]:
         for name in sorted(os.environ):
             if name.lower() in PROXIES and os.environ[name]:
-                value = without_secrets(os.environ[name])
+                given = os.environ[name]
+                has_scheme = "//" in given or name.lower() == "no_proxy"  # a proxy may do without one
+                value = without_secrets(given if has_scheme else f"//{given}").removeprefix("//")
                 yield Finding("note", "proxy", f"{name} is set: {value}", f"unset {name}, if it is not wanted")
 
     # -- the place ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -61,10 +61,13 @@ class Limits:
     unused_age: float = 0.0
 
 
-def chosen(candidates: Iterable[Candidate], now: float, taken: int, limits: Limits) -> Iterator[Evicted]:
+def chosen(
+    candidates: Iterable[Candidate], now: float, taken: int, limits: Limits, stuck: Container[str] = ()
+) -> Iterator[Evicted]:
     """Those that go, the least recently used first, of a store that takes so many bytes of the disk.
 
-    Over the budget no more go than are needed, and none that would free nothing.
+    Over the budget no more go than are needed, and none that would free nothing. `stuck` are the folders of those that
+    did not go after all, as far as that is known by the time the next is asked for.
     """
     oldest_first = sorted(candidates, key=lambda one: one.last_used)
     users = Counter(sha256 for one in oldest_first for sha256 in one.contents)
@@ -73,14 +76,18 @@ def chosen(candidates: Iterable[Candidate], now: float, taken: int, limits: Limi
         idle_s = now - one.last_used
         is_unused = limits.unused_age and idle_s > limits.unused_age
         over = taken - limits.budget if limits.budget else 0
-        is_wanted = over > 0 and (one.copies or one.contents.keys() - staying)
+        is_wanted = over > 0 and (one.copies or any(one.contents[sha256] for sha256 in one.contents.keys() - staying))
         if not _may_go(one, now) or not (is_unused or is_wanted):
             continue
         users.subtract(one.contents.keys())
         size = one.copies + sum(size for sha256, size in one.contents.items() if not users[sha256])
         idle = f"not asked for in {lasting(idle_s)}"
         yield Evicted(one.record, size, idle if is_unused else f"{in_units(over)} over the budget; {idle}")
-        taken -= size
+        if one.record.folder in stuck:
+            users.update(one.contents.keys())
+            staying |= one.contents.keys()
+        else:
+            taken -= size
 
 
 def _may_go(one: Candidate, now: float) -> bool:
@@ -89,8 +96,9 @@ def _may_go(one: Candidate, now: float) -> bool:
 
 def evict(layout: Layout, registry: Registry, record: Installed) -> int:
     """Removes it, unless somebody has come to want it since; the bytes freed. LockedError, StoreError."""
-    if time.time() - Marks(layout).last_used(record) <= RECENT_S:
-        raise LockedError(f"{record.id} was asked for just now")
+    marks = Marks(layout)
+    if time.time() - marks.last_used(record) <= RECENT_S or marks.is_pinned(record.id, record.version):
+        raise LockedError(f"{record.id} was asked for or pinned just now")
     return remove(layout, registry, record)
 
 
@@ -121,7 +129,7 @@ def _candidate(layout: Layout, record: Installed, marks: Marks, in_use: frozense
 def taken(layout: Layout) -> int:
     """How many bytes of the disk a store takes, each file once, whatever names it has; no file of another tool."""
     inodes: dict[int, int] = {}
-    waiting = [layout.root]
+    waiting = [os.path.realpath(layout.root)]  # which may be a link to where there is room
     while waiting:
         for entry in entries_of(waiting.pop()):
             with suppress(OSError):

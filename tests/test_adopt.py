@@ -18,7 +18,7 @@ from modelcache.store.layout import Layout
 from modelcache.store.shelf import Shelf
 from modelcache.testing import Content, Hold, Hub
 from tests.caches import Events, check_progress, rot, run
-from tests.foreign import git_sha1, hub_cache, snapshot
+from tests.foreign import git_sha1, hub_cache, ollama_store, snapshot
 
 CONFIG = Content.of(b'{"a": 1}')
 WEIGHTS = Content.generated(LEAST_LINKED + 300_000, seed=1)
@@ -48,6 +48,34 @@ def test_what_a_cache_calls_by_the_name_of_a_commit_is_compared_with_what_the_hu
     assert {name: Path(model[name].path).read_bytes() for name in FILES} == {
         name: content.read() for name, content in FILES.items()
     }
+
+
+def test_folders_within_folders_without_end_keep_nothing_from_being_adopted(cache: Cache, theirs: Path) -> None:
+    ours = theirs.parent / "ollama"
+    hub_cache(theirs, FILES), ollama_store(ours, {"model": WEIGHTS})
+    tops = (snapshot_of(theirs), ours / "manifests")
+    try:
+        for top in tops:
+            nested(top, 1100)
+        for tier in (theirs, ours):
+            assert set(outcomes(cache.adopt(tier)).values()) <= {"taken", "here"}
+        assert len(cache.models()) == 2
+        Cache(cache.root, tiers=(str(theirs), str(ours))).doctor()
+    finally:  # pytest would not get to their end either
+        subprocess.run(["rm", "-rf", *tops], check=True)
+
+
+def snapshot_of(cache: Path) -> Path:
+    return cache / "models--org--name" / "snapshots" / COMMIT
+
+
+def nested(folder: Path, depth: int) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("a", dir_fd=fd)
+        above, fd = fd, os.open("a", os.O_RDONLY, dir_fd=fd)
+        os.close(above)
+    os.close(fd)
 
 
 def test_a_commit_means_itself_whatever_calls_itself_so(hub: Hub, cache: Cache, theirs: Path) -> None:

@@ -214,16 +214,20 @@ def _take_the_advice(home: Path, origin: Origin, fixes: list[str]) -> None:
 
 def test_what_is_worth_knowing_is_a_note_and_no_fault(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:geheim@proxy:3128/?x=geheim")
+    monkeypatch.setenv("http_proxy", "user:geheim@proxy:3128")
+    monkeypatch.setenv("all_proxy", "user:ge/heim@proxy:3128")
+    monkeypatch.setenv("no_proxy", "localhost,::1,.corp")
     monkeypatch.setenv("MODELCACHE_CONECTIONS", "3")
     (home / "locks/model-dead.lock").touch()
     (home / "locks/model-dead.lock.json").write_text("{}")
     (home / "logs" / "x.jsonl").touch()
     os.utime(home / "logs" / "x.jsonl", (time.time() + 1000 * DAY,) * 2)
     told = "\n".join(notes(home))
-    for text in ("HTTPS_PROXY is set: http://proxy:3128/", "MODELCACHE_CONECTIONS is no setting", "holder was killed",
+    for text in ("HTTPS_PROXY is set: http://proxy:3128/", "http_proxy is set: proxy:3128",
+                 "no_proxy is set: localhost,::1,.corp", "MODELCACHE_CONECTIONS is no setting", "holder was killed",
                  "x.jsonl: from the future"):  # fmt: skip
         assert text in told
-    assert "geheim" not in told
+    assert "heim" not in told
     assert run("doctor").returncode == 0
 
 

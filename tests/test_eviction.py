@@ -14,11 +14,12 @@ from caches import manifest_of, run
 from crash import begin, check_store
 
 from modelcache.cache import Cache
-from modelcache.errors import ModelNotAvailableError
-from modelcache.eviction import Candidate, Limits, chosen, taken
+from modelcache.errors import LockedError, ModelNotAvailableError
+from modelcache.eviction import Candidate, Limits, candidates, chosen, evict, taken
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.marks import Marks
+from modelcache.store.shelf import Shelf
 from modelcache.testing import Content, Hold, Origin
 
 MIB = 1 << 20
@@ -58,12 +59,24 @@ def candidate(name: str, used_days_ago: float, *contents: str, may_go: bool = Tr
             [candidate("a", 9, "x", copies=3), candidate("b", 8, "x", may_go=False)],
             13, Limits(10), {"a": 3}, id="a copy is freed all the same",
         ),
+        pytest.param(
+            [replace(candidate("a", 9), contents={"a": 0}), candidate("b", 8)],
+            15, Limits(10), {"b": 10}, id="what is another tool's file as well frees nothing",
+        ),
     ],
 )  # fmt: skip
 def test_what_goes(candidates: list[Candidate], taken: int, limits: Limits, expected: dict[str, int]) -> None:
     found = list(chosen(candidates, NOW, taken, limits))
     assert {one.record.id: one.size for one in found} == expected
     assert [one.record.id for one in found] == list(expected)
+
+
+def test_what_could_not_be_taken_away_is_not_counted_as_gone_nor_is_what_it_shares() -> None:
+    stuck: set[str] = set()
+    here = [candidate("a", 9, "x", "y"), candidate("b", 8, "x"), candidate("c", 7)]
+    going = chosen(here, NOW, 30, Limits(25), stuck)
+    stuck.add(next(going).record.folder)
+    assert [(one.record.id, one.size) for one in going] == [("c", 10)]
 
 
 def test_whatever_is_here_the_rest_fits_or_nothing_more_may_go() -> None:
@@ -196,6 +209,40 @@ def test_what_is_being_fetched_stays(origin: Origin, models: Cache, cache_root: 
     hold.release.set()
     out, said = child.communicate(timeout=30)
     assert (child.returncode, Path(out.strip(), "more").stat().st_size) == (0, MIB), said
+
+
+def test_what_cannot_be_taken_away_keeps_nothing_else_from_going(models: Cache, cache_root: Path) -> None:
+    there = cache_root / "models" / "a" / "1" / "a"
+    there.unlink()
+    (there / "folder").mkdir(parents=True)
+    rows = with_less(models, 1).clean()
+    assert [(row["model"], row["removed"]) for row in rows if row["kind"] == "model"] == [("a", False), ("b", True)]
+    assert "budget" not in {row["kind"] for row in rows}
+
+
+def test_what_was_pinned_since_it_was_chosen_stays(models: Cache) -> None:
+    layout = Layout(models.root)
+    found = {one.record.id: one.record for one in candidates(layout)}
+    models.pin("a")
+    with pytest.raises(LockedError):
+        evict(layout, Shelf(layout).registry, found["a"])
+    assert here(models) == {"a", "b", "c"}
+
+
+def test_a_root_that_is_a_link_has_a_budget_too(models: Cache, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(models.root)
+    assert taken(Layout(str(link))) == taken(Layout(models.root))
+
+
+def test_a_record_with_numbers_that_no_file_has_is_none(models: Cache, cache_root: Path) -> None:
+    path = cache_root / "models" / "a" / "1" / ".manifest.json"
+    record = json.loads(path.read_text())
+    for name in ("size", "mtime_ns", "verified_at"):
+        path.write_text(json.dumps(record | {"files": [file | {name: 10**400} for file in record["files"]]}))
+        (cache_root / "used" / "a" / "1").unlink(missing_ok=True)
+        with_less(models, 0.5).clean(dry_run=True)
+        assert here(models) == {"b", "c"}
 
 
 def test_what_had_rotted_goes_before_what_is_right(models: Cache) -> None:

@@ -69,6 +69,8 @@ def test_what_was_said_at_a_time_to_come_is_not_the_latest(resolved: Resolved, t
     assert resolved.said_at(MAIN) == 0
     resolved.save(MAIN, MANIFEST, 10**12)
     assert resolved.said_at(MAIN) == 10**12
+    resolved.save(MAIN, MANIFEST, -(10**400))
+    assert resolved.said_at(MAIN) == 0
 
 
 @pytest.mark.parametrize("name", ["aliases", COMMIT])

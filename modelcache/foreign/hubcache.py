@@ -17,7 +17,18 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from modelcache.errors import UsageError
-from modelcache.foreign.tier import Abandoned, Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
+from modelcache.foreign.tier import (
+    Abandoned,
+    Claim,
+    Found,
+    Left,
+    below,
+    entries_of,
+    led_to,
+    regular_inside,
+    small,
+    touched_ms,
+)
 from modelcache.model import GIT, MAX_MANIFEST_BYTES, MAX_MANIFEST_FILES, Digest, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts, checked_path
 from modelcache.refs import Ref, is_alias
@@ -73,7 +84,7 @@ class HubCache:
 
     def _claims_of(self, repository: str, ref: Ref) -> Iterator[Claim]:
         listed = {file.path: file for file in _tree(os.path.join(repository, "trees", f"{ref.version}.json"), ref)}
-        for name, path in _below(os.path.join(repository, "snapshots", ref.version)):
+        for name, path in below(os.path.join(repository, "snapshots", ref.version), MAX_MANIFEST_FILES):
             try:
                 blob = _BLOB.fullmatch(os.readlink(path))
             except OSError:
@@ -110,7 +121,7 @@ class HubCache:
         files: dict[str, ModelFile] = {}
         places: dict[str, str] = {}
         left: list[Left] = []
-        for name, path in _below(os.path.join(repository, "snapshots", ref.version)):
+        for name, path in below(os.path.join(repository, "snapshots", ref.version), MAX_MANIFEST_FILES):
             try:
                 file, place = self._file(path, name, ref)
                 if known.get(file.path, file).digests != file.digests:
@@ -190,22 +201,11 @@ def _described(ref: Ref, name: str, size: int, digest: str) -> ModelFile:
 def _refs(folder: str) -> dict[str, dict[str, int]]:
     """Branches and tags by the commit that they meant, each with when that was written."""
     refs: dict[str, dict[str, int]] = {}
-    for name, path in _below(folder, MOST):
+    for name, path in below(folder, MOST):
         commit = (small(path, MOST_REF_BYTES) or b"").decode(errors="replace").strip()
         if _COMMIT.fullmatch(commit):
             refs.setdefault(commit, {})[name] = touched_ms(path)
     return refs
-
-
-def _below(folder: str, most: int = MAX_MANIFEST_FILES) -> Iterator[tuple[str, str]]:
-    """Name and path of everything below a folder that is none; links are not followed."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted({*names, *(each for each in folders if os.path.islink(os.path.join(parent, each)))}):
-            path = os.path.join(parent, name)
-            yield os.path.relpath(path, folder).replace(os.sep, "/"), path
-            if not (most := most - 1):
-                return
 
 
 def _tree(path: str, ref: Ref) -> tuple[ModelFile, ...]:

@@ -17,7 +17,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from modelcache.errors import UsageError
-from modelcache.foreign.tier import Abandoned, Claim, Found, Left, entries_of, led_to, regular_inside, small, touched_ms
+from modelcache.foreign.tier import (
+    Abandoned,
+    Claim,
+    Found,
+    Left,
+    below,
+    entries_of,
+    led_to,
+    regular_inside,
+    small,
+    touched_ms,
+)
 from modelcache.image import MANIFEST, MOST_BYTES, contents_of
 from modelcache.model import Digest, Manifest, ModelFile, Span
 from modelcache.openfiles import is_running
@@ -81,13 +92,9 @@ class OllamaStore:
                     yield Claim(Ref.parse(base).base, tag, each.path, place, (each.sha256,), each.size)
 
     def _manifests(self) -> Iterator[tuple[list[str], str]]:
-        """Names and path of everything below the manifests that is no folder; links are not followed."""
-        top = os.path.join(self.name, "manifests")
-        for parent, folders, names in os.walk(top):
-            folders.sort()
-            for name in sorted({*names, *(each for each in folders if os.path.islink(os.path.join(parent, each)))}):
-                path = os.path.join(parent, name)
-                yield os.path.relpath(path, top).split(os.sep), path
+        """Names and path of everything below the manifests that is no folder; one more than are looked at."""
+        for name, path in below(os.path.join(self.name, "manifests"), MOST + 1):
+            yield name.split("/"), path
 
     def _model(self, base: str, where: str, digest: Digest, aliases: Mapping[str, int], path: str) -> Found:
         """UsageError where it can be no model of ours, or the manifest is none, or not any more."""

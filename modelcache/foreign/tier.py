@@ -122,6 +122,19 @@ def entries_of(folder: str, most: int) -> Iterator["os.DirEntry[str]"]:
         return
 
 
+def below(folder: str, most: int) -> Iterator[tuple[str, str]]:
+    """Name and path of everything below a folder that is none, at most so many; links are not followed."""
+    waiting = [folder]
+    while waiting:
+        there = list(entries_of(waiting.pop(), most))
+        for entry in there:
+            if not entry.is_dir(follow_symlinks=False):
+                yield os.path.relpath(entry.path, folder).replace(os.sep, "/"), entry.path
+                if not (most := most - 1):
+                    return
+        waiting += [entry.path for entry in reversed(there) if entry.is_dir(follow_symlinks=False)]
+
+
 def touched_ms(path: str) -> int:
     """When it was written last; 0 where nobody can tell: a time to come is none that was (I14)."""
     try:

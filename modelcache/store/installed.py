@@ -20,6 +20,7 @@ from modelcache.store.disk import read_small, write_atomic
 
 RECORD = ".manifest.json"
 _HEX = re.compile("[0-9a-f]{64}")
+_MOST = 1 << 64  # what a file system tells of a file is less
 Proof = Literal["given", "listed", "cid", "first_use"]
 _PROOFS = get_args(Proof)
 Condition = Literal["right", "changed", "missing"]
@@ -88,7 +89,7 @@ class InstalledFile:
         numbers = entry["size"], entry["mtime_ns"], entry["inode"], entry["verified_at"]
         if checked_path(path) != path or not _HEX.fullmatch(sha256) or proof not in _PROOFS:
             raise ValueError(path)
-        if not (type(verified) is str and all(type(number) is int for number in numbers)):
+        if not (type(verified) is str and all(type(number) is int and abs(number) < _MOST for number in numbers)):
             raise TypeError(path)
         return cls(path, sha256, proof, verified, Stamp(*numbers), tuple(map(str, entry["urls"])))
 

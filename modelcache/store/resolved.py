@@ -55,7 +55,7 @@ class Resolved:
     def said_at(self, ref: Ref) -> int:
         """When it was said last what a tag or branch means, in ms since 1970; 0 if it never was, or nobody can tell."""
         match self._aliases(ref.id).get(ref.alias):
-            case {"at": int(at)} if at <= now_ms():  # a time to come is none that was (I14)
+            case {"at": int(at)} if 0 <= at <= now_ms():  # a time to come is none that was (I14)
                 return at
         return 0
 
