@@ -96,10 +96,13 @@ def _may_go(one: Candidate, now: float) -> bool:
 
 def evict(layout: Layout, registry: Registry, record: Installed) -> int:
     """Removes it, unless somebody has come to want it since; the bytes freed. LockedError, StoreError."""
-    marks = Marks(layout)
-    if time.time() - marks.last_used(record) <= RECENT_S or marks.is_pinned(record.id, record.version):
-        raise LockedError(f"{record.id} was asked for or pinned just now")
-    return remove(layout, registry, record)
+
+    def check() -> None:
+        marks = Marks(layout)
+        if time.time() - marks.last_used(record) <= RECENT_S or marks.is_pinned(record.id, record.version):
+            raise LockedError(f"{record.id} was asked for or pinned just now")
+
+    return remove(layout, registry, record, check)
 
 
 def candidates(layout: Layout) -> list[Candidate]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from caches import manifest_of, run
@@ -19,6 +20,8 @@ from modelcache.eviction import Candidate, Limits, candidates, chosen, evict, ta
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.marks import Marks
+from modelcache.store.registry import Registry
+from modelcache.store.removal import remove
 from modelcache.store.shelf import Shelf
 from modelcache.testing import Content, Hold, Origin
 
@@ -226,6 +229,16 @@ def test_what_was_pinned_since_it_was_chosen_stays(models: Cache) -> None:
     models.pin("a")
     with pytest.raises(LockedError):
         evict(layout, Shelf(layout).registry, found["a"])
+    assert here(models) == {"a", "b", "c"}
+
+
+def test_what_was_asked_for_before_its_lock_was_held_stays(models: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_for_meanwhile(layout: Layout, registry: Registry, record: Installed, *more: Any) -> int:
+        models.path(record.id)
+        return remove(layout, registry, record, *more)
+
+    monkeypatch.setattr("modelcache.eviction.remove", asked_for_meanwhile)
+    assert removed(with_less(models, 1)) == []
     assert here(models) == {"a", "b", "c"}
 
 

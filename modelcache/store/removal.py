@@ -5,7 +5,7 @@ and its record tells the next removal what is left to do.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,12 +20,17 @@ from modelcache.store.marks import Marks
 from modelcache.store.registry import Registry, installed_under
 
 
-def remove(layout: Layout, registry: Registry, record: Installed) -> int:
+def _nothing() -> None:
+    pass
+
+
+def remove(layout: Layout, registry: Registry, record: Installed, check: Callable[[], None] = _nothing) -> int:
     """Returns how many bytes of blobs were freed. Raises StoreError; running it again goes on.
 
-    LockedError while somebody fetches that model.
+    LockedError while somebody fetches that model. `check` is called when nobody can do so; it may raise to give up.
     """
     with locked(layout.model_lock(record.id), Subject(record.id, record.version), Patience(0.0)):
+        check()
         return _remove(layout, registry, record)
 
 
