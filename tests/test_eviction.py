@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -240,6 +241,23 @@ def test_what_was_asked_for_before_its_lock_was_held_stays(models: Cache, monkey
     monkeypatch.setattr("modelcache.eviction.remove", asked_for_meanwhile)
     assert removed(with_less(models, 1)) == []
     assert here(models) == {"a", "b", "c"}
+
+
+def test_nothing_is_removed_through_a_link_where_marks_should_be(
+    models: Cache, cache_root: Path, tmp_path: Path
+) -> None:
+    theirs = [tmp_path / "theirs" / name for name in ("1", "models/a")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (cache_root / "pins").symlink_to(tmp_path / "theirs")
+    assert not models.unpin("a")
+    (cache_root / "pins").unlink()
+    shutil.rmtree(cache_root / "used" / "a")
+    (cache_root / "used" / "a").symlink_to(tmp_path / "theirs")
+    models.remove("a")
+    assert here(models) == {"b", "c"}
+    assert all(path.exists() for path in theirs)
 
 
 def test_a_root_that_is_a_link_has_a_budget_too(models: Cache, tmp_path: Path) -> None:

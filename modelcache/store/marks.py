@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from modelcache.errors import StoreError
 from modelcache.names import checked_path, joined
-from modelcache.store.disk import check_no_links, create, disk_errors, make_directories
+from modelcache.store.disk import check_no_links, create, disk_errors, link_towards, make_directories
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 
@@ -62,7 +62,7 @@ class Marks:
 
     def unpin(self, model_id: str, version: str = "") -> bool:
         """Whether it was pinned. Raises StoreError."""
-        return _removed(self._pin(model_id, version))
+        return self._removed(self._pin(model_id, version))
 
     def is_pinned(self, model_id: str, version: str) -> bool:
         return any(os.path.lexists(self._pin(model_id, one)) for one in ("", version))
@@ -72,7 +72,7 @@ class Marks:
     def forget(self, model_id: str, version: str) -> None:
         """That version is gone, and so is what was known of it. Raises StoreError."""
         for path in (self._use(model_id, version), self._pin(model_id, version)):
-            _removed(path)
+            self._removed(path)
             with suppress(OSError):
                 os.rmdir(os.path.dirname(path))
 
@@ -91,15 +91,17 @@ class Marks:
             with suppress(FileExistsError):
                 os.close(create(path))
 
+    def _removed(self, path: str) -> bool:
+        """Whether there was one. Behind a link nothing is ours (I17)."""
+        with disk_errors(path):
+            if link_towards(self._layout.root, os.path.dirname(path)):
+                return False
+            try:
+                os.unlink(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
+
 
 def _below(folder: str, name: str) -> str:
     return joined(folder, checked_path(name, parts=1))
-
-
-def _removed(path: str) -> bool:
-    with disk_errors(path):
-        try:
-            os.unlink(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-    return True
