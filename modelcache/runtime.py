@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from modelcache.state.state import State
 
 STOP_WITHIN_S = 1.5
+TELL_S = 0.5  # of it, to say what was given up
 
 
 class Runtime:
@@ -171,7 +172,7 @@ class Runtime:
         for download in self._running:
             download.wait_stopped(max(0.0, end - time.monotonic()))
         if self._refresher is not None:
-            self._refresher.end(max(0.0, end - time.monotonic()))
+            self._refresher.end(max(0.0, end - TELL_S - time.monotonic()))
         if self._shop is not None:
             self._shop.dispatcher.drain(max(0.0, end - time.monotonic()))
         if self._state is not None:
