@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from modelcache import jobs as jobs
     from modelcache.api import fetch, on_event, path, repair, report, verify
     from modelcache.cache import Cache
     from modelcache.download import Download

@@ -1,4 +1,4 @@
-"""The daemon of `modelcache jobs start`, with the time that stands in a file: python jobdaemon.py CLOCK [PATIENCE].
+"""The daemon of `modelcache jobs start`, with the time that stands in a file: python jobdaemon.py CLOCK PATIENCE LOOK.
 
 Whoever writes another time there moves its clock; nobody waits for real minutes.
 """
@@ -45,8 +45,8 @@ apscheduler.schedulers.blocking.BlockingScheduler = Awake
 
 if __name__ == "__main__":
     from modelcache.cache import Cache
-    from modelcache.jobs.daemon import serve
+    from modelcache.jobs.daemon import Timing, serve
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("modelcache.jobs").setLevel(logging.INFO)
-    serve(Cache(), clock, float(sys.argv[2]) if len(sys.argv) > 2 else 20.0)
+    serve(Cache(), Timing(clock, patience_s=float(sys.argv[2]), look_every_s=float(sys.argv[3])))

@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler  # type: ignore[im
 from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped]
 
 from modelcache.cache import Cache
-from modelcache.errors import LockedError, ModelCacheError, StoreError
+from modelcache.errors import LockedError, ModelCacheError, told
 from modelcache.jobs.job import Clock
 from modelcache.jobs.runner import PATIENCE_S, Runner
 from modelcache.jobs.schedule import GRACE_S, Schedule, schedules
@@ -32,7 +32,14 @@ from modelcache.units import moment
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
-LOOK_EVERY_S = 60
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What time it is; how long a job is waited for that was told to stop; how often what was missed is looked for."""
+
+    clock: Clock = time.time
+    patience_s: float = PATIENCE_S
+    look_every_s: float = 60.0
 
 
 class Trigger(BaseTrigger):  # type: ignore[misc]
@@ -50,29 +57,34 @@ class Daemon:
     """The schedules of a cache, and a scheduler of APScheduler that begins their runs. UsageError for a configuration
     file that cannot be read; what is wrong with one job is logged, and the others run."""
 
-    def __init__(
-        self, cache: Cache, scheduler: BaseScheduler, clock: Clock = time.time, patience_s: float = PATIENCE_S
-    ) -> None:
-        self._clock = clock
-        self._runner = Runner(cache, clock, patience_s)
+    def __init__(self, cache: Cache, scheduler: BaseScheduler, timing: Timing) -> None:
+        self._root = cache.root
+        self._clock = timing.clock
+        self._look_every_s = timing.look_every_s
+        self._runner = Runner(cache, timing.clock, timing.patience_s)
         self._scheduler = scheduler
         self._stop = threading.Event()
         self._guard = threading.Lock()
         self._running: dict[str, threading.Thread] = {}  # by job
         self._started = threading.Event()
-        scheduler.add_listener(lambda _: self._started.set(), EVENT_SCHEDULER_STARTED)
+        scheduler.add_listener(self._has_started, EVENT_SCHEDULER_STARTED)
         self._said: set[str] = set()
         self.schedules = schedules(cache.root)
         for schedule in self.schedules:
             if schedule.fault:
                 self._say_once(schedule.fault)
             elif schedule.runs_by_itself:
-                self._add(self._fire, Trigger(schedule), schedule.name, [schedule])
-        self._add(self._look, "interval", "", [], seconds=LOOK_EVERY_S, next_run_time=self._now())
+                rules: dict[str, Any] = {"coalesce": True, "max_instances": 1, "misfire_grace_time": int(GRACE_S)}
+                self._scheduler.add_job(self._fire, Trigger(schedule), args=[schedule], id=schedule.name, **rules)
 
-    def _add(self, work: Callable[..., None], trigger: Any, name: str, arguments: list[Any], **more: Any) -> None:
-        rules: dict[str, Any] = {"coalesce": True, "max_instances": 1, "misfire_grace_time": int(GRACE_S)}
-        self._scheduler.add_job(work, trigger, args=arguments, id=name, **rules, **more)
+    def start(self) -> None:
+        """Returns when the scheduler does: at its end, or at once."""
+        threading.Thread(target=self._look, name="modelcache-jobs-look", daemon=True).start()
+        self._scheduler.start()
+
+    def _has_started(self, _event: object) -> None:
+        self._started.set()
+        log.info("jobs of %s: %s", self._root, _plan(self.schedules, self._clock()))
 
     def stop(self) -> None:
         """Tells what runs to stop at its next checkpoint, and returns when it has: within its patience."""
@@ -90,41 +102,39 @@ class Daemon:
             thread.join()
 
     def _look(self) -> None:
-        """Begins what should have begun by now and has not, or was lost on the way."""
-        for schedule in self.schedules:
-            self._fire(schedule)
+        """Begins what should have begun by now and has not, or was lost on the way.
+
+        It counts real seconds: a clock that was set back must not keep it from looking.
+        """
+        while not self._stop.is_set():
+            for schedule in self.schedules:
+                self._fire(schedule)
+            self._stop.wait(self._look_every_s)
 
     def _fire(self, schedule: Schedule) -> None:
         """Begins the run that is due, if nobody has. In a daemon thread: a job that hangs must not keep the process."""
-        slot = schedule.due(self._clock())
-        with self._guard:
-            if not slot or self._stop.is_set() or schedule.name in self._running:
-                return
-            try:
+        try:
+            slot = schedule.due(self._clock())
+            with self._guard:
+                if not slot or self._stop.is_set() or schedule.name in self._running:
+                    return
                 if self._runner.ledger.is_open(schedule.name, slot):
                     thread = threading.Thread(target=self._run, args=(schedule, slot), daemon=True)
                     thread.start()
                     self._running[schedule.name] = thread
-            except StoreError as error:
-                self._say_once(f"{schedule.name}: {error.line()}")
-            except RuntimeError as error:
-                self._say_once(f"no thread: {error}")
+        except Exception as error:  # noqa: BLE001 - next time it may be begun
+            self._say_once(f"{schedule.name}: {_line(error)}")
 
     def _run(self, schedule: Schedule, slot: str) -> None:
         try:
             self._runner.run(schedule, slot, self._stop)
         except LockedError as error:
             self._say_once(error.message)
-        except ModelCacheError as error:
-            self._say_once(f"{schedule.name}: {error.line()}")
         except Exception as error:  # noqa: BLE001 - the next one runs all the same
-            self._say_once(f"{schedule.name}: a bug in modelcache: {type(error).__name__}")
+            self._say_once(f"{schedule.name}: {_line(error)}")
         finally:
             with self._guard:
                 self._running.pop(schedule.name, None)
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock(), UTC)
 
     def _say_once(self, words: str) -> None:
         if words not in self._said:
@@ -132,16 +142,14 @@ class Daemon:
             log.warning("%s", words)
 
 
-def serve(cache: Cache, clock: Clock = time.time, patience_s: float = PATIENCE_S) -> None:
+def serve(cache: Cache, timing: Timing = Timing()) -> None:
     """Runs jobs until SIGTERM or SIGINT; then what runs stops at its next checkpoint. A second signal ends at once.
 
     For the main thread of a program.
     """
-    scheduler = BlockingScheduler(timezone=UTC)
-    daemon = Daemon(cache, scheduler, clock, patience_s)
+    daemon = Daemon(cache, BlockingScheduler(timezone=UTC), timing)
     Signals(threading.Thread(target=daemon.stop, name="modelcache-jobs-end", daemon=True).start)
-    log.info("jobs of %s: %s", cache.root, _plan(daemon.schedules, clock()))
-    scheduler.start()
+    daemon.start()
     daemon.wait()
     cache.close()
     log.info("stopped")
@@ -153,8 +161,8 @@ class Jobs:
     def __init__(self, cache: Cache) -> None:
         self._root = cache.root
         self._scheduler = BackgroundScheduler(timezone=UTC, daemon=True)
-        self._daemon = Daemon(cache, self._scheduler)
-        self._scheduler.start()
+        self._daemon = Daemon(cache, self._scheduler, Timing())
+        self._daemon.start()
         atexit.register(self.stop)
 
     def stop(self) -> None:
@@ -174,6 +182,10 @@ def start(cache: Cache) -> Jobs:
     jobs = Jobs(cache)
     print(jobs, file=sys.stderr)
     return jobs
+
+
+def _line(error: Exception) -> str:
+    return error.line() if isinstance(error, ModelCacheError) else told(error)
 
 
 def _plan(schedules: tuple[Schedule, ...], now: float) -> str:
