@@ -115,7 +115,7 @@ def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
     lines = [GAP.join(column.head for column in columns[:fitting]).rstrip()]
     for index in range(len(rows)):
         lines.append(GAP.join(column.cell(index) for column in columns[:fitting]).rstrip())
-        rest = GAP.join(column.cells[index] for column in columns[fitting:] if column.cells[index])
+        rest = GAP.join(column.alone(index) for column in columns[fitting:] if column.cells[index])
         lines += [GAP + rest] if rest else []
     return "\n".join(lines)
 
@@ -124,8 +124,9 @@ class _Column:
     def __init__(self, key: str, values: Sequence[Any]) -> None:
         self.key = key
         self.cells = [shown(key, value) for value in values]
-        self.is_number = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
-        self.is_number = self.is_number and not key.endswith("_at")
+        known = [value for value in values if value is not None]
+        self.is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+        self.is_number = self.is_number and bool(known) and not key.endswith("_at")
 
     @property
     def width(self) -> int:
@@ -141,6 +142,10 @@ class _Column:
 
     def cell(self, index: int) -> str:
         return self._aligned(self.cells[index])
+
+    def alone(self, index: int) -> str:
+        """Without its head above it: a text speaks for itself, a number does not."""
+        return f"{self.title} {self.cells[index]}" if self.is_number else self.cells[index]
 
     def _aligned(self, text: str) -> str:
         return text.rjust(self.width) if self.is_number else text.ljust(self.width)

@@ -46,7 +46,7 @@ def test_what_does_not_fit_stands_below_its_row_and_is_whole(monkeypatch: pytest
     ]
     monkeypatch.setenv("COLUMNS", "20")
     assert str(MODELS).splitlines()[2:4] == [
-        "url--model.gguf--1c2d3e4f", "  0a1b2c3d4e5f  1  5.0 GiB  ready  https://host/a/long/way/to/model.gguf",
+        "url--model.gguf--1c2d3e4f", "  0a1b2c3d4e5f  files 1  size 5.0 GiB  ready  https://host/a/long/way/to/model.gguf",
     ]  # fmt: skip
 
 
