@@ -378,15 +378,15 @@ class Cache:
         """
         return self._runtime.check_at_start()
 
-    def pin(self, model: str, version: str | None = None) -> None:
+    def pin(self, model: str, version: str | None = None) -> bool:
         """`clean` takes no version of this model away to make room, or not the one that is named, until `unpin`.
 
-        A model need not be here yet, a version has to be: ModelNotAvailableError. Raises StoreError where nothing can
-        be written.
+        Returns whether it is here: a model need not be yet, a version has to be (ModelNotAvailableError). Raises
+        StoreError where nothing can be written.
         """
         from modelcache.care import pin
 
-        pin(self._roots, model_of(model, version))
+        return pin(self._roots, model_of(model, version))
 
     def unpin(self, model: str, version: str | None = None) -> bool:
         """Whether it was pinned. Raises ModelNotAvailableError, StoreError."""

@@ -68,11 +68,13 @@ def _shown(progress: Show, held: Held) -> Iterator[Workshop]:
         yield runtime.shop
 
 
-def pin(roots: Roots, ref: Ref) -> None:
-    """Where the model is; where it is not yet, in the root that takes it."""
+def pin(roots: Roots, ref: Ref) -> bool:
+    """Where the model is; where it is not yet, in the root that takes it. Whether it is here."""
     holder = roots.holder(ref)
-    runtime = holder if holder.shelf.record(ref) else roots.writable()
+    is_here = holder.shelf.record(ref) is not None
+    runtime = holder if is_here else roots.writable()
     runtime.shelf.marks.pin(ref.id, _version_of(roots, ref))
+    return is_here
 
 
 def unpin(roots: Roots, ref: Ref) -> bool:

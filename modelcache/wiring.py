@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from modelcache.errors import AbortedError, NotFoundError, TransientError, UsageError
+from modelcache.errors import ModelCacheError, NotFoundError, TransientError, UsageError
 from modelcache.model import ModelFile
 from modelcache.othertools import docker_logins, hub_home, hub_token, is_offline
 from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of, scheme_of_id
@@ -166,24 +166,35 @@ def _hub(headers: Mapping[str, str]) -> "Hub":
 def ask_hub(settings: Settings, patience_s: float) -> "tuple[Hub, Head]":
     """How the hub of HF_ENDPOINT answers who has the token of this environment, and what was sent to it.
 
-    UsageError for a wrong variable; TransientError, SourceError or AbortedError where there is no answer in time.
+    UsageError for a wrong variable; TransientError or SourceError where there is no answer in time.
     """
+    import queue
+
     from modelcache.remotes.connection import Connector, Timeouts
     from modelcache.remotes.huggingface import whoami
+    from modelcache.remotes.reply import Head
     from modelcache.remotes.source import Abort
 
-    hub, abort = _hub({}), Abort()
+    hub, abort, told = _hub({}), Abort(), queue.SimpleQueue[Head | ModelCacheError]()
     connector = Connector(Timeouts(min(settings.connect_timeout, patience_s), patience_s))
-    late = threading.Timer(patience_s, abort.fire, (TransientError(f"{hub.host} does not answer"),))
-    late.daemon = True
-    late.start()
+
+    def ask() -> None:
+        try:
+            told.put(whoami(hub, connector, abort))
+        except ModelCacheError as error:
+            told.put(error)
+        finally:
+            connector.close()
+
+    threading.Thread(target=ask, name="modelcache-ask", daemon=True).start()  # DNS cannot be interrupted
     try:
-        return hub, whoami(hub, connector, abort)
-    except AbortedError as error:
-        raise abort.cause or error from error
-    finally:
-        late.cancel()
-        connector.close()
+        answer = told.get(timeout=patience_s)
+    except queue.Empty:
+        abort.fire()
+        raise TransientError(f"{hub.host} does not answer") from None
+    if isinstance(answer, ModelCacheError):
+        raise answer
+    return hub, answer
 
 
 def _layer(url: str, headers: Mapping[str, str], connector: "Connector") -> "Source":

@@ -170,3 +170,13 @@ class Events:
         with self._changed:
             assert self._changed.wait_for(lambda: self.of(kind), timeout), f"no {kind} in {timeout} s"
         return self.of(kind)[0]
+
+
+def nested(folder: Path, depth: int) -> None:
+    """Deeper than Python calls functions within functions."""
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("a", dir_fd=fd)
+        above, fd = fd, os.open("a", os.O_RDONLY, dir_fd=fd)
+        os.close(above)
+    os.close(fd)

@@ -17,7 +17,7 @@ from modelcache.store.intake import LEAST_LINKED
 from modelcache.store.layout import Layout
 from modelcache.store.shelf import Shelf
 from modelcache.testing import Content, Hold, Hub
-from tests.caches import Events, check_progress, rot, run
+from tests.caches import Events, check_progress, nested, rot, run
 from tests.foreign import git_sha1, hub_cache, ollama_store, snapshot
 
 CONFIG = Content.of(b'{"a": 1}')
@@ -67,15 +67,6 @@ def test_folders_within_folders_without_end_keep_nothing_from_being_adopted(cach
 
 def snapshot_of(cache: Path) -> Path:
     return cache / "models--org--name" / "snapshots" / COMMIT
-
-
-def nested(folder: Path, depth: int) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir("a", dir_fd=fd)
-        above, fd = fd, os.open("a", os.O_RDONLY, dir_fd=fd)
-        os.close(above)
-    os.close(fd)
 
 
 def test_a_commit_means_itself_whatever_calls_itself_so(hub: Hub, cache: Cache, theirs: Path) -> None:

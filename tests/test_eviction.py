@@ -5,6 +5,7 @@ import mmap
 import os
 import random
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from caches import manifest_of, run
+from caches import manifest_of, nested, run
 from crash import begin, check_store
 
 from modelcache.cache import Cache
@@ -178,6 +179,17 @@ def test_what_is_pinned_stays_until_it_is_not(models: Cache) -> None:
     assert removed(limited) == ["a"]
     with pytest.raises(ModelNotAvailableError):
         models.pin("b", "none")
+    assert run("pin", "nope").stderr == "nope is not here yet: it is kept when it is fetched\n"
+
+
+def test_a_folder_in_place_of_a_mark_is_in_nobodys_way(models: Cache) -> None:
+    for mark in (Path(models.root, "used", "a", "1"), Path(models.root, "pins", "models", "a")):
+        mark.unlink(missing_ok=True)
+        (mark / "x").mkdir(parents=True)
+    assert models.unpin("a")
+    models.remove("a")
+    assert here(models) == {"b", "c"}
+    assert not Path(models.root, "used", "a").exists()
 
 
 def test_a_pin_outlives_a_version_and_ends_with_the_one_it_names(origin: Origin, models: Cache) -> None:
@@ -258,6 +270,25 @@ def test_nothing_is_removed_through_a_link_where_marks_should_be(
     models.remove("a")
     assert here(models) == {"b", "c"}
     assert all(path.exists() for path in theirs)
+
+
+def test_folders_within_folders_without_end_in_the_store_are_cleaned_around_and_removed(
+    models: Cache, cache_root: Path
+) -> None:
+    folder = cache_root / "models" / "a" / "1"
+    (folder / "deep").mkdir()
+    try:
+        nested(folder / "deep", 1100)
+        with_less(models, 0.5).clean(dry_run=True), models.doctor()
+        models.remove("a")
+        assert here(models) == {"b", "c"}
+        assert not folder.exists()
+        cache_root.joinpath("quarantine").mkdir(exist_ok=True)
+        nested(cache_root / "quarantine", 1100)
+        with_less(models, 0.5).clean()
+        assert not os.listdir(cache_root / "quarantine")
+    finally:  # pytest would not get to its end either
+        subprocess.run(["rm", "-rf", folder / "deep", cache_root / "quarantine"], check=True)
 
 
 def test_a_root_that_is_a_link_has_a_budget_too(models: Cache, tmp_path: Path) -> None:

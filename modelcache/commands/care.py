@@ -38,7 +38,8 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _pin(options: argparse.Namespace) -> int:
-    cache_of(options).pin(options.model, options.version)
+    if not cache_of(options).pin(options.model, options.version):
+        print(f"{options.model} is not here yet: it is kept when it is fetched", file=sys.stderr)
     return 0
 
 

@@ -307,9 +307,18 @@ def remove_tree(path: str) -> None:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)
             return
-        for name in os.listdir(path):
-            remove_tree(os.path.join(path, name))
-        os.rmdir(path)
+    folders = [path]
+    for folder in folders:  # it grows meanwhile
+        with suppress(FileNotFoundError):
+            for entry in list(os.scandir(folder)):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    with suppress(FileNotFoundError):
+                        os.unlink(entry.path)
+    for folder in reversed(folders):
+        with suppress(FileNotFoundError):
+            os.rmdir(folder)
 
 
 def output_mode() -> int:

@@ -180,10 +180,10 @@ def remove_temporary(path: str) -> int:
 
 
 def _folders_below(folder: str) -> Iterator[str]:
-    yield folder
-    for entry in entries_of(folder):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _folders_below(entry.path)
+    waiting = [folder]
+    while waiting:
+        yield (there := waiting.pop())
+        waiting += [entry.path for entry in entries_of(there) if entry.is_dir(follow_symlinks=False)]
 
 
 def _version_of(layout: Layout, folder: str) -> str:
@@ -303,13 +303,15 @@ def entries_of(folder: str) -> list["os.DirEntry[str]"]:
 
 def size_of(path: str) -> int:
     """How many bytes its removal would free on the disk."""
-    total = 0
-    with suppress(OSError):
-        status = os.lstat(path)
-        if stat.S_ISDIR(status.st_mode):
-            total = sum(size_of(entry.path) for entry in entries_of(path))
-        elif status.st_nlink == 1:
-            total = status.st_blocks * 512
+    total, waiting = 0, [path]
+    while waiting:
+        place = waiting.pop()
+        with suppress(OSError):
+            status = os.lstat(place)
+            if stat.S_ISDIR(status.st_mode):
+                waiting += [entry.path for entry in entries_of(place)]
+            elif status.st_nlink == 1:
+                total += status.st_blocks * 512
     return total
 
 

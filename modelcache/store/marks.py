@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from modelcache.errors import StoreError
 from modelcache.names import checked_path, joined
-from modelcache.store.disk import check_no_links, create, disk_errors, link_towards, make_directories
+from modelcache.store.disk import check_no_links, create, disk_errors, link_towards, make_directories, remove_tree
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 
@@ -35,7 +35,8 @@ class Marks:
         """Somebody asked for it just now. Raises nothing: where that cannot be noted, the date of its files counts."""
         path = self._use(model_id, version)
         try:
-            os.utime(path, follow_symlinks=False)
+            if not link_towards(self._layout.root, os.path.dirname(path)):
+                os.utime(path, follow_symlinks=False)
         except FileNotFoundError:
             with suppress(OSError, StoreError):
                 self._make(path)
@@ -96,11 +97,9 @@ class Marks:
         with disk_errors(path):
             if link_towards(self._layout.root, os.path.dirname(path)):
                 return False
-            try:
-                os.unlink(path)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
-        return True
+            is_there = os.path.lexists(path)
+            remove_tree(path)  # somebody may have made a folder of it
+        return is_there
 
 
 def _below(folder: str, name: str) -> str:

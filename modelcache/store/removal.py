@@ -95,10 +95,11 @@ def _remove_blob(layout: Layout, hexdigest: str) -> int:
 
 def _is_below(folder: str, inode: int) -> bool:
     """Whether a file in this tree has the inode. OSError where that cannot be told."""
-    for entry in list(os.scandir(folder)):
-        if entry.is_dir(follow_symlinks=False):
-            if _is_below(entry.path, inode):
+    waiting = [folder]
+    while waiting:
+        for entry in list(os.scandir(waiting.pop())):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            elif entry.inode() == inode:
                 return True
-        elif entry.inode() == inode:
-            return True
     return False
