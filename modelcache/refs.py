@@ -98,10 +98,10 @@ class Ref:
         return "" if self.version else self.revision or _DEFAULT_ALIAS.get(self.scheme, "")
 
 
-def repository_of(ref: Ref, ollama: str = OLLAMA_REGISTRY) -> tuple[str, str]:
+def repository_of(ref: Ref) -> tuple[str, str]:
     """The registry's host and the repository that a ref of `ollama:` or `oci://` stands for."""
     if ref.scheme == "ollama":
-        return ollama, ref.name if "/" in ref.name else f"library/{ref.name}"
+        return OLLAMA_REGISTRY, ref.name if "/" in ref.name else f"library/{ref.name}"
     host, _, repository = ref.name.removeprefix("//").partition("/")
     return host, repository
 

@@ -95,7 +95,7 @@ class Sources:
         refusal: UsageError | NotFoundError | None = None
         connector, hub = self._shared(), hub_of(order.ref, order.id)
         place = order.first_url if hub is None else hub
-        for url in dict.fromkeys(file.urls):
+        for url in dict.fromkeys(file.urls or _url_at(hub, order, file)):
             scheme = url.partition(":")[0].lower()
             try:
                 _check_online(scheme, hub or "")
@@ -213,7 +213,7 @@ def _inline(url: str, _headers: Mapping[str, str], _connector: "Connector") -> "
 def _image(ref: Ref, headers: Mapping[str, str], connector: "Connector") -> "Resolver":
     from modelcache.remotes.oci import RegistryResolver
 
-    host, repository = repository_of(ref, _ollama_registry())
+    host, repository = repository_of(ref)
     return RegistryResolver(_registry(host, headers), repository, ref.base, connector)
 
 
@@ -248,15 +248,33 @@ def hub_of(ref: str, model_id: str) -> str | None:
         case scheme:
             from modelcache.remotes.oci import base_of
 
-            host = repository_of(known)[0] if scheme == "oci" else _ollama_registry()
+            host = repository_of(known)[0] if scheme == "oci" else OLLAMA_REGISTRY
             return f"oci://{base_of(host).partition('//')[2]}/"
 
 
+def _url_at(hub: str | None, order: "Order", file: ModelFile) -> tuple[str, ...]:
+    """Where its hub has a file that nobody said a url of, if ref, version and digest tell."""
+    try:
+        ref = Ref.parse(order.ref)
+        if ref.scheme == "hf":
+            from urllib.parse import quote
+
+            url = f"{ref.base}@{order.version}/{quote(file.path)}"
+            return (url,) if Ref.parse(url).version else ()
+    except UsageError:
+        return ()
+    sha256 = file.digest()
+    return (f"{hub}{repository_of(ref)[1]}@{sha256}",) if ref.scheme and sha256 else ()
+
+
 def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
+    """A mirror of Ollama's is asked in its place, and gets what is for it: what is kept never names the mirror."""
     from modelcache.remotes.access import Registry
     from modelcache.remotes.http import checked_headers
     from modelcache.remotes.oci import base_of
 
+    if is_same_place(f"oci://{host}/", f"oci://{OLLAMA_REGISTRY}/"):
+        host = _ollama_registry()
     logins = {base_of(login): header for login, header in docker_logins().items()}
     secrets, login = checked_headers(headers), logins.get(base_of(host), "")
     return Registry(base_of(host, has_secret=bool(secrets or login)), secrets, login)

@@ -1,6 +1,7 @@
 """Whatever a record or a bundle says of a hub's model, nobody but its hub is given what the user has for it."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from modelcache.model import Manifest
 from modelcache.refs import Ref
 from modelcache.testing import Content, Hub, Origin
 from modelcache.wiring import hub_of
-from tests.caches import manifest_of
+from tests.caches import manifest_of, rot
 from tests.registries import Registry
 
 FILES = {"a.bin": Content.generated(9_000, seed=1), "b.bin": Content.generated(5_000, seed=2)}
@@ -118,4 +119,54 @@ def test_the_hub_of_a_model_is_told_by_its_ref_or_its_id(monkeypatch: pytest.Mon
         assert hub_of(model, model) is None
     assert hub_of("https://host/hf--x", Ref.parse("https://host/hf--x").id) is None
     monkeypatch.setenv("MODELCACHE_OLLAMA_REGISTRY", "127.0.0.1:5000")
-    assert hub_of("ollama:tiny", "ollama--tiny") == "oci://127.0.0.1:5000/"
+    assert hub_of("ollama:tiny", "ollama--tiny") == "oci://registry.ollama.ai/", "a mirror takes its place when asked"
+
+
+@pytest.mark.parametrize("urls", ["as they came", "none"])
+def test_a_bundle_of_a_model_of_ollama_is_repaired_from_the_mirror_of_whoever_has_it(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urls: str
+) -> None:
+    with Registry() as first, Registry() as second:
+        for registry in (first, second):
+            registry.push_model("library/tiny", "latest", {"model": FILES["a.bin"]}, Content.of(b"{}"))
+        monkeypatch.setenv("MODELCACHE_OLLAMA_REGISTRY", first.host)
+        model = cache.fetch("ollama:tiny")
+        record = Path(model.path, ".manifest.json")
+        assert first.host not in record.read_text()
+        if urls == "none":
+            record.write_text(re.sub('"oci://[^"]*"', "", record.read_text()))
+        cache.export_bundle(["ollama:tiny"], tmp_path / "w.tar")
+        asked = len(first.requests)
+        monkeypatch.setenv("MODELCACHE_OLLAMA_REGISTRY", second.host)
+        other = Cache(tmp_path / "other")
+        (model,) = other.import_bundle(tmp_path / "w.tar")
+        rot(model["model.gguf"].path, 100)
+        (row,) = other.repair(["ollama:tiny"], headers=SECRET)
+        assert row["repaired"], row["reason"]
+        assert secrets_seen(second) and len(first.requests) == asked
+
+
+def test_a_file_of_a_hub_that_nobody_named_a_url_of_comes_from_the_hub(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hub.publish("org/name", {"a b%.bin": FILES["a.bin"]}, "main")
+        model = cache.fetch("hf:org/name")
+        record = Path(model.path, ".manifest.json")
+        record.write_text(re.sub('"hf:[^"]*@[^"]*"', "", record.read_text()))
+        assert cache.models().rows[0]["status"] == "ready"
+        rot(model["a b%.bin"].path, 100)
+        (row,) = cache.repair(["hf:org/name"])
+        assert row["repaired"], row["reason"]
+
+
+@pytest.mark.parametrize("place", ["registry.ollama.ai", "registry.ollama.ai:443", "REGISTRY.ollama.ai"])
+def test_whoever_names_the_registry_of_ollama_in_any_way_is_served_by_its_mirror(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with Registry() as mirror:
+        mirror.push_model("library/tiny", "latest", {"model": FILES["a.bin"]}, Content.of(b"{}"))
+        monkeypatch.setenv("MODELCACHE_OLLAMA_REGISTRY", mirror.host)
+        assert isinstance(cache.fetch(f"oci://{place}/library/tiny", headers=SECRET), mc.Model)
+        assert secrets_seen(mirror)

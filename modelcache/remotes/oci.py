@@ -27,7 +27,7 @@ from modelcache.image import (
     only_manifest_of,
 )
 from modelcache.model import Digest, Manifest, ModelFile
-from modelcache.refs import Ref, repository_of
+from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of
 from modelcache.remotes.access import Access, Registry, challenge_of, is_here, is_inside
 from modelcache.remotes.connection import Connector
 from modelcache.remotes.document import get
@@ -67,13 +67,12 @@ class RegistryResolver:
         named = f"sha256:{ref.version}" if ref.version else ref.alias
         manifest = self._document(ref, named, abort)
         version = hashlib.sha256(manifest).hexdigest()
+        host = OLLAMA_REGISTRY if ref.scheme == "ollama" else self.name  # what is kept of a model names no mirror
         try:
             if is_index(manifest):
                 manifest = self._document(ref, str(only_manifest_of(manifest)), abort)
             files = tuple(
-                ModelFile(
-                    each.path, each.size, (each.sha256,), (f"oci://{self.name}/{self._repository}@{each.sha256}",)
-                )
+                ModelFile(each.path, each.size, (each.sha256,), (f"oci://{host}/{self._repository}@{each.sha256}",))
                 for each in contents_of(manifest)
             )
         except UsageError as error:
