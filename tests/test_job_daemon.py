@@ -109,6 +109,7 @@ def test_two_daemons_run_each_of_twenty_slots_once(lab: Lab) -> None:
     assert (first.stop(), second.stop()) == (0, 0)
     counted = (lab.folder / "mine").read_text().splitlines()
     assert len(counted) == len(lab.runs()) == 20
+    assert "in use" not in first.said + second.said
 
 
 def test_a_daemon_that_is_killed_leaves_its_slot_to_the_next(lab: Lab) -> None:

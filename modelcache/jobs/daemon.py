@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler  # type: ignore[im
 from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped]
 
 from modelcache.cache import Cache
-from modelcache.errors import LockedError, ModelCacheError, told
+from modelcache.errors import LockedError, ModelCacheError, StoreError, told
 from modelcache.jobs.job import Clock
 from modelcache.jobs.runner import PATIENCE_S, Runner
 from modelcache.jobs.schedule import GRACE_S, Schedule, schedules
@@ -129,7 +130,9 @@ class Daemon:
         try:
             self._runner.run(schedule, slot, self._stop)
         except LockedError as error:
-            self._say_once(error.message)
+            with suppress(StoreError):
+                if self._runner.ledger.is_open(schedule.name, slot):  # else another daemon runs it, as it should be
+                    self._say_once(error.message)
         except Exception as error:  # noqa: BLE001 - the next one runs all the same
             self._say_once(f"{schedule.name}: {_line(error)}")
         finally:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from modelcache.cache import Cache
@@ -93,7 +93,8 @@ class Runner:
         run = self._ended(claim, work, *self._watched(claim, work, stop))
         if run.status == "ok" and schedule.ping:
             ping(name, schedule.ping)
-        self.ledger.forget(name, slot_of(self._clock() - self._cache.settings.metrics_age))
+        with suppress(StoreError):
+            self.ledger.forget(name, slot_of(self._clock() - self._cache.settings.metrics_age))
         return run
 
     def free_slot(self, job: str) -> str:
