@@ -359,8 +359,9 @@ def test_the_command_sweeps_a_share(cache: Cache, six: Mapping[str, Path]) -> No
 def test_the_command_repairs(cache: Cache, origin: Origin) -> None:
     (one,) = fetched(cache, origin, "one")
     rot(one / "big.bin", 5)
-    done = run("verify", "--repair", "--quiet")
+    done = run("verify", "--repair", "--quiet", "--json")
     assert done.returncode == 0
+    assert {row["file"]: row["repaired"] for row in json.loads(done.stdout)} == {"big.bin": True, "small": False}
     assert f"repaired, {PIECE:,} of {3 * PIECE:,} bytes fetched" in done.stderr
 
 

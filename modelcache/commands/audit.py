@@ -51,7 +51,8 @@ def _verify(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     if options.models:
         raise UsageError("a sweep goes through the whole cache", next_step="repair one model with `modelcache repair`")
-    report = cache_of(options).sweep(
+    cache = cache_of(options)
+    report = cache.sweep(
         share=options.share or "full",
         older_than=options.older_than or ("10d" if options.share else 0),
         time_limit=options.time_limit or 0,
@@ -61,11 +62,13 @@ def _sweep(options: argparse.Namespace) -> int:
         also=options.also,
         progress=not options.quiet,
     )
+    if options.json:
+        print_json(list(report))
     for row in report:
         if row["repaired"]:
             done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
             print(f"{_subject(row)}: {done}", file=sys.stderr)
-    code = findings([row for row in report if not row["repaired"]], options, report.title)
+    code = told([row for row in report if not row["repaired"]], cache.root)
     print(report.title, file=sys.stderr)
     return code
 
@@ -74,6 +77,11 @@ def findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: s
     """Prints what was found; the code of the gravest finding."""
     if options.json:
         print_json(rows)
+    return told(rows, subject)
+
+
+def told(rows: list[dict[str, Any]], subject: str) -> int:
+    """The same for people alone."""
     found = {row["finding"] for row in rows} - {"whole"}
     for row in rows:
         if row["finding"] != "whole":
