@@ -66,6 +66,8 @@ def everything_is_imported(tmp_path_factory: pytest.TempPathFactory) -> None:
         cache.clean()
         cache.downloads()
         cache.doctor()
+        cache.report().to_html(tmp_path_factory.mktemp("warm") / "page.html")
+        cache.publish_metrics()
         cache.close()
 
 
@@ -324,3 +326,19 @@ def test_without_the_setting_everything_is_its_owner_s(tmp_path: Path, origin: O
 @pytest.mark.parametrize("value", ["yes", "2", "TRUE"])
 def test_a_truth_is_true_or_false(value: str) -> None:
     assert run("doctor", MODELCACHE_SHARED=value).stdout.count("true or false is expected") == 1
+
+
+@needs_root
+def test_each_account_publishes_what_it_did_into_the_same_folder(home: Path, origin: Origin) -> None:
+    def publishing(cache: Cache) -> list[Any]:
+        cache.fetch(origin.url("m.bin"), progress=False)
+        cache.publish_metrics()
+        found = cache.report(by="layer")
+        found.to_html(home.parent / f"{os.geteuid()}.html")
+        return [[row["key"] for row in found], list(found.notes)]
+
+    assert done_by(ANNA, with_cache(home, publishing)) == [["http"], []]
+    assert done_by(BERT, with_cache(home, publishing)) == [["cache"], []]
+    assert "Without what other accounts did" in (home.parent / f"{BERT}.html").read_text()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "reports").iterdir()} == {0o664}
+    assert stat.S_IMODE((home / "reports").stat().st_mode) == 0o2775

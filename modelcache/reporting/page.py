@@ -35,6 +35,7 @@ class Facts:
     holdings: Holdings
     sizes: Sequence[Size]
     faults: Sequence[str]
+    is_partial: bool = False
 
 
 def page_of(facts: Facts) -> str:
@@ -262,10 +263,12 @@ def _days(facts: Facts) -> Iterator[str]:
         yield f"<details><summary>Day by day</summary>{_summary(facts.overview, 'day')}</details>"
 
 
-def _foot(_facts: Facts) -> Iterator[str]:
+def _foot(facts: Facts) -> Iterator[str]:
+    others = "Without what other accounts did, whose databases are theirs alone. " if facts.is_partial else ""
     yield (
-        f"<footer>modelcache {text(__version__)}. Success counts files that were here already; latency is the time to"
-        " the first byte, throughput that of one connection, both of attempts that succeeded. Days are UTC's.</footer>"
+        f"<footer>modelcache {text(__version__)}. {others}Success counts files that were here already; latency is the"
+        " time to the first byte, throughput that of one connection, both of attempts that succeeded. Days are UTC's."
+        "</footer>"
     )
 
 

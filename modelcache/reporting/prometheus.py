@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from modelcache.errors import VerificationError
 from modelcache.state.hauls import Haul, Hauls
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
 
 

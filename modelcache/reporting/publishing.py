@@ -139,7 +139,7 @@ class _Press:
         held = holdings(self._shelf, self._now_ms)
         self._state.keep_size(held.size)
         root, host = self._shelf.layout.root, self._state.place.host
-        facts = Facts(root, host, overview, held, self.hauls.sizes(), self.hauls.faults)
+        facts = Facts(root, host, overview, held, self.hauls.sizes(), self.hauls.faults, self.hauls.is_partial)
         with self._written(os.path.join(self._folder, _PAGE)) as stream:
             stream.write(page_of(facts).encode(errors="replace"))
 

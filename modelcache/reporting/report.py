@@ -38,4 +38,4 @@ def report(place: Place, shelf: Shelf, since: str, by: str | None) -> Report:
 
 def _page(place: Place, shelf: Shelf, overview: Overview, hauls: Hauls) -> str:
     held = holdings(shelf, overview.window.stop_ms)
-    return page_of(Facts(shelf.layout.root, place.host, overview, held, hauls.sizes(), hauls.faults))
+    return page_of(Facts(shelf.layout.root, place.host, overview, held, hauls.sizes(), hauls.faults, hauls.is_partial))

@@ -107,11 +107,15 @@ class Size:
 
 
 class Hauls:
-    """Reads only. `faults` says, once each, what had to be left out; what is kept nowhere yet is nothing."""
+    """Reads only. `faults` says, once each, what had to be left out; what is kept nowhere yet is nothing.
+
+    `is_partial`: there is more, of other accounts, whose databases are theirs alone. That is no fault.
+    """
 
     def __init__(self, place: Place, now_ms: int) -> None:
         self._place = place
         self._now_ms = now_ms
+        self.is_partial = False
         self._faults: dict[str, None] = {}
         self._damaged: dict[str, int] = {}  # rows of a database; likewise those from the future
         self._late: dict[str, int] = {}
@@ -178,8 +182,7 @@ class Hauls:
         except OSError:
             return []
         mine = [path for path in found if os.access(path, os.R_OK) or path == self._place.database]
-        if len(mine) < len(found):
-            self._fault("what other accounts did is theirs to report: their databases cannot be read")
+        self.is_partial = len(mine) < len(found)
         return mine
 
     @contextmanager
