@@ -125,6 +125,11 @@ class Entry:
         """The label of what is fetched where none is named and none is here."""
         return self.default_version or list(self.versions)[-1]
 
+    @property
+    def default_label(self) -> str | None:
+        """The label that the id alone means; None where that is the newest that is here."""
+        return self.default_version or ("" if "" in self.versions else None)
+
     def hinted(self, file: ModelFile) -> ModelFile:
         """With the least size that it can have, where nothing better is known to check it by (product B10)."""
         rough = 0 if file.digests or file.pieces else self.sizes.get(file.path, 0)

@@ -224,4 +224,5 @@ def _locks(broom: _Broom) -> None:
         is_empty = leftovers.is_let_go(path)
         if not is_empty or unchanged_for(path) > broom.shop.settings.temporary_age:
             reason = "nobody holds it" if is_empty else "its holder is dead"
-            broom.take("lock", path, reason, partial(leftovers.remove_lock, path))
+            size = leftovers.size_of_lock(path)
+            broom.take("lock", path, reason, partial(leftovers.remove_lock, path), size=size)

@@ -117,7 +117,7 @@ def _record(
     if record == known and shop.registry.versions(order.id).get(record.version) == "ready":
         return known, record
     record.write()
-    shop.registry.installed(record, first_use)
+    shop.registry.installed(record, first_use, is_aside=order.is_aside)
     return known, record
 
 

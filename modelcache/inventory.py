@@ -4,10 +4,12 @@ Responsible for: one row a model or a file, and why a model is not available. Le
 (`store.shelf`), doing something with what it names (`care`).
 """
 
+import warnings
 from typing import Any
 
-from modelcache.errors import ModelNotAvailableError, Reason
-from modelcache.refs import Ref
+from modelcache import catalog
+from modelcache.errors import ModelNotAvailableError, Reason, UsageError
+from modelcache.refs import Ref, scheme_of_id
 from modelcache.roots import Roots
 from modelcache.rows import Report
 from modelcache.runtime import Runtime
@@ -27,12 +29,24 @@ def path_of(roots: Roots, ref: Ref) -> str:
         changed = record.condition() == "changed" and not distrusted
         raise ModelNotAvailableError(record.id, record.version, "verifying" if changed else "error")
     runtime.shelf.marks.used(record.id, record.version)
+    _warn_of_catalogs(runtime.shelf, ref, record)
     if not ref.path:
         return record.place(record.files[0]) if ref.url else record.folder
     file = record.file(ref.path)
     if file is None:
         raise ModelNotAvailableError(record.id, record.version, "not_installed")
     return record.place(file)
+
+
+def _warn_of_catalogs(shelf: Shelf, ref: Ref, record: Installed) -> None:
+    """What a name means, only its catalog says: where that is wrong, whoever uses a guess has to know."""
+    if ref.version or ref.scheme or ref.url or scheme_of_id(record.id) or not Ref.of_hub(record.ref):
+        return
+    try:
+        catalog.find(shelf.layout.catalogs, ref.id)
+    except UsageError as error:
+        text = f"{error.line()}; until then {ref.id} is {record.version[:12]}, as when it was fetched"
+        warnings.warn(text, stacklevel=4)
 
 
 def _why_not(runtime: Runtime, model_id: str) -> Reason:

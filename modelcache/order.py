@@ -37,7 +37,8 @@ class Order:
     means this version by now, `called` what does not change when it means another one. `pinned`: the version is the
     hub's, whatever files of it are wanted. `missing` are wanted as well, and nobody here knows more of them than that.
 
-    Of a catalog: it `is_listed` that the id stands for this ref. `lacking` are the optional files that the hub has not.
+    Of a catalog: it `is_listed` that the id stands for this ref; a version `is_aside` that was named and is not what
+    the id means by itself. `lacking` are the optional files that the hub has not.
     """
 
     ref: str
@@ -58,6 +59,7 @@ class Order:
     called: str = ""
     pinned: bool = False
     is_listed: bool = False
+    is_aside: bool = False
     lacking: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     _known: dict[str, InstalledFile] = field(init=False, repr=False, compare=False)

@@ -128,7 +128,8 @@ def _order_of_entry(
         raise NotFoundError(f"{entry.id} has no version {label}", next_step=hint)
     order = order_of_hub(shelf, ref, wish, meaning_of(ref))
     alias = label if label in entry.versions and label else order.alias
-    return _selected(replace(order, alias=alias, is_listed=True), entry)
+    is_aside = entry.default_label not in (None, label)
+    return _selected(replace(order, alias=alias, is_listed=True, is_aside=is_aside), entry)
 
 
 def _selected(order: Order, entry: catalog.Entry) -> Order:

@@ -75,6 +75,14 @@ class Ref:
         name, _, version = text.partition("@")
         return cls(id=checked_path(name, parts=1), version=checked_path(version, parts=1) if version else "")
 
+    @classmethod
+    def of_hub(cls, text: str) -> bool:
+        """Whether a text is a ref of a hub."""
+        try:
+            return bool(cls.parse(text).scheme)
+        except UsageError:
+            return False
+
     @property
     def base(self) -> str:
         """What all revisions and files of it have in common: what a record calls it."""

@@ -302,11 +302,46 @@ def test_a_catalog_that_is_wrong_is_one_line_and_writes_nothing(
 def test_a_catalog_that_is_wrong_takes_nothing_away(hub: Hub, cache: Cache) -> None:
     model = cache.fetch("whisper-base")
     put(cache.root, "mine.toml", "garbage")
-    assert cache.path("whisper-base") == str(model)
+    with pytest.warns(UserWarning, match=r"mine\.toml"):
+        assert cache.path("whisper-base") == str(model)
     assert cache.fetch(f"hf:{WHISPER}")
     assert cache.fetch(f"hf:{WHISPER}@{COMMIT}")
     (row,) = [row for row in cache.doctor() if row["check"] == "catalogs are sound"]
     assert "mine.toml" in row["finding"]
+
+
+def test_a_version_that_is_named_is_not_what_the_name_means_from_then_on(versions: Cache) -> None:
+    default = versions.fetch("mine")
+    versions.fetch("mine@1.0")
+    catalog = Path(versions.root, "catalog", "mine.toml")
+    catalog.rename(catalog.with_suffix(".away"))
+    assert versions.path("mine") == str(default)
+
+
+def test_a_commit_of_a_short_name_is_not_what_the_name_means_from_then_on(hub: Hub, cache: Cache) -> None:
+    hub.publish(WHISPER, FILES, commit=NEXT)
+    newest = cache.fetch("whisper-base")
+    cache.fetch(f"whisper-base@{COMMIT}")
+    assert cache.path("whisper-base") == str(newest) != cache.path(f"whisper-base@{COMMIT}")
+
+
+def test_the_default_is_what_the_name_means_also_where_it_is_fetched_last(versions: Cache) -> None:
+    versions.fetch("mine@1.0")
+    default = versions.fetch("mine")
+    Path(versions.root, "catalog", "mine.toml").unlink()
+    assert versions.path("mine") == str(default)
+
+
+def test_whoever_uses_a_name_of_a_broken_catalog_is_told_what_it_means_until_then(versions: Cache) -> None:
+    default = versions.fetch("mine")
+    assert run("path", "mine").stderr == ""
+    put(versions.root, "twice.toml", MINE)
+    with pytest.warns(UserWarning, match="mine is in two catalogs.*until then mine is 222222222222"):
+        assert versions.path("mine") == str(default)
+    done = run("path", "mine")
+    assert done.stdout.strip() == str(default) and len(done.stderr.splitlines()) == 1
+    assert "mine is in two catalogs" in done.stderr
+    assert run("path", f"mine@{NEXT}").stderr == "", "who names the version gets no other"
 
 
 def test_what_is_no_catalog_is_left_alone(cache: Cache, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from crash import begin, check_store, eventually, files_below, partial_bytes, sh
 
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError
+from modelcache.rows import Report
 from modelcache.store import leftovers
 from modelcache.store.disk import write_atomic
 from modelcache.store.journal import Journal
@@ -339,6 +340,10 @@ def littered(origin: Origin, cache: Cache, cache_root: Path) -> Path:
     return cache_root
 
 
+def by_path(report: Report, kind: str) -> dict[str, int]:
+    return {row["path"]: row["size"] for row in report if row["kind"] == kind}
+
+
 def test_a_dry_run_lists_exactly_what_a_run_removes(littered: Path) -> None:
     cache = Cache(littered, temporary_age=0)
     before = {str(path) for path in littered.rglob("*")}
@@ -346,6 +351,9 @@ def test_a_dry_run_lists_exactly_what_a_run_removes(littered: Path) -> None:
     more = {path for path in littered.rglob("*") if str(path) not in before}
     assert more == set()
     removed = cache.clean()
+    there = {row["path"]: row["size"] for row in listed}
+    assert {path: size for path, size in by_path(removed, "lock").items() if path in there} == by_path(listed, "lock")
+    assert any(by_path(listed, "lock").values()), "what tells of a dead holder takes room"
     assert [row["path"] for row in removed if row["kind"] != "lock"] == [
         row["path"] for row in listed if row["kind"] != "lock"
     ]

@@ -63,6 +63,9 @@ def _tell(report: Report, options: argparse.Namespace) -> None:
         print_json(list(report))
         return
     for row in report:
+        if row["kind"] == "budget":  # it tells of the cache, and of nothing that was removed
+            print(printable(f"the cache is {row['reason']}"), file=sys.stderr)
+            continue
         what = f"{row['model']}: {row['path']}" if row["model"] else row["path"]
         print(printable(f"{row['kind']:<10} {row['size']:>15,}  {what}: {row['reason']}"))
 

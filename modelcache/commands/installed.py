@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from typing import Any
 
 from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, print_report, printable
@@ -57,7 +58,10 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _path(options: argparse.Namespace) -> int:
-    path = cache_of(options).path(options.model, options.version)
+    with warnings.catch_warnings(record=True) as doubts:
+        path = cache_of(options).path(options.model, options.version)
+    for doubt in doubts:
+        print(printable(f"modelcache: {doubt.message}"), file=sys.stderr)
     if options.json:
         print_json({"model": options.model, "path": path})
     else:

@@ -260,9 +260,14 @@ def _now_in(folder: str) -> float:
         os.unlink(touched)
 
 
+def size_of_lock(path: str) -> int:
+    """With what tells of its holder."""
+    return sum(size_of(path + end) for end in ("", ".json", LEASE))
+
+
 def remove_lock(path: str) -> int:
     """Removes a lock file under its own lock: whoever waits for it sees that its name is gone, and begins anew."""
-    size = sum(size_of(path + end) for end in ("", ".json", LEASE))
+    size = size_of_lock(path)
     if os.path.islink(path) or (os.path.lexists(path) and not os.path.isfile(path)):
         return removed(path)  # it is no lock, and was in the way of one
     with disk_errors(path), suppress(FileNotFoundError):

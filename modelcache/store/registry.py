@@ -68,8 +68,8 @@ class Registry:
 
         self._change(change)
 
-    def installed(self, installed: Installed, first_use: str | None) -> None:
-        """A version is ready, or lacks files; a ready one becomes the default.
+    def installed(self, installed: Installed, first_use: str | None, *, is_aside: bool = False) -> None:
+        """A version is ready, or lacks files; a ready one becomes the default, unless it was named beside that.
 
         `first_use` is the digest that it has to have next time, too.
         """
@@ -79,7 +79,7 @@ class Registry:
             versions = model.setdefault("versions", {})
             versions.pop(installed.version, None)
             versions[installed.version] = status_of(installed)
-            if not installed.missing or model.get("default") not in versions:
+            if not (installed.missing or is_aside) or model.get("default") not in versions:
                 model["default"] = installed.version
             model.pop("first_use", None)  # whoever gives a digest now vouches for another content
             if first_use:
