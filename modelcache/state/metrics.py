@@ -18,6 +18,7 @@ from modelcache.state.hauls import Size
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
+MOST_BESIDE = 256  # attempts at one gateway at a time that are looked at: so that many cost no square
 MOST_AT_ONCE = 2000  # rows that become days in one transaction: some ten milliseconds
 
 _KEY = ("day", "host", "model", "layer", "gateway", "status", "error_type")
@@ -44,8 +45,9 @@ def _beside(connection: "Connection", attempt: Attempt) -> Iterator[Interval]:
     """When bytes came from the same gateway in attempts that ended since this one's began to."""
     rows = connection.execute(
         "SELECT timestamp - duration_ms + latency_ms, timestamp FROM attempts"
-        " WHERE timestamp > ? AND layer = ? AND gateway = ? AND status = 'success' AND bytes > 0",
-        (body_of(attempt)[0], attempt.layer, attempt.gateway),
+        " WHERE timestamp > ? AND layer = ? AND gateway = ? AND status = 'success' AND bytes > 0"
+        " ORDER BY timestamp DESC LIMIT ?",
+        (body_of(attempt)[0], attempt.layer, attempt.gateway, MOST_BESIDE),
     )
     return ((start, stop) for start, stop in rows if isinstance(start, int) and isinstance(stop, int))
 
