@@ -8,7 +8,7 @@ people. Nothing here asks the network.
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -73,8 +73,11 @@ def clean(shop: Workshop, state: State, *, dry_run: bool, foreign: bool = False)
     after a run says in `reason` why. `foreign`: also downloads that other tools began a day ago or more.
     """
     broom = _Broom(shop, dry_run)
-    for sweep in (_partials, _temporary, _quarantine, _logs, _blobs, _locks):
+    locks = list(_free_locks(broom))
+    for sweep in (_partials, _temporary, _quarantine, _logs, _blobs):
         sweep(broom)
+    for lock in locks:
+        broom.take("lock", lock.path, lock.reason, lock.remove, size=lock.size)
     _requests(broom, state)
     _damaged(broom, os.path.dirname(state.place.database))
     if foreign:
@@ -218,11 +221,24 @@ def _eviction_told(shop: Workshop, record: Installed) -> None:
     shop.dispatcher.publish(Fact("removed", record.id, text, version=record.version, path=record.folder))
 
 
-def _locks(broom: _Broom) -> None:
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    """One that nobody holds, as it was found."""
+
+    path: str
+    size: int
+    reason: str
+
+    def remove(self) -> int:
+        """The bytes that it had when it was found: whoever removed a partial meanwhile took some of them away."""
+        leftovers.remove_lock(self.path)
+        return self.size
+
+
+def _free_locks(broom: _Broom) -> Iterator[_Lock]:
     """A lock that was let go of is only an empty file, which the next fetch of the same may use again."""
     for path in leftovers.free_locks(broom.layout):
         is_empty = leftovers.is_let_go(path)
         if not is_empty or unchanged_for(path) > broom.shop.settings.temporary_age:
             reason = "nobody holds it" if is_empty else "its holder is dead"
-            size = leftovers.size_of_lock(path)
-            broom.take("lock", path, reason, partial(leftovers.remove_lock, path), size=size)
+            yield _Lock(path, leftovers.size_of_lock(path), reason)
