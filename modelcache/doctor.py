@@ -11,13 +11,12 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from modelcache.catalog import ids
-from modelcache.errors import ModelCacheError, StoreError, UsageError
-from modelcache.findings import Finding, command, quoted, quoted_some, some
-from modelcache.refs import Ref
+from modelcache.errors import ModelCacheError, StoreError
+from modelcache.findings import Finding, command, fetch_of, quoted, quoted_some, some
 from modelcache.rows import Report
 from modelcache.settings import HUGGING_FACE, OLLAMA, Settings
 from modelcache.state.place import Place, is_on_network
@@ -267,8 +266,8 @@ class Examination:
             name = f"{record.id}@{record.version}"
             is_ready = self._shelf.status(record) == "ready"
             if record.missing:
-                text = f"{name} lacks {some(list(record.missing))}"
-                yield Finding("note" if is_ready else "wrong", "models", text, _fetch_of(record))
+                text = f"{name} is incomplete: lacks {some(list(record.missing))}"
+                yield Finding("note", "models", text, fetch_of(self._shelf, record))
             bad = [file.path for file in record.files if file.is_distrusted]
             gone = [file.path for file in record.files if file.stamp.judge(record.place(file)) == "missing"]
             changed = record.condition() == "changed" and not bad
@@ -344,12 +343,3 @@ def _changed_at(path: str) -> float:
     with suppress(OSError):
         return os.lstat(path).st_ctime
     return time.time()
-
-
-def _fetch_of(record: Installed) -> str:
-    """How to get all of it. What only a manifest lists is fetched with that."""
-    with suppress(UsageError):
-        ref = Ref.parse(record.ref)
-        if ref.scheme:
-            return f"modelcache fetch {quoted(replace(ref, version=record.version, revision=record.version).shown)}"
-    return "fetch it again, with its manifest"

@@ -194,19 +194,21 @@ _ADVICE: dict[Reason, str] = {
     "not_installed": "it has to be fetched by its URL or manifest first; `modelcache ls` tells what is here",
     "downloading": "wait until the download has ended",
     "verifying": "it changed since it was verified: run `modelcache verify {}`",
-    "error": "it is corrupt or incomplete: run `modelcache repair {}`, or fetch it once more",
+    "error": "it is corrupt, or files of it are gone: run `modelcache repair {}`, or fetch it once more",
 }
 
 
 class ModelNotAvailableError(ModelCacheError):
-    """No network was asked: the model is simply not here, or not whole."""
+    """No network was asked: the model is simply not here, or not whole. `next_step` says what brings it, where that is
+    not what the reason says by itself."""
 
     kind = "not_found"
     exit_code = 4
 
-    def __init__(self, model_id: str, version: str | None, reason: Reason) -> None:
+    def __init__(self, model_id: str, version: str | None, reason: Reason, *, next_step: str = "") -> None:
         message = f"Model {model_id}@{version or 'latest'} is not available: {reason}"
-        super().__init__(message, next_step=_ADVICE[reason].format(f"{model_id}@{version}" if version else model_id))
+        usual = _ADVICE[reason].format(f"{model_id}@{version}" if version else model_id)
+        super().__init__(message, next_step=next_step or usual)
         self.model_id = model_id
         self.version = version
         self.reason = reason

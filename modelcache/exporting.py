@@ -17,8 +17,17 @@ from typing import Protocol, Self
 
 from modelcache.archives.bundle import END, Member
 from modelcache.dispatch import Show
-from modelcache.errors import AGAIN, LockedError, ModelNotAvailableError, StoreError, UsageError, VerificationError
+from modelcache.errors import (
+    AGAIN,
+    LockedError,
+    ModelNotAvailableError,
+    Reason,
+    StoreError,
+    UsageError,
+    VerificationError,
+)
 from modelcache.events import Fact
+from modelcache.findings import completing
 from modelcache.model import MAX_ALIASES, MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Workshop
 from modelcache.progress import shown
@@ -30,6 +39,7 @@ from modelcache.store.gate import await_sweep
 from modelcache.store.installed import Installed
 from modelcache.store.links import replaced
 from modelcache.store.locks import Patience, Pulse, Subject, locked
+from modelcache.store.shelf import Shelf
 from modelcache.store.watch import Watch
 from modelcache.store.writeback import WriteBack
 from modelcache.task import Passing, Task
@@ -119,7 +129,9 @@ class _Item:
         """UsageError for one with too many files, ModelNotAvailableError."""
         record = Installed.read(before.folder)
         if record is None or record.missing or not record.files or any(file.size < 0 for file in record.files):
-            raise ModelNotAvailableError(before.id, before.version, "error" if record else "not_installed")
+            advice = completing(Shelf(shop.layout), record) if record and record.is_incomplete else ""
+            reason: Reason = "error" if record else "not_installed"
+            raise ModelNotAvailableError(before.id, before.version, reason, next_step=advice)
         by_path = record.by_path()
         files = tuple(
             ModelFile(path, by_path[path].size, (Digest("sha256", by_path[path].sha256),), by_path[path].urls)

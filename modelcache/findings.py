@@ -1,16 +1,24 @@
 """What an examination finds: one line each.
 
-Responsible for: the value, and how names stand in it. Leaves to others: finding it (`doctor`, `surroundings`).
+Responsible for: the value, how names stand in it, and the command that completes a model. Leaves to others: finding it
+(`doctor`, `surroundings`).
 """
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from modelcache.errors import UsageError
+from modelcache.refs import Ref
+from modelcache.store.installed import Installed
 from modelcache.store.leftovers import shown
+from modelcache.store.resolved import Resolved
+from modelcache.store.shelf import Shelf
 
 MOST_NAMED = 3
+WITH_MANIFEST = "fetch it again, with its manifest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +46,31 @@ def some(paths: Sequence[str]) -> str:
 
 def quoted_some(paths: Sequence[str]) -> str:
     return " ".join(quoted(path) for path in paths[:MOST_NAMED])
+
+
+def fetch_of(shelf: Shelf, record: Installed) -> str:
+    """The command that brings what a model lacks. What only a manifest lists is fetched with that."""
+    name = _name_in_catalog(shelf, record)
+    with suppress(UsageError):
+        ref = Ref.parse(record.ref)
+        if ref.scheme and not name:
+            name = replace(ref, version=record.version, revision=record.version).shown
+    return command("fetch", name) if name else WITH_MANIFEST
+
+
+def completing(shelf: Shelf, record: Installed) -> str:
+    """What `fetch_of` says, as the advice of an error."""
+    remedy = fetch_of(shelf, record)
+    return f"it is incomplete: {remedy if remedy == WITH_MANIFEST else f'run `{remedy}`'}"
+
+
+def _name_in_catalog(shelf: Shelf, record: Installed) -> str:
+    """By which a catalog gives just that version; empty where it is of none."""
+    entry = shelf.entry(Ref(record.id))
+    if entry is None:
+        return ""
+    resolved = Resolved(shelf.layout)
+    labels = [label for label, ref in entry.versions.items() if resolved.version(ref) == record.version]
+    if entry.latest in labels:
+        return entry.id
+    return f"{entry.id}@{labels[-1] if labels else record.version}"

@@ -29,7 +29,8 @@ def _nothing() -> None:
 def install(
     order: Order, shop: Workshop, fetched: Sequence[Fetched], tell: Tell, tick: Callable[[], None] = _nothing
 ) -> Model | File:
-    """Returns what the user asked for. Files of the order that are not among `fetched` are noted as missing.
+    """Returns what the user asked for. Files of the order that are not among `fetched` are noted as missing, unless the
+    version lacked nothing before: a selection is ready by itself.
 
     Raises StoreError; then what is named so far stays, and was proven. LostError names the files of which something
     else became since they were proven: they are to be fetched again. `tick` is called for each file, and now and
@@ -111,7 +112,9 @@ def _record(
     """Puts the entries into what the record says by now; returns the record that was there, and the one that is."""
     known = Installed.read(blank.folder)
     now = known.by_path() if known else {}
-    wanted = {file.path for file in order.files} | set(known.missing if known else ())
+    wanted = set(known.missing if known else ())
+    if known is None or known.missing:  # what is ready as it is stays so, whatever more could not be had
+        wanted |= {file.path for file in order.files}
     record = blank.with_files((*now.values(), *entries))
     record = record.lacking(sorted(wanted - {file.path for file in record.files}))
     if record == known and shop.registry.versions(order.id).get(record.version) == "ready":

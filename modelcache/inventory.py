@@ -9,6 +9,7 @@ from typing import Any
 
 from modelcache import catalog
 from modelcache.errors import ModelNotAvailableError, Reason, UsageError
+from modelcache.findings import completing
 from modelcache.refs import Ref, scheme_of_id
 from modelcache.roots import Roots
 from modelcache.rows import Report
@@ -24,18 +25,24 @@ def path_of(roots: Roots, ref: Ref) -> str:
     record = runtime.shelf.record(ref)
     if record is None:
         raise ModelNotAvailableError(ref.id, ref.version or ref.alias or None, _why_not(runtime, ref.id))
-    if runtime.shelf.status(record) != "ready":
-        distrusted = record.missing or any(file.is_distrusted for file in record.files)
-        changed = record.condition() == "changed" and not distrusted
-        raise ModelNotAvailableError(record.id, record.version, "verifying" if changed else "error")
+    part = record.only(ref.path) if ref.path else record
+    if not (part.files or part.missing):
+        raise ModelNotAvailableError(record.id, record.version, "not_installed")
+    is_ready = part.condition() == "right" if ref.path else runtime.shelf.status(record) == "ready"
+    if not is_ready:
+        raise _not_right(runtime.shelf, part)
     runtime.shelf.marks.used(record.id, record.version)
     _warn_of_catalogs(runtime.shelf, ref, record)
-    if not ref.path:
-        return record.place(record.files[0]) if ref.url else record.folder
-    file = record.file(ref.path)
-    if file is None:
-        raise ModelNotAvailableError(record.id, record.version, "not_installed")
-    return record.place(file)
+    return record.place(part.files[0]) if ref.path or ref.url else record.folder
+
+
+def _not_right(shelf: Shelf, part: Installed) -> ModelNotAvailableError:
+    """Why a model, or a file of one, that has a record is not available, and what helps."""
+    if part.is_incomplete:
+        return ModelNotAvailableError(part.id, part.version, "error", next_step=completing(shelf, part))
+    is_distrusted = part.missing or any(file.is_distrusted for file in part.files)
+    is_changed = part.condition() == "changed" and not is_distrusted
+    return ModelNotAvailableError(part.id, part.version, "verifying" if is_changed else "error")
 
 
 def _warn_of_catalogs(shelf: Shelf, ref: Ref, record: Installed) -> None:

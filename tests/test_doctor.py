@@ -64,15 +64,18 @@ def test_a_sound_cache_has_nothing_wrong_and_looking_changes_nothing(home: Path)
     assert snapshot(home) == before
 
 
-def test_what_ls_calls_an_error_is_wrong_and_each_remedy_names_the_version(origin: Origin, home: Path) -> None:
+def test_what_ls_calls_an_error_is_wrong_what_is_incomplete_is_not_and_remedies_name_the_version(
+    origin: Origin, home: Path
+) -> None:
     origin.faults(Status(404), path="big.bin")
     assert run("fetch", "--manifest", manifest_file(home, origin)).returncode != 0
     cache = Cache(home)
     ((name, status),) = {(f"{row['model']}@{row['version']}", row["status"]) for row in cache.models()} - {
         ("m@1", "ready")
     }
-    assert (name, status) == ("half@2", "error")
-    assert wrong(home) == ["models: half@2 lacks big.bin; fetch it again, with its manifest"]
+    assert (name, status, wrong(home)) == ("half@2", "incomplete", [])
+    assert "models: half@2 is incomplete: lacks big.bin; fetch it again, with its manifest" in notes(home)
+    assert run("path", "half").stderr.endswith("; it is incomplete: fetch it again, with its manifest\n")
     rot(Path(cache.path("m"), "a.bin"), 5)
     cache.verify("m")
     assert any(line.endswith("; modelcache repair m@1") for line in wrong(home))
@@ -86,7 +89,7 @@ def test_what_a_hubs_model_lacks_is_fetched_by_its_ref(cache: Cache, monkeypatch
         hub.faults(Status(404), path=f"org/name/resolve/{commit}/big.bin")
         assert run("fetch", "hf:org/name", "--quiet").returncode == 4
     remedy = f"modelcache fetch hf:org/name@{commit}"
-    assert wrong(Path(cache.root)) == [f"models: hf--org--name@{commit} lacks big.bin; {remedy}"]
+    assert f"models: hf--org--name@{commit} is incomplete: lacks big.bin; {remedy}" in notes(Path(cache.root))
 
 
 def manifest_file(home: Path, origin: Origin) -> str:

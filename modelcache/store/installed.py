@@ -163,6 +163,16 @@ class Installed:
     def lacking(self, paths: Iterable[str]) -> Self:
         return replace(self, missing=tuple(paths))
 
+    def only(self, path: str) -> Self:
+        """As much of it as tells of one file."""
+        files = tuple(file for file in self.files if file.path == path)
+        return replace(self, files=files, missing=tuple(name for name in self.missing if name == path))
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether files are only absent: never fetched, and those that were are right. One stat each, no hash."""
+        return bool(self.missing) and all(file.stamp.judge(self.place(file)) == "right" for file in self.files)
+
     def condition(self) -> Condition:
         """The worst of its files: one stat each, no hash."""
         worst: Condition = "missing" if self.missing or not self.files else "right"

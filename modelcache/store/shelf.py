@@ -110,7 +110,10 @@ class Shelf:
             os.scandir(self.layout.models).close()
 
     def status(self, record: Installed) -> str:
-        """ready or error, from what is known without reading a file."""
+        """ready, incomplete (files are only absent: they were never fetched) or error, from what is known without
+        reading a file."""
+        if record.is_incomplete:
+            return "incomplete"
         known = self.registry.versions(record.id).get(record.version, "ready")
         return known if record.condition() == "right" else "error"
 

@@ -1,0 +1,164 @@
+"""What was here stays usable when more of it could not be had; what was never fetched is incomplete, and not wrong."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from caches import rot, run, start
+
+import modelcache as mc
+from modelcache.cache import Cache
+from modelcache.errors import ModelCacheError, ModelNotAvailableError
+from modelcache.testing import Content, Hold, Hub, Status
+
+COMMIT, NEXT = "1" * 40, "2" * 40
+FILES = {
+    "config.json": Content.of(b'{"a": 1}'), "tokenizer.json": Content.of(b"{}"),
+    "a.bin": Content.generated(300_000, seed=1), "big.bin": Content.generated(3_000_000, seed=2),
+}  # fmt: skip
+Fails = Callable[[Hub, Cache], None]
+REF, ID = "hf:org/name", "hf--org--name"
+BIG = f"org/name/resolve/{COMMIT}/big.bin"
+LACKS = f"models: {ID}@{COMMIT} is incomplete: lacks big.bin; modelcache fetch {REF}@{COMMIT}"
+
+
+def interrupted(hub: Hub, cache: Cache) -> None:
+    """A fetch of all of it, when all but the big file are here and that is not."""
+    hold = Hold(1_000_000, times=1)
+    hub.faults(hold, path=BIG)
+    process = start("fetch", REF, "--quiet")
+    assert hold.reached.wait(20)
+    blobs = [Path(cache.root, "blobs", "sha256", each.sha256[:2], each.sha256) for each in FILES.values()]
+    end = time.monotonic() + 20
+    while sum(blob.exists() for blob in blobs) < len(FILES) - 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def refused(hub: Hub, _cache: Cache) -> None:
+    hub.faults(Status(404), path=BIG)
+    assert run("fetch", REF, "--quiet").returncode == 4
+
+
+def offline(_hub: Hub, _cache: Cache) -> None:
+    assert run("fetch", REF, "--quiet", HF_HUB_OFFLINE="1").returncode == 4
+
+
+def doctor(cache: Cache) -> list[str]:
+    return [f"{row['check']}: {row['finding']}; {row['fix']}" for row in cache.doctor() if row["check"] == "models"]
+
+
+def unavailable(cache: Cache, ref: str) -> ModelNotAvailableError:
+    with pytest.raises(ModelNotAvailableError) as refusal:
+        cache.path(ref)
+    return refusal.value
+
+
+@pytest.mark.parametrize("fails", [interrupted, refused, offline])
+def test_a_wider_fetch_that_fails_takes_nothing_away(hub: Hub, cache: Cache, fails: Fails) -> None:
+    some = cache.fetch(REF, files="*.json", progress=False)
+    fails(hub, cache)
+    cache = Cache(cache.root)
+    assert cache.path(REF) == some.path
+    assert cache.path(f"{REF}/config.json") == f"{some.path}/config.json"
+    assert [row["status"] for row in cache.models()] == ["ready"]
+    assert doctor(cache) == []
+
+
+def test_what_came_before_a_wider_fetch_failed_is_here(hub: Hub, cache: Cache) -> None:
+    some = cache.fetch(REF, files="*.json", progress=False)
+    refused(hub, cache)
+    assert Path(Cache(cache.root).path(f"{REF}/a.bin")).read_bytes() == FILES["a.bin"].read()
+    assert json.loads(Path(some.path, ".manifest.json").read_bytes()).get("missing") is None
+
+
+@pytest.mark.parametrize("fails", [interrupted, refused])
+def test_a_first_fetch_that_fails_leaves_files_that_are_usable_and_says_what_completes_it(
+    hub: Hub, cache: Cache, fails: Fails
+) -> None:
+    fails(hub, cache)
+    cache = Cache(cache.root)
+    assert cache.path(f"{REF}/config.json").endswith("/config.json")
+    assert [row["status"] for row in cache.models()] == ["incomplete"]
+    assert json.loads(run("ls", "--json").stdout)[0]["status"] == "incomplete"
+    examined = run("doctor")
+    assert (examined.returncode, [line for line in doctor(cache) if "incomplete" in line]) == (0, [LACKS])
+    for ref in (REF, f"{REF}/big.bin"):
+        error = unavailable(cache, ref)
+        assert (error.reason, error.advice) == ("error", f"it is incomplete: run `modelcache fetch {REF}@{COMMIT}`")
+    hub.heal()
+    assert run("fetch", f"{REF}@{COMMIT}", "--quiet").returncode == 0
+    assert [row["status"] for row in Cache(cache.root).models()] == ["ready"]
+    assert Cache(cache.root).path(REF) and not doctor(cache)
+
+
+def test_one_file_of_a_model_answers_by_itself(hub: Hub, cache: Cache) -> None:
+    model = cache.fetch(REF, progress=False)
+    assert isinstance(model, mc.Model)
+    rot(model["a.bin"].path, 5)
+    cache.verify(REF)
+    os.unlink(model["tokenizer.json"].path)
+    assert cache.path(f"{REF}/config.json") == model["config.json"].path
+    for name in ("a.bin", "tokenizer.json"):
+        error = unavailable(cache, f"{REF}/{name}")
+        assert (error.reason, f"modelcache repair {ID}@{COMMIT}" in error.advice) == ("error", True)
+    os.utime(model["big.bin"].path)
+    assert unavailable(cache, f"{REF}/big.bin").reason == "verifying"
+    assert unavailable(cache, f"{REF}/no.bin").reason == "not_installed"
+
+
+def test_what_is_incomplete_and_rotten_is_wrong(hub: Hub, cache: Cache) -> None:
+    refused(hub, cache)
+    rot(cache.path(f"{REF}/a.bin"), 5)
+    cache.verify(REF)
+    assert [row["status"] for row in cache.models()] == ["error"]
+    assert run("doctor").returncode == 3
+    assert "modelcache repair" in unavailable(cache, REF).advice
+
+
+def test_what_was_incomplete_before_is_so_after_one_more_failure(hub: Hub, cache: Cache) -> None:
+    refused(hub, cache)
+    refused(hub, cache)
+    assert [row["status"] for row in Cache(cache.root).models()] == ["incomplete"]
+    with pytest.raises(ModelCacheError) as refusal:
+        cache.export_bundle([REF], Path(cache.root).parent / "b.tar")
+    assert f"modelcache fetch {REF}@{COMMIT}" in refusal.value.advice
+
+
+CATALOG = f"""
+[mine]
+ref = "{REF}"
+files = ["*.json", "big.bin"]
+
+[dated]
+versions = {{ v1 = "{REF}@{COMMIT}", v2 = "{REF}@{NEXT}" }}
+default_version = "v2"
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "command"),
+    [("mine", "mine"), ("dated", "dated"), ("dated@v1", "dated@v1"), (f"mine@{NEXT}", f"mine@{NEXT}")],
+)
+def test_what_a_model_of_a_catalog_lacks_is_fetched_by_its_name(
+    hub: Hub, cache: Cache, asked: str, command: str
+) -> None:
+    hub.publish("org/name", FILES, "next", commit=NEXT)
+    path = Path(cache.root, "catalog", "own.toml")
+    path.parent.mkdir(parents=True)
+    path.write_text(CATALOG)
+    for commit in (COMMIT, NEXT):
+        hub.faults(Status(404), path=f"org/name/resolve/{commit}/big.bin")
+    assert run("fetch", asked, "--quiet").returncode == 4
+    (found,) = doctor(cache)
+    assert found.endswith(f"; modelcache fetch {command}")
+    hub.heal()
+    assert run(*found.rpartition("; ")[2].split()[1:], "--quiet").returncode == 0
+    assert doctor(cache) == []
