@@ -122,14 +122,19 @@ class _Adoption:
         looks = self._looks(progress)
         shop.sharing.write()
         if fetched := [task.done for task, _ in looks if task.done]:
-            known = tuple(one.file for one in fetched) if self._found.whole else (*order.files, *self._gone())
-            install(replace(order, files=known), shop, fetched, self._tell)
+            install(replace(order, files=self._belonging()), shop, fetched, self._tell)
             self._keep()
         return [row for _, row in looks]
 
-    def _gone(self) -> list[ModelFile]:
-        """What belongs to the version and is not to be had: where its files are not listed, the record tells."""
-        return [ModelFile(left.name) for left in self._found.left if left.belongs]
+    def _belonging(self) -> tuple[ModelFile, ...]:
+        """What belonged to the version there, what could not be taken, too: that is missing until a fetch brings it.
+
+        Files that its hub does not list no fetch would bring.
+        """
+        gone = [ModelFile(path) for path in self._found.gone]
+        whole = self._found.whole
+        listed = {file.path for file in whole.files} if whole else None
+        return tuple(file for file in (*self._order.files, *gone) if listed is None or file.path in listed)
 
     def _looks(self, progress: Show) -> list[tuple[Task, dict[str, Any]]]:
         """Reads every file, and says how far it is."""

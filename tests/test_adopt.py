@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,44 @@ def test_what_is_known_to_be_missing_comes_when_the_hub_can_be_asked(hub: Hub, c
     assert isinstance(model, mc.Model)
     assert (len(model.files), model.missing) == (len(FILES), ())
     assert cache.path(REF) == model.path
+
+
+def _rotten(repository: Path) -> None:
+    rot(repository / "blobs" / WEIGHTS.sha256, 5)
+
+
+def _gone(repository: Path) -> None:
+    (repository / "blobs" / WEIGHTS.sha256).unlink()
+
+
+def _other(repository: Path) -> None:
+    """A link to a blob that is not the one that the commit lists."""
+    link = repository / "snapshots" / COMMIT / "model.safetensors"
+    link.unlink()
+    link.symlink_to(f"../../blobs/{FILES['onnx/model.onnx'].sha256}")
+
+
+@pytest.mark.parametrize("spoil", [_rotten, _gone, _other])
+def test_what_could_not_be_taken_is_missing_though_all_files_of_the_commit_are_listed(
+    hub: Hub, cache: Cache, theirs: Path, spoil: Callable[[Path], None]
+) -> None:
+    repository = hub_cache(theirs, FILES, tree=True)
+    (repository / "snapshots" / COMMIT / "nobody.bin").symlink_to("../../blobs/" + "a" * 40)  # no fetch could bring it
+    (repository / "snapshots" / COMMIT / "config.json").unlink()  # as with allow_patterns
+    spoil(repository)
+    cache.adopt("hf")
+    with pytest.raises(ModelNotAvailableError) as refusal:
+        cache.path(REF)
+    assert f"modelcache fetch {REF}@{COMMIT}" in refusal.value.advice
+    assert [row["status"] for row in cache.models()] == ["incomplete"]
+    (note,) = [row["finding"] for row in cache.doctor() if row["check"] == "models"]
+    assert note.endswith("is incomplete: lacks model.safetensors")
+    assert Path(cache.path(f"{REF}/onnx/model.onnx")).exists()
+    cache.adopt("hf")
+    assert [row["status"] for row in cache.models()] == ["incomplete"]
+    cache.fetch(f"{REF}/model.safetensors")
+    assert cache.path(REF)
+    assert [row["status"] for row in cache.models()] == ["ready"]
 
 
 def test_hostile_snapshots_cost_themselves_alone(cache: Cache, theirs: Path, tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_a_blob_that_is_wrong_or_not_there_is_told_and_the_rest_is_taken(cache: 
     with pytest.raises(mc.ModelCacheError):
         cache.fetch("ollama:tiny")  # what is missing has to be fetched, and nobody is there
     assert [row["file"] for row in cache.info("ollama--tiny")] == sorted(NAMES - {"model.gguf", "params.json"})
+    assert [row["finding"].partition(": ")[2] for row in cache.doctor() if row["check"] == "models"] == [
+        "lacks model.gguf, params.json"
+    ]
 
 
 def test_hostile_manifests_cost_themselves_alone(cache: Cache, store: Path, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ class HubCache:
         files: dict[str, ModelFile] = {}
         places: dict[str, str] = {}
         left: list[Left] = []
+        gone: list[str] = []
         for name, path in below(os.path.join(repository, "snapshots", ref.version), MAX_MANIFEST_FILES):
             try:
                 file, place = self._file(path, name, ref)
@@ -128,10 +129,11 @@ class HubCache:
                     raise UsageError("its blob is not the one that the commit lists")
                 files[file.path], places[file.path] = file, place
             except UsageError as error:
-                left.append(Left(name, error.message, _belongs(path, name)))
+                left.append(Left(name, error.message))
+                gone += [name] if _belongs(path, name) else []
         check_conflicts(files)
         whole = Manifest(ref.id, ref.version, ref.base, listed) if listed else None
-        return Found(ref, tuple(files.values()), places, whole, aliases, tuple(left))
+        return Found(ref, tuple(files.values()), places, whole, aliases, tuple(left), tuple(gone))
 
     def _file(self, path: str, name: str, ref: Ref) -> tuple[ModelFile, str]:
         """UsageError for what cannot be used: only a link to a blob says what a file is."""

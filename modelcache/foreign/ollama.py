@@ -110,7 +110,8 @@ class OllamaStore:
         places = {file.path: place for file in layers if (place := self.find(file))}
         whole = Manifest(ref.id, ref.version, ref.base, (*layers, itself))
         files = tuple(file for file in layers if file.path in places)
-        return Found(ref, (*files, itself), {**places, MANIFEST: path}, whole, aliases)
+        gone = tuple(file.path for file in layers if file.path not in places)  # the manifest was written last
+        return Found(ref, (*files, itself), {**places, MANIFEST: path}, whole, aliases, gone=gone)
 
     def abandoned(self) -> Iterator[Abandoned]:
         """None while a server runs: it goes on with what it has begun, and prunes by itself."""

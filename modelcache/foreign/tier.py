@@ -45,11 +45,10 @@ class Tier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Something in a tier that cannot be used, and why; it may be a file that belongs to the model all the same."""
+    """Something in a tier that cannot be used, and why."""
 
     name: str
     reason: str
-    belongs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,8 @@ class Found:
     """A version of a model as a tier has it.
 
     places: where each file of it is, by its path. whole: all that belongs to it, as the hub listed it, where that is
-    known. aliases: what tags and branches meant it, and since when at the latest, in ms since 1970.
+    known. aliases: what tags and branches meant it, and since when at the latest, in ms since 1970. gone: paths of
+    files that were had there, and cannot be used any more.
     """
 
     ref: Ref
@@ -74,6 +74,7 @@ class Found:
     whole: Manifest | None = None
     aliases: Mapping[str, int] = field(default_factory=dict)
     left: tuple[Left, ...] = ()
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
