@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from modelcache.jobs.job import Clock, Config
@@ -30,8 +31,21 @@ def leaves(config: Config, *, stop: threading.Event, clock: Clock) -> None:
     raise SystemExit(7)
 
 
-def no_report(config: Config, *, stop: threading.Event, clock: Clock) -> dict[str, int]:
-    return {"rows": 1}
+def returns(config: Config, *, stop: threading.Event, clock: Clock) -> object:
+    return config.options["report"]
+
+
+def fills(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    """The disk of the folder that its option names, before it ends."""
+    fill(Path(str(config.options["folder"])))
+    return Report("filled", ({"text": "x" * 3000},) * 10, findings=1)
+
+
+def fill(folder: Path) -> None:
+    for size in (1 << 16, 1 << 8):
+        with suppress(OSError), open(folder / f"ballast-{size}", "wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(size))
 
 
 def works(config: Config, *, stop: threading.Event, clock: Clock) -> Report:

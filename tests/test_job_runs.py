@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from caches import run as command
+from ownjobs import fill
 
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, StoreError, UsageError
@@ -120,7 +122,7 @@ def test_a_job_runs_once_at_a_time_whatever_the_slot(cache: Cache, tmp_path: Pat
     ("function", "error"),
     [
         ("raises", "ownjobs:raises raised ValueError"), ("leaves", "ownjobs:leaves raised SystemExit"),
-        ("no_report", "ownjobs:no_report raised TypeError"), ("absent", "ownjobs:absent raised AttributeError"),
+        ("absent", "ownjobs:absent raised AttributeError"),
     ],
 )  # fmt: skip
 def test_what_a_job_raises_is_told_by_its_kind_alone(
@@ -131,6 +133,40 @@ def test_what_a_job_raises_is_told_by_its_kind_alone(
     assert "SECRET" not in caplog.text + record(cache).read_text()
     again = runner(cache).run(job("finds"), "20260110T0300Z", threading.Event())
     assert again.status == "findings"
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"rows": 1}, "returned a dict, no Report"), (Report("t", None), "rows are no tuple"),  # type: ignore[arg-type]
+        (Report("t", ("a", "b")), "rows are no tuple"), (Report("t", (), findings="1"), "no count"),  # type: ignore
+        (Report("t", (), findings=-1), "no count"), (Report("t", (), findings=10**5000), "no count"),
+        (Report(None, ()), "title is no text"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_what_a_job_returns_is_checked_and_what_is_none_of_it_is_a_run_that_failed(
+    cache: Cache, report: object, words: str
+) -> None:
+    run = runner(cache).run(job("returns", report=report), SLOT, threading.Event())
+    assert run.status == "failed" and words in run.error
+    assert [row["status"] for row in history(cache)] == ["failed"]
+
+
+def test_numbers_of_numpy_and_rows_in_a_list_are_a_report(cache: Cache) -> None:
+    frame = pd.DataFrame({"bad": [1, 0, 1]})
+    report = Report("np", frame.to_dict("records"), findings=frame.bad.sum())  # type: ignore[arg-type]
+    run = runner(cache).run(job("returns", report=report), SLOT, threading.Event())
+    assert (run.status, run.findings) == ("findings", 2)
+    assert [row["report"]["rows"] for row in history(cache)] == [[{"bad": 1}, {"bad": 0}, {"bad": 1}]]
+
+
+def test_a_title_and_an_error_without_end_are_kept_in_part(cache: Cache) -> None:
+    report = Report("\U0001f600" * 3_000_000, ())
+    runner(cache).run(job("returns", report=report), SLOT, threading.Event())
+    claim = runner(cache).ledger.claim("mine", "20260110T0300Z", 1)
+    assert claim
+    claim.end("failed", 2, error="x" * 3_000_000)
+    assert [row["status"] for row in history(cache)] == ["failed", "ok"]
 
 
 def test_a_module_that_is_not_there_is_a_run_that_failed(cache: Cache) -> None:
@@ -301,16 +337,23 @@ def test_a_claim_can_be_made_on_a_full_disk_and_clean_runs(small_disk: Path) -> 
     cache.clean()
     Path(cache.root, "jobs", "mine").mkdir(parents=True)
     Path(cache.root, "locks").mkdir(exist_ok=True)
-    with open(small_disk / "ballast", "wb") as ballast:
-        try:
-            while True:
-                ballast.write(bytes(1 << 16))
-                ballast.flush()
-        except OSError:
-            pass
-    run = runner(cache).run(job("finds"), SLOT, threading.Event())
-    assert run.status == "findings"
-    assert not runner(cache).ledger.is_open("mine", SLOT)
+    fill(small_disk)
+    by = runner(cache)
+    run = by.run(job("finds"), SLOT, threading.Event())
+    assert run.status == "findings" and run.report
+    os.utime(record(cache), (1, 1))
+    assert not by.is_open("mine", SLOT)  # though nothing could be written of its end
+    with pytest.raises(LockedError, match="has been run"):
+        by.run(job("finds"), SLOT, threading.Event())
+
+
+def test_a_run_that_finds_a_full_disk_at_its_end_is_over_all_the_same(small_disk: Path) -> None:
+    cache = Cache(small_disk / "root")
+    run = runner(cache).run(job("fills", folder=str(small_disk)), SLOT, threading.Event())
+    assert (run.status, run.report and len(run.report)) == ("findings", 10)
+    os.utime(record(cache), (1, 1))
+    assert not runner(cache).is_open("mine", SLOT)
+    assert [(row["status"], row["error"]) for row in history(cache)] == [("findings", "its report could not be kept")]
 
 
 def test_in_a_root_of_a_group_records_are_the_groups(tmp_path: Path) -> None:

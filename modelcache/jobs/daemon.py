@@ -119,7 +119,7 @@ class Daemon:
             with self._guard:
                 if not slot or self._stop.is_set() or schedule.name in self._running:
                     return
-                if self._runner.ledger.is_open(schedule.name, slot):
+                if self._runner.is_open(schedule.name, slot):
                     thread = threading.Thread(target=self._run, args=(schedule, slot), daemon=True)
                     thread.start()
                     self._running[schedule.name] = thread
@@ -131,7 +131,7 @@ class Daemon:
             self._runner.run(schedule, slot, self._stop)
         except LockedError as error:
             with suppress(StoreError):
-                if self._runner.ledger.is_open(schedule.name, slot):  # else another daemon runs it, as it should be
+                if self._runner.is_open(schedule.name, slot):  # else another daemon runs it, as it should be
                     self._say_once(error.message)
         except Exception as error:  # noqa: BLE001 - the next one runs all the same
             self._say_once(f"{schedule.name}: {_line(error)}")

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, get_args
 from modelcache.errors import StoreError, UsageError
 from modelcache.rows import Report
 from modelcache.store.disk import (
+    WRITE,
     check_no_links,
     create,
     disk_errors,
@@ -36,6 +37,8 @@ MOST_ATTEMPTS = 2  # of a slot: what kills its process is not begun for ever
 MOST_RUNS = 1000  # of a job, that are kept
 MOST_ROWS = 1000  # of a report, that are kept
 MOST_BYTES = 1 << 20
+MOST_WORDS = 1000  # characters of a title, or of an error
+FEW_WORDS = 200  # of an error, on a full disk: it has to fit where the claim stands
 LATEST_MS = 1 << 47
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -194,9 +197,27 @@ class Claim:
 
     def end(self, status: Status, finished_at: int, *, error: str = "", report: Report | None = None) -> Run:
         """How it was, which is returned also where it cannot be recorded: StoreError then has it as `run`."""
+        error = error[:MOST_WORDS]
         self.run = replace(self.run, status=status, finished_at=finished_at, error=error, report=report)
-        write_atomic(self._path, json.dumps(self.run.to_json()).encode())
+        try:
+            write_atomic(self._path, json.dumps(self.run.to_json()).encode())
+        except StoreError:
+            self.run = replace(self.run, error=error or "its report could not be kept")
+            _write_over(self._path, replace(self.run, error=self.run.error[:FEW_WORDS], report=None))
         return self.run
+
+
+def _write_over(path: str, run: Run) -> None:
+    """In place, which needs no room: that it has ended counts for more than that a reader sees all or nothing."""
+    with disk_errors(path):
+        fd = os.open(path, WRITE)
+        try:
+            content = json.dumps(run.to_json()).encode()
+            write_all(fd, memoryview(content), 0)
+            os.ftruncate(fd, len(content))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _is_lost(run: Run, path: str) -> bool:
@@ -213,13 +234,13 @@ def _told(report: Report) -> dict[str, Any]:
     rows: list[Any] = []
     size = 0
     for row in report.rows[:MOST_ROWS]:
-        with suppress(TypeError, ValueError, RecursionError):
+        with suppress(Exception):  # a cell may be an object of the job's own
             text = json.dumps(row, default=str)
             size += len(text)
             if size > MOST_BYTES:
                 break
             rows.append(json.loads(text))
-    return {"title": report.title, "findings": report.findings, "total": len(report.rows), "rows": rows}
+    return {"title": report.title[:MOST_WORDS], "findings": report.findings, "total": len(report.rows), "rows": rows}
 
 
 def _report(fields: object) -> Report | None:

@@ -10,14 +10,16 @@ Leaves to others: which slot is due (`schedule`), what is kept of a run (`ledger
 
 import importlib
 import logging
+import operator
+import sys
 import threading
 import time
 import traceback
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelcache.cache import Cache
-from modelcache.errors import LockedError, ModelCacheError, StoreError
+from modelcache.errors import LockedError, ModelCacheError, StoreError, UsageError
 from modelcache.jobs.job import Clock, Config, Job
 from modelcache.jobs.ledger import MOST_RUNS, Claim, Ledger, Run, Status
 from modelcache.jobs.ping import ping
@@ -53,9 +55,7 @@ class _Work:
         with self.lock:
             try:
                 result = _loaded(self.schedule.target)(self.config, stop=self.stop, clock=self.clock)
-                if result is not None and not isinstance(result, Report):
-                    raise TypeError("a job returns a Report, or None")
-                self.report = result
+                self.report = None if result is None else _checked(self.schedule.target, result)
             except BaseException as error:  # noqa: BLE001 - whatever it raises, the next job runs
                 self.error = error
         self.done.set()
@@ -71,6 +71,7 @@ class Runner:
         self._patience_s = patience_s
         self._layout = Layout(fallback_for(cache.root) or cache.root)
         self.ledger = Ledger(self._layout)
+        self._unrecorded: set[tuple[str, str]] = set()  # whose end no disk took
 
     def run(self, schedule: Schedule, slot: str, stop: threading.Event) -> Run:
         """To its end, or until it is given up after `stop`; how it was.
@@ -84,7 +85,7 @@ class Runner:
         lock = self._layout.lock(f"job-{name}")
         with ExitStack() as stack:
             stack.enter_context(locked(lock, Subject(f"job {name}"), Patience(0.0)))
-            claim = self.ledger.claim(name, slot, self._now_ms())
+            claim = self.ledger.claim(name, slot, self._now_ms()) if (name, slot) not in self._unrecorded else None
             if claim is None:
                 over = LockedError(f"job {name} has been run for {slot}", next_step="see `modelcache jobs history`")
                 over.again = ""
@@ -96,6 +97,10 @@ class Runner:
         with suppress(StoreError):
             self.ledger.forget(name, slot_of(self._clock() - self._cache.settings.metrics_age))
         return run
+
+    def is_open(self, job: str, slot: str) -> bool:
+        """Whether there is something to run. StoreError where nobody can tell."""
+        return (job, slot) not in self._unrecorded and self.ledger.is_open(job, slot)
 
     def free_slot(self, job: str) -> str:
         """One for somebody who runs the job now: this second, or the next that nobody has."""
@@ -130,6 +135,7 @@ class Runner:
         except StoreError as refusal:
             log.warning("%s %s: how it ended could not be recorded: %s", claim.run.job, claim.run.slot, refusal.line())
             run = claim.run
+            self._unrecorded.add((run.job, run.slot))
         level = logging.ERROR if status == "failed" else logging.INFO
         found = f", {run.findings} findings" if run.findings else ""
         log.log(level, "%s %s: %s%s%s", run.job, run.slot, status, found, f": {error}" if error else "")
@@ -149,6 +155,23 @@ def _outcome(work: _Work, was_told: bool, why: str) -> tuple[Status, str]:
     if was_told:
         return "stopped", why
     return ("findings" if work.report is not None and work.report.findings else "ok"), ""
+
+
+def _checked(target: str, result: object) -> Report:
+    """What somebody's job gave, with the types that it has to have. UsageError, which shows no value of it."""
+    if not isinstance(result, Report):
+        raise UsageError(f"{target} returned a {type(result).__name__}, no Report and not None")
+    rows = result.rows
+    if not isinstance(rows, tuple | list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"{target} returned a Report whose rows are no tuple of dicts")
+    try:
+        findings = operator.index(result.findings)  # the integers of numpy, too
+    except TypeError:
+        findings = -1
+    if not isinstance(result.title, str) or not 0 <= findings <= sys.maxsize:
+        raise UsageError(f"{target} returned a Report whose title is no text, or whose findings are no count")
+    named = tuple({str(key): cell for key, cell in row.items()} for row in rows)
+    return replace(result, rows=named, findings=findings)
 
 
 def _loaded(target: str) -> Job:
