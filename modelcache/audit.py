@@ -29,7 +29,7 @@ from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.registry import status_of
 from modelcache.store.sharing import Sharing
 from modelcache.transfer.control import Control
-from modelcache.verdict import Expected, Verdict, judged
+from modelcache.verdict import GONE, Expected, Verdict, judged
 
 WRITE_EVERY_S = 2.0
 
@@ -223,7 +223,7 @@ class _Reading:
         place = self._place
         verdict = judged(place, expected, tick)
         if place != self._record.place(file) and verdict.finding == "whole":
-            verdict = Verdict("missing", "the file is gone")  # a repair links it
+            verdict = Verdict("missing", GONE)  # a repair links it
         self.stamp = verdict.stamp
         reading = verdict.reading
         if verdict.finding == "whole" and reading and known != reading.pieces:

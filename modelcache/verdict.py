@@ -18,6 +18,7 @@ from modelcache.store.installed import Stamp
 from modelcache.store.sharing import is_as_it_was
 
 LOOKS = 3  # at a file that somebody changes meanwhile
+GONE = "the file is gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +79,4 @@ def judged(place: str, expected: Expected, tick: Callable[[], None]) -> Verdict:
 
 
 def _gone() -> Verdict:
-    return Verdict("missing", "the file is gone")
+    return Verdict("missing", GONE)

@@ -6,6 +6,7 @@ import pkgutil
 import shutil
 import stat
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -342,3 +343,31 @@ def test_each_account_publishes_what_it_did_into_the_same_folder(home: Path, ori
     assert "Without what other accounts did" in (home.parent / f"{BERT}.html").read_text()
     assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "reports").iterdir()} == {0o664}
     assert stat.S_IMODE((home / "reports").stat().st_mode) == 0o2775
+
+
+@needs_root
+@pytest.mark.parametrize("is_rotten", [False, True])
+def test_a_record_that_cannot_be_written_takes_no_turn_from_other_models(home: Path, is_rotten: bool) -> None:
+    def add(cache: Cache) -> str:
+        source, places = home.parent / "w.bin", []
+        for name in ("a", "b", "c"):
+            source.write_bytes(Content.generated(1000, seed=ord(name)).read())
+            places.append(cache.add(source, name).path)
+        return places[0]
+
+    def sweep(cache: Cache) -> list[dict[str, str]]:
+        days = (time.time() + days * 86_400 for days in (11, 12, 13, 14, 22))
+        reports = [cache.sweep(share="1/3", clock=lambda day=day: day) for day in days]  # type: ignore[misc]
+        return [{row["model"]: row["finding"] for row in report} for report in reports]
+
+    os.chmod(home.parent, 0o777)
+    place = Path(done_by(ANNA, with_cache(home, add)))
+    if is_rotten:
+        rot(place / "w.bin", 5)
+    for path in (place, *place.iterdir()):
+        os.chown(path, 0, 0)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    found = done_by(BERT, with_cache(home, sweep))
+    known = {"a": "corrupt"} if is_rotten else {}
+    a = known or {"a": "whole"}
+    assert found == [a, {"b": "whole"} | known, {"c": "whole"} | known, known, a]

@@ -72,6 +72,13 @@ def test_each_run_takes_its_share_and_the_next_goes_on_behind_it(cache: Cache, s
     assert swept(cache.sweep(share="1/3", clock=in_days(22))) == ["m0", "m1"]
 
 
+def test_what_is_missing_takes_no_share_from_what_can_be_read(cache: Cache, six: Mapping[str, Path]) -> None:
+    six["m0"].unlink()
+    reports = [cache.sweep(share="1/6", clock=in_days(day)) for day in range(11, 16)]
+    assert [swept(report) for report in reports] == [["m0", f"m{number}"] for number in range(1, 6)]
+    assert [report.findings for report in reports] == [1] * 5
+
+
 def test_the_stamps_are_dated_by_the_clock_of_the_sweep(cache: Cache, six: Mapping[str, Path]) -> None:
     cache.sweep(share="full", clock=lambda: 2_000_000_000.5)
     assert {row["verified_at"] for model in six for row in cache.info(model)} == {2_000_000_000_500}

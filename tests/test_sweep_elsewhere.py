@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,16 @@ from test_huggingface_hub import snapshot as downloaded
 
 from modelcache.cache import Cache
 from modelcache.errors import UsageError
+from modelcache.foreign.tier import Claim
 from modelcache.manifests import make
+from modelcache.model import Digest
 from modelcache.outcome import Model
 from modelcache.rows import Report
+from modelcache.state.looks import Looks
 from modelcache.state.place import Place
 from modelcache.store.installed import Installed
+from modelcache.sweeps.claims import ClaimsWard
+from modelcache.sweeps.ward import Pace
 from modelcache.testing import Content, Hub, Origin
 
 DAY_S = 86_400
@@ -236,6 +242,23 @@ def test_a_folder_with_a_manifest_is_verified_by_its_pieces(cache: Cache, tmp_pa
     assert found(report) == {"big.bin": "corrupt", "gone": "missing"}
     assert next(row["wrong_bytes"] for row in report if row["file"] == "big.bin") == "1048576-2097151"
     assert snapshot(folder) == before
+
+
+def test_a_list_whose_files_are_all_gone_is_read_twice_at_most(tmp_path: Path) -> None:
+    listed: list[int] = []
+
+    def claims() -> Iterator[Claim]:
+        listed.append(1)
+        for number in range(50):
+            yield Claim("m", "1", f"f{number}", str(tmp_path / f"f{number}"), (Digest("sha256", f"{number:064x}"),), 9)
+
+    pace = Pace(threading.Event(), 0.0, 0)
+    with Looks.opened(str(tmp_path / "looks")) as looks:
+        ward = ClaimsWard("mirror", "mirror", claims, looks, pace, pace.manner(time.time, strict=False))
+        ward.begin(1)
+        (group,) = ward.groups()
+        found = list(ward.read(list(group[1]())))
+    assert ([one.audit.finding for one in found], len(listed)) == (["missing"] * 50, 2)
 
 
 def test_a_root_and_a_folder_of_anything_are_no_places(cache: Cache, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from modelcache.store.disk import BUFFER
 from modelcache.store.installed import NEVER, Installed, Stamp
 from modelcache.store.layout import Layout
 from modelcache.sweeps.ward import Found, Pace
-from modelcache.verdict import Expected, Verdict, judged
+from modelcache.verdict import GONE, Expected, Verdict, judged
 
 KEEP_EVERY_S = 2.0
 LARGE = 16 << 20  # a file whose look is kept at once: the next one may take as long
@@ -80,18 +80,37 @@ class ClaimsWard:
         for due in files:
             same.setdefault(due.key, []).append(due.file)
         self._looks.keep()
-        works = (bound(self._judged, claims) for claims in same.values() if self._pace.may_begin)
-        left, keep_at = len(same), time.monotonic() + KEEP_EVERY_S
+        gone: list[Claim] = []
+        try:
+            yield from self._read(list(same.values()), gone)
+        except PausedError:
+            yield from self._missing(gone)
+            raise
+        yield from self._missing(gone)
+
+    def _read(self, files: Sequence[Sequence[Claim]], gone: list[Claim]) -> Generator[Found, None, None]:
+        works = (bound(self._judged, claims) for claims in files if self._pace.may_begin)
+        left, keep_at = len(files), time.monotonic() + KEEP_EVERY_S
         with closing(abreast(works)) as done:
             for claims, verdict in done:
                 left -= 1
-                yield from self._found(claims, verdict)
+                if verdict.finding == "missing":
+                    gone += claims
+                else:
+                    yield from self._found(claims, verdict)
                 if time.monotonic() >= keep_at or _size_of(claims[0].place) >= LARGE:
                     self._looks.keep()
                     keep_at = time.monotonic() + KEEP_EVERY_S
         self._looks.keep()
         if left:
             raise PausedError("the time for reading is over")
+
+    def _missing(self, gone: Sequence[Claim]) -> Iterator[Found]:
+        """What is claimed still, when all else was read: listing that may take long."""
+        still = {(claim.place, claim.path, claim.version) for claim in self._claims()} if gone else set()
+        for claim in gone:
+            if (claim.place, claim.path, claim.version) in still:
+                yield Found(_audit(claim, "missing", GONE))
 
     def _judged(self, claims: Sequence[Claim], going: Going) -> tuple[Sequence[Claim], Verdict]:
         claim = claims[0]
@@ -106,12 +125,8 @@ class ClaimsWard:
 
     def _found(self, claims: Sequence[Claim], verdict: Verdict) -> Iterator[Found]:
         place = claims[0].place
-        if verdict.finding == "missing":
-            still = {(claim.place, claim.path, claim.version) for claim in self._claims()}
-            claims = [claim for claim in claims if (claim.place, claim.path, claim.version) in still]
-        else:
-            stamp = replace(verdict.stamp or _stamp_of(place), verified_at=round(1000 * self._manner.clock()))
-            self._looks.look(self._key, place, Look(stamp, verdict.finding, verdict.reason))
+        stamp = replace(verdict.stamp or _stamp_of(place), verified_at=round(1000 * self._manner.clock()))
+        self._looks.look(self._key, place, Look(stamp, verdict.finding, verdict.reason))
         for claim in claims:
             yield Found(_audit(claim, verdict.finding, verdict.reason, verdict))
 

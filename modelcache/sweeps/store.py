@@ -49,7 +49,7 @@ class StoreWard:
         self._progress = progress
         self._repairs = repairs
         self._before = 0
-        self._unreadable = looks.of("")
+        self._looked = looks.of("")
         self._known: dict[str, Found] = {}
 
     @property
@@ -58,7 +58,7 @@ class StoreWard:
 
     def begin(self, before_ms: int) -> None:
         self._before = before_ms
-        self._looks.unlook("", [place for place in self._unreadable if not os.path.lexists(place)])
+        self._looks.unlook("", [place for place in self._looked if not os.path.lexists(place)])
         self._looks.follow(self._shop.layout, self._now_ms)
 
     def groups(self) -> Iterator[Group[_File]]:
@@ -99,18 +99,19 @@ class StoreWard:
                 self._know(_audit(record, file.path, file.size, "corrupt", KNOWN))
             elif file.is_distrusted:
                 yield Due(0, 0, (file.sha256, record.place(file)), (model, file))
-            elif at < self._before and (at := max(at, self._unread_at(record, file))) < self._before:
-                yield Due(at, max(0, file.size), (file.sha256, file.stamp.inode), (model, file))
+            elif at < self._before and (at := max(at, self._looked_at(record, file))) < self._before:
+                cost = max(0, file.size) if os.path.lexists(record.place(file)) else 0  # nothing is read of it
+                yield Due(at, cost, (file.sha256, file.stamp.inode), (model, file))
 
-    def _unread_at(self, record: Installed, file: InstalledFile) -> int:
-        """When an earlier run found that it cannot be read; 0 if it could, or looks different by now."""
+    def _looked_at(self, record: Installed, file: InstalledFile) -> int:
+        """When an earlier run found what its record does not say; 0 if none did, or it looks different by now."""
         place = record.place(file)
-        look = self._unreadable.get(place)
+        look = self._looked.get(place)
         if look is None or look.stamp.judge(place) != "right":
             return 0
         at = looked_at(look.stamp.verified_at, self._now_ms)
-        if at >= self._before:
-            self._know(_audit(record, file.path, file.size, "unreadable", look.reason))
+        if at >= self._before and look.finding != "whole":
+            self._know(_audit(record, file.path, file.size, look.finding, look.reason))
         return at
 
     def _know(self, audit: Audit) -> None:
@@ -166,17 +167,16 @@ class StoreWard:
 
     def _audited(self, unread: Sequence[Installed]) -> Iterator[Found]:
         """What is mended comes after what was read."""
-        by_model = {(record.id, record.version): record for record in unread}
         wrong: dict[_Model, list[Audit]] = {}
+        ended: list[Audit] = []
         with ExitStack() as stack:
             models = [(record, self._told(record, stack)) for record in unread]
             try:
                 with closing(reading(self._shop, models, self._pace, self._manner)) as audits:
                     for audit in audits:
-                        record = by_model[audit.model, audit.version]
-                        if audit.finding == "missing" and not self._is_wanted(record, audit.path):
+                        if audit.finding == "missing" and not self._is_wanted(audit):
                             continue  # the model was removed meanwhile
-                        self._remember(record, audit)
+                        ended.append(audit)
                         if self._repairs and audit.finding in ("corrupt", "missing"):
                             wrong.setdefault((audit.model, audit.version), []).append(audit)
                         else:
@@ -184,6 +184,8 @@ class StoreWard:
             except PausedError:
                 yield from (Found(audit) for found in wrong.values() for audit in found)
                 raise
+            finally:  # by now the records are written, or could not be
+                self._remember(ended)
             for record, sampler in models:
                 yield from self._mended(record, wrong.get((record.id, record.version), ()), sampler)
 
@@ -213,21 +215,34 @@ class StoreWard:
         fetched = row["bytes_fetched"]
         return Found(audit, False, bool(row["repaired"]), fetched if isinstance(fetched, int) else 0, reason)
 
-    def _is_wanted(self, record: Installed, path: str) -> bool:
-        now = self._record((record.id, record.version))
-        return now is not None and now.file(path) is not None
+    def _is_wanted(self, audit: Audit) -> bool:
+        now = self._record((audit.model, audit.version))
+        return now is not None and now.file(audit.path) is not None
 
-    def _remember(self, record: Installed, audit: Audit) -> None:
-        """What its record does not say: that it cannot be read, and which models share it."""
-        if audit.finding == "unreadable":
-            self._looks.look("", audit.place, Look(_stamp_at(audit.place, self._now_ms), "unreadable", audit.reason))
-        elif audit.place in self._unreadable:
-            self._looks.unlook("", [audit.place])
-        entry = record.file(audit.path)
-        if audit.finding == "whole" and entry:
-            with suppress(OSError):
-                if os.lstat(audit.place).st_nlink > LINKS_OF_ONE:
-                    self._looks.prove(entry.sha256, record.id, record.version, entry.path)
+    def _remember(self, ended: Sequence[Audit]) -> None:
+        """What no record says: what could not be read, or not be recorded, and which models share a file."""
+        by_model = {model: self._record(model) for model in {(audit.model, audit.version) for audit in ended}}
+        for audit in ended:
+            record = by_model[audit.model, audit.version]
+            entry = record.file(audit.path) if record else None
+            if record is None or entry is None:
+                continue
+            if not self._is_recorded(entry, audit):
+                self._looks.look(
+                    "", audit.place, Look(_stamp_at(audit.place, self._now_ms), audit.finding, audit.reason)
+                )
+            elif audit.place in self._looked:
+                self._looks.unlook("", [audit.place])
+            if audit.finding == "whole":
+                with suppress(OSError):
+                    if os.lstat(audit.place).st_nlink > LINKS_OF_ONE:
+                        self._looks.prove(entry.sha256, record.id, record.version, entry.path)
+
+    def _is_recorded(self, entry: InstalledFile, audit: Audit) -> bool:
+        """Whether the next run knows it by the record. Another account may own that, and what is not there has none."""
+        if audit.finding == "whole":
+            return looked_at(entry.stamp.verified_at, self._now_ms) >= self._before
+        return audit.finding == "missing" or (audit.finding == "corrupt" and entry.is_distrusted)
 
 
 def _batches(files: Mapping[_Model, Sequence[InstalledFile]]) -> Iterator[list[_Model]]:
