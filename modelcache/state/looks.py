@@ -2,8 +2,8 @@
 
     models   how long ago the oldest file of a version was verified, by its record: so that a record is read only then
     proven   in which model a content that several models share was verified last
-    looks    files that have no stamp of ours, or that could not be read, or whose record could not be written: when they
-             were looked at, and what was found
+    looks    files that have no stamp of ours, or that could not be read, or whose record could not be written: when
+             they were looked at, and what was found
 
 Responsible for: that file, in SQLite, beside the state. It only saves looking: records and files are the truth, and
 whatever it says is compared with them. One that is garbage, or of another version, is begun anew; where none can be
