@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DIGEST_SHOWN = 12
 LEAST_NAME = 16  # of a file or path that is shortened to make a table fit
 GAP = "  "
+MOST = 1 << 63  # beyond it a number is no size and no rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +124,17 @@ def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
 class _Column:
     def __init__(self, key: str, values: Sequence[Any]) -> None:
         self.key = key
-        self.cells = [shown(key, value) for value in values]
+        self._set([shown(key, value) for value in values])
         known = [value for value in values if value is not None]
         self.is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
         self.is_number = self.is_number and bool(known) and not key.endswith("_at")
 
-    @property
-    def width(self) -> int:
-        return max(len(self.title), *map(len, self.cells))
+    def _set(self, cells: list[str]) -> None:
+        self.cells = cells
+        self.width = max(len(self.title), *map(len, cells))
+
+    def shorten(self, most: int) -> None:
+        self._set([short(cell, most) for cell in self.cells])
 
     @property
     def title(self) -> str:
@@ -152,21 +156,25 @@ class _Column:
 
 
 def shown(key: str, value: Any) -> str:
-    """A value as people read it, told from its key."""
-    by_key: dict[str, Callable[[Any], str]] = {
-        "size": _size, "bytes": _size, "sha256": lambda digest: str(digest)[:DIGEST_SHOWN],
-        "success_rate": as_percent, "throughput_bps": lambda speed: f"{in_units(speed)}/s",
-    }  # fmt: skip
+    """A value as people read it, told from its key; what is no number stays as it is, for a key may mean anything."""
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]
+    if key == "sha256":
+        return str(value)[:DIGEST_SHOWN]
+    if not isinstance(value, int | float) or not abs(value) < MOST:
+        return str(value)
     if isinstance(value, int) and (key.startswith("bytes_") or key.endswith("_bytes")):
         return _size(value)
     if isinstance(value, int) and key.endswith("_at"):
         return moment(value)
+    by_key: dict[str, Callable[[float], str]] = {
+        "size": _size, "bytes": _size, "success_rate": as_percent,
+        "throughput_bps": lambda speed: f"{in_units(speed)}/s",
+    }  # fmt: skip
     return by_key.get(key, str)(value)
 
 
-def _size(size: int) -> str:
+def _size(size: float) -> str:
     return in_units(size) if size >= 0 else "?"
 
 
@@ -177,7 +185,7 @@ def _shorten(columns: Sequence[_Column], room: int) -> None:
         if column.key in ("file", "path") and over > 0:
             most = max(LEAST_NAME, column.width - over)
             over -= max(0, column.width - most)
-            column.cells = [short(cell, most) for cell in column.cells]
+            column.shorten(most)
 
 
 def _how_many_fit(columns: Sequence[_Column], room: int) -> int:

@@ -347,7 +347,7 @@ def job_tables(root: str) -> tuple[str, dict[str, Any]]:
     path, table = _configuration(root)
     jobs = table.get(JOBS, {})
     if not isinstance(jobs, dict):
-        raise UsageError(f"{path}: jobs = {jobs!r}: tables [jobs.NAME] are expected")
+        raise UsageError(f"{path}: jobs: tables [jobs.NAME] are expected")
     return path, jobs
 
 

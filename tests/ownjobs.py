@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import requests
+
 from modelcache.jobs.job import Clock, Config
 from modelcache.rows import Report
 
@@ -33,6 +35,10 @@ def leaves(config: Config, *, stop: threading.Event, clock: Clock) -> None:
 
 def returns(config: Config, *, stop: threading.Event, clock: Clock) -> object:
     return config.options["report"]
+
+
+def asks(config: Config, *, stop: threading.Event, clock: Clock) -> None:
+    requests.get(str(config.options["url"]), timeout=20)
 
 
 def fills(config: Config, *, stop: threading.Event, clock: Clock) -> Report:

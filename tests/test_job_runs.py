@@ -1,6 +1,7 @@
 """One run of a job: its claim, its end, and what is kept of both."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import requests
 from caches import run as command
 from ownjobs import fill
 
@@ -21,6 +23,7 @@ from modelcache.errors import LockedError, StoreError, UsageError
 from modelcache.jobs import ledger
 from modelcache.jobs.ledger import Ledger
 from modelcache.jobs.overview import history
+from modelcache.jobs.ping import ping
 from modelcache.jobs.runner import Runner
 from modelcache.jobs.schedule import Schedule
 from modelcache.rows import Report
@@ -373,6 +376,8 @@ class _Watch(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.seen.append(self.path)
         self.send_response(self.status)
+        self.flush_headers()
+        self.wfile.write(b"no colon\r\n")  # of which urllib3 warns, with the whole URL
         self.end_headers()
 
     def log_message(self, *_: object) -> None: ...
@@ -413,6 +418,25 @@ def test_a_ping_that_fails_fails_no_job_and_is_told_without_its_url(
     assert run.status == "ok"
     assert "mine: its ping" in caplog.text
     assert "SECRET" not in caplog.text + record(cache).read_text()
+
+
+def test_urllib3_tells_nobody_what_was_pinged(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with watchman() as (url, seen):
+        ping("mine", url)
+        assert seen and "SECRET" not in caplog.text
+        requests.get(url, timeout=20)
+    assert "SECRET" in caplog.text  # what others ask is heard as before
+
+
+def test_no_url_of_a_job_reaches_stderr(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    with watchman() as (url, seen):
+        Path(cache.root).mkdir(exist_ok=True)
+        Path(cache.root, "modelcache.toml").write_text(f'[jobs.mine]\nrun="ownjobs:asks"\nurl="{url}"\nping="{url}"\n')
+        done = command("jobs", "run", "mine")
+    assert (done.returncode, len(seen)) == (0, 2)
+    assert "SECRET" not in done.stdout + done.stderr
 
 
 def wait_for(path: Path) -> None:

@@ -173,6 +173,12 @@ def test_a_wrong_ping_is_told_without_the_secret_that_it_may_be(home: Path) -> N
     one = settings(home, '[jobs.verify]\nping = "hc-ping.com/SECRET"')["verify"]
     assert "ping: a URL of http or https is expected" in one.fault
     assert "SECRET" not in one.fault
+    misplaced = settings(home, '[jobs]\nping = "https://hc-ping.com/SECRET"')["ping"]
+    assert "a table is expected" in misplaced.fault and "SECRET" not in misplaced.fault
+    Path(home, "modelcache.toml").write_text('jobs = "https://hc-ping.com/SECRET"')
+    with pytest.raises(UsageError, match="are expected") as caught:
+        schedules(str(home))
+    assert "SECRET" not in caught.value.line()
     right = settings(home, '[jobs.verify]\nping = "https://hc-ping.com/SECRET"')["verify"]
     assert right.ping.endswith("SECRET") and "SECRET" not in repr(right)
 

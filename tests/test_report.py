@@ -1,6 +1,7 @@
 """Tables that people read: units, local time, short digests, and as wide as the terminal is."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,29 @@ def test_texts_for_people() -> None:
     assert (as_clock(5.4), as_clock(3723)) == ("0:05", "1:02:03")
     assert (moment(10**30), moment(-1)) == ("never", "never")
     assert (short("abcdef", 6), short("abcdef", 4), short("abcdef", 0)) == ("abcdef", "…def", "…")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"size": "12 MB", "bytes": ["a"], "success_rate": "x", "throughput_bps": Path("a"), "free_bytes": "b"},
+        {"made_at": "noon", "size": 10**400, "success_rate": 10**400, "bytes_saved": 10**400, "other_at": 10**400},
+        {"size": float("nan"), "success_rate": float("inf"), "throughput_bps": float("-inf"), "bytes": -1},
+    ],
+)
+def test_rows_of_any_kind_can_be_printed(row: dict[str, object]) -> None:
+    report = Report("odd", (row,))
+    assert len(str(report).splitlines()) == 3 and "<table" in report._repr_html_()
+
+
+def test_a_report_is_printed_in_a_time_that_its_rows_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Text(str):
+        asked = 0
+
+        def __len__(self) -> int:
+            Text.asked += 1
+            return super().__len__()
+
+    monkeypatch.setattr("modelcache.rows.shown", lambda _key, value: Text(value))
+    str(Report("long", tuple({"path": f"/x/{number}", "kind": "old"} for number in range(500))))
+    assert Text.asked < 20 * 500

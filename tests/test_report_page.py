@@ -88,6 +88,16 @@ def test_the_page_is_sound_and_names_nothing_to_load(home: Path, words: list[str
         assert text.count("<svg") == 6
 
 
+def test_a_page_about_more_days_than_a_plot_has_room_for_is_made_of_what_is_older_alone(home: Path) -> None:
+    state = State(str(home), Uses(), 900 * 86400.0)
+    state([Attempt("http", "host", "success", "f", "m", latency_ms=30, timestamp=now_ms() - 500 * DAY_MS)])
+    state.close()
+    cache = Cache(home, metrics_age=900 * 86400.0)
+    cache.report("600d").to_html(home / "page.html")
+    cache.close()
+    assert "<td>host" in (home / "page.html").read_text("utf-8")
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["quiet.example", "other"], HOSTILE], ids=["plain", "hostile"])

@@ -83,11 +83,13 @@ def _print(report: Report, options: argparse.Namespace) -> int:
     if options.json:
         print_json(list(report))
     else:
-        rows = [
-            {key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in report
-        ]
+        rows = [{printable(key): _printable(cell) for key, cell in row.items()} for row in report]
         print(replace(report, title=printable(report.title), rows=tuple(rows)))
     return 0
+
+
+def _printable(cell: object) -> object:
+    return cell if cell is None or isinstance(cell, int | float) else printable(str(cell))
 
 
 def _options(given: list[str]) -> dict[str, object]:
@@ -107,5 +109,7 @@ def _options(given: list[str]) -> dict[str, object]:
 
 
 def _log_to_stderr() -> None:
+    for each in ("urllib3", "requests"):
+        logging.getLogger(each).propagate = False  # they log whole URLs, with secrets (I22)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("modelcache.jobs").setLevel(logging.INFO)

@@ -113,7 +113,7 @@ def _schedule(path: str, name: str, table: object, zone: tzinfo | None) -> Sched
     if not _NAME.fullmatch(name):
         raise UsageError("a name of a job has small letters, digits, - and _")
     if not isinstance(table, dict):
-        raise UsageError(f"{table!r}: a table is expected")
+        raise UsageError("a table is expected")  # what is there may be a ping, which is a secret
     options = dict(table)
     taken = {key: _checked(key, options.pop(key)) for key in KEYS if key in table}
     target = _target(path, name, taken)

@@ -117,8 +117,9 @@ def _gateways(facts: Facts) -> Iterator[str]:
         return
     asked = [gateway for gateway in _most_used(sums) if sums[gateway].latencies or sums[gateway].error]
     rates = {gateway: _rates(facts.overview, gateway) for gateway in asked[:MOST_LINES]}
-    if len(_steps(facts.overview)) > 1 and rates:
-        lowest = min(rate for values in rates.values() for rate in values if rate is not None)
+    seen = [rate for values in rates.values() for rate in values if rate is not None]
+    if len(_steps(facts.overview)) > 1 and seen:
+        lowest = min(seen)
         low = next(floor for floor in (0.9, 0.5, 0.0) if floor <= lowest)
         scale = Scale(low, 1.0, (1.0 - low) / 2)
         yield charts.lines("Success rate", _labels(facts.overview), rates, lambda rate: f"{100 * rate:.0f} %", scale)
