@@ -100,8 +100,8 @@ def _failed(error: ModelCacheError, arguments: Sequence[str]) -> int:
         failures = error.failures if isinstance(error, AllSourcesFailedError) else ()
         sources = [{"source": failure.source, "reason": failure.reason} for failure in failures]
         story = {
-            "error": error.message, "kind": error.kind, "sources": sources, "kept_bytes": error.kept_bytes,
-            "next": error.advice,
+            "error": error.message, "kind": error.kind, "sources": sources, "kept_files": error.kept_files,
+            "kept_bytes": error.kept_bytes, "next": error.advice,
         }  # fmt: skip
         print_json(story)
     print(f"modelcache: {error.line()}", file=sys.stderr)

@@ -236,6 +236,8 @@ class Download:
         except (PausedError, StoreError) as error:
             if isinstance(error, CancelledError):
                 discard_rest(self._tally, self._shop)
+            elif isinstance(error, PausedError):  # of one file, as it was raised
+                error.kept_bytes = self._tally.kept_bytes
             return State.PAUSED, error  # also when the disk refuses: it goes on when that is mended (A8)
         except BaseException as error:  # noqa: BLE001 - raised by `result` in the thread that asks
             return State.FAILED, explained(error, self._tally)

@@ -221,13 +221,16 @@ _MOST_TOLD = 3
 def of_several(errors: Sequence[ModelCacheError], total: int, what: str) -> ModelCacheError:
     """The gravest of these errors, which from here on speaks for all: so many of `total` `what` failed.
 
-    Its `kept_bytes` are those of all of them.
+    Its `kept_bytes`, and `failures` of sources, are those of all of them.
     """
     ranks = [error.kind for error in _GRAVITY]
     told = sorted(errors, key=lambda error: ranks.index(error.kind) if error.kind in ranks else -1)
     story = [error.message for error in told[:_MOST_TOLD]]
     story += [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
     worst = told[0]
+    if isinstance(worst, AllSourcesFailedError):
+        every = [failure for error in told if isinstance(error, AllSourcesFailedError) for failure in error.failures]
+        worst.failures = tuple(dict.fromkeys(every))
     worst.message = f"{len(told)} of {total} {what} failed: {'; '.join(story)}"
     worst.kept_bytes = sum(error.kept_bytes for error in told)
     worst.again = next(filter(None, (error.again for error in told)), AGAIN)

@@ -146,6 +146,9 @@ class ModelFetch:
         failed = [error for error in errors if isinstance(error, ModelCacheError) and error.kind != PausedError.kind]
         if bugs or not failed or len(tasks) == 1:
             return (bugs or failed or errors)[0]
+        for task in tasks:
+            if isinstance(task.error, ModelCacheError) and task.file.path not in task.error.message:
+                task.error.message = f"{task.file.path}: {task.error.message}"
         worst = of_several(failed, len(tasks), "files")
         worst.kept_bytes = self._tally.kept_bytes
         worst.kept_files = sum(one.done is not None and self._is_found_again(one.file) for one in tasks)

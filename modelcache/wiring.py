@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from modelcache.errors import ModelCacheError, NotFoundError, TransientError, UsageError
+from modelcache.errors import (
+    AllSourcesFailedError,
+    ModelCacheError,
+    NotFoundError,
+    SourceFailure,
+    TransientError,
+    UsageError,
+)
 from modelcache.model import ModelFile
 from modelcache.othertools import docker_logins, hub_home, hub_token, is_offline
 from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of, scheme_of_id
@@ -89,19 +96,19 @@ class Sources:
 
         The order's headers may hold secrets: those for a hub's model go to its hub, others to the origin of the order's
         first url, and to nobody else (I20). A url that nothing here serves, or that must not be asked, is passed over;
-        UsageError or NotFoundError where there is no other.
+        UsageError or AllSourcesFailedError where there is no other.
         """
         made: list[Source] = []
-        refusal: UsageError | NotFoundError | None = None
+        refusal: UsageError | AllSourcesFailedError | None = None
         connector, hub = self._shared(), hub_of(order.ref, order.id)
         place = order.first_url if hub is None else hub
         for url in dict.fromkeys(file.urls or _url_at(hub, order, file)):
             scheme = url.partition(":")[0].lower()
             try:
-                _check_online(scheme, hub or "")
+                _check_online(file, scheme, hub or "")
                 make = SOURCES.get(scheme, _http)
                 made.append(make(url, order.headers if is_same_place(url, place) else {}, connector))
-            except (UsageError, NotFoundError) as error:
+            except (UsageError, AllSourcesFailedError) as error:
                 refusal = error
         if refusal and not made:
             raise refusal
@@ -280,10 +287,13 @@ def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
     return Registry(base_of(host, has_secret=bool(secrets or login)), secrets, login)
 
 
-def _check_online(scheme: str, hub: str) -> None:
-    """NotFoundError where the user said that the hub must not be asked: then nobody is asked for its models."""
+def _check_online(file: ModelFile, scheme: str, hub: str) -> None:
+    """AllSourcesFailedError where the user said that the hub must not be asked: then nobody is asked for its models."""
     if scheme != "data" and (is_offline(scheme) or is_offline(hub.partition(":")[0])):
-        raise NotFoundError("Hugging Face is not asked, for HF_HUB_OFFLINE is set", next_step="unset it to fetch")
+        reason = "it is not asked, for HF_HUB_OFFLINE is set"
+        error = AllSourcesFailedError(file.path, (SourceFailure("Hugging Face", reason, NotFoundError.kind),))
+        error.next_step = "unset it to fetch"
+        raise error
 
 
 # Who serves the urls of a scheme, and who resolves its refs: a new kind of source adds its lines here.

@@ -120,7 +120,7 @@ def test_an_error_in_json_has_the_whole_story(origin: Origin) -> None:
     story = json.loads(done.stdout)
     assert done.returncode == 4
     assert done.stderr.count("\n") == 1
-    assert set(story) == {"error", "kind", "sources", "kept_bytes", "next"}
+    assert set(story) == {"error", "kind", "sources", "kept_files", "kept_bytes", "next"}
     assert (story["kind"], story["sources"][0]["source"]) == ("not_found", origin.url("m.gguf"))
     assert set(story["sources"][0]) == {"source", "reason"}
     assert 0 < story["kept_bytes"] <= 1_000_000

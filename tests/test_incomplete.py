@@ -132,6 +132,42 @@ def test_what_was_incomplete_before_is_so_after_one_more_failure(hub: Hub, cache
     assert f"modelcache fetch {REF}@{COMMIT}" in refusal.value.advice
 
 
+def test_an_error_of_several_files_names_those_that_failed(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF, files=["*.json", "a.bin"], progress=False)
+    done = run("fetch", REF, "--quiet", "--json", HF_HUB_OFFLINE="1")
+    assert done.stderr == (
+        "modelcache: 1 of 4 files failed: big.bin could not be fetched "
+        "(Hugging Face: it is not asked, for HF_HUB_OFFLINE is set); 3 files kept; unset it to fetch, then run the same command again to go on\n"
+    )
+    told = json.loads(done.stdout)
+    assert told["sources"] == [{"source": "Hugging Face", "reason": "it is not asked, for HF_HUB_OFFLINE is set"}]
+    assert (told["kept_files"], told["kept_bytes"]) == (3, 0)
+
+
+def test_an_error_of_several_files_tells_the_sources_of_all(hub: Hub, cache: Cache) -> None:
+    for name, status in (("a.bin", 404), ("big.bin", 403)):
+        hub.faults(Status(status), path=f"org/name/resolve/{COMMIT}/{name}")
+    told = json.loads(run("fetch", REF, "--quiet", "--json").stdout)
+    assert told["error"].startswith("2 of 4 files failed: ")
+    assert {source["reason"][:3] for source in told["sources"]} == {"404", "403"}
+
+
+def test_a_pause_tells_what_is_kept_of_all_files(hub: Hub, cache: Cache) -> None:
+    holds = [Hold(1_000_000, times=1), Hold(200_000, times=1)]
+    for hold, name in zip(holds, ("big.bin", "a.bin"), strict=True):
+        hub.faults(hold, path=f"org/name/resolve/{COMMIT}/{name}")
+    process = start("fetch", REF, "--quiet")
+    for hold in holds:
+        assert hold.reached.wait(20)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    kept = said.split("; ")[1]
+    assert 1_000_000 < int(kept.split()[0].replace(",", "")) <= 1_200_000 and kept.endswith(" bytes kept")
+    log = Path(cache.root, "logs", f"{ID}.jsonl").read_text().splitlines()
+    (paused,) = [line["message"] for line in map(json.loads, log) if line["event_type"] == "paused"]
+    assert kept in paused.split("; ")
+
+
 CATALOG = f"""
 [mine]
 ref = "{REF}"

@@ -17,7 +17,7 @@ from modelcache.testing import Content, Origin
 
 FILES = {"a.json": Content.generated(5_000, seed=1), "b.bin": Content.generated(5_000_000, seed=2)}
 URL = "http://127.0.0.1:9/m.gguf"
-ERROR = {"error", "kind", "sources", "kept_bytes", "next"}
+ERROR = {"error", "kind", "sources", "kept_files", "kept_bytes", "next"}
 RECORD = {
     "id", "cidId", "downloadPath", "status", "downloaded_bytes", "total_bytes", "error_message", "started_at",
     "completed_at", "attempts", "lastAttempt", "currentSize", "hash",
