@@ -137,7 +137,8 @@ def test_an_error_of_several_files_names_those_that_failed(hub: Hub, cache: Cach
     done = run("fetch", REF, "--quiet", "--json", HF_HUB_OFFLINE="1")
     assert done.stderr == (
         "modelcache: 1 of 4 files failed: big.bin could not be fetched "
-        "(Hugging Face: it is not asked, for HF_HUB_OFFLINE is set); 3 files kept; unset it to fetch, then run the same command again to go on\n"
+        "(Hugging Face: it is not asked, for HF_HUB_OFFLINE is set); 3 files kept; "
+        "unset it to fetch, then run the same command again to go on\n"
     )
     told = json.loads(done.stdout)
     assert told["sources"] == [{"source": "Hugging Face", "reason": "it is not asked, for HF_HUB_OFFLINE is set"}]
