@@ -402,10 +402,9 @@ class Cache:
         the bytes it takes; a dry run lists exactly what a run would remove. What is in use stays, whatever its age.
         `foreign`: also what other tools began to download into `tiers`, and have not gone on with for a day.
         """
-        from modelcache.cleaning import clean
+        from modelcache.care import clean
 
-        cleaned = [clean(each.shop, each.state, dry_run=dry_run, foreign=foreign) for each in self._roots.readable()]
-        return joined(cleaned)
+        return clean(self._roots, dry_run=dry_run, foreign=foreign)
 
     def reset(self, model: str) -> Report:
         """Takes a model back to where it was before its first fetch: no version, nothing unfinished, no error.
@@ -527,12 +526,13 @@ class Cache:
 
         One row a file, each replaced as a whole. Days that were missed are caught up on, and files older than
         `metrics_age` go. What had to be left out of the metrics is in `notes`. stop: ends it after the file it is at.
-        clock: seconds since 1970. UsageError where the extra `parquet` is missing, StoreError where the folder cannot
+        clock: seconds since 1970. Where nothing can be written to our own root it is about the fallback, and in there.
+        UsageError where the extra `parquet` is missing, StoreError where the folder cannot
         be written to; then what was written by then stays.
         """
         from modelcache.reporting.publishing import Wishes, publish
 
-        settings, runtime = self.settings, self._runtime
+        settings, runtime = self.settings, self._roots.fallback() or self._runtime
         wishes = Wishes(settings.reports_dir, since, parquet, settings.metrics_age)
         now_ms = round(1000 * clock()) if clock else None
         return publish(runtime.state, runtime.shelf, wishes, now_ms, stop.is_set if stop else bool)

@@ -6,16 +6,17 @@ file (`audit`), making it right (`mending`), what goes (`store.removal`, `mainte
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modelcache.dispatch import Show
-from modelcache.errors import ModelNotAvailableError
+from modelcache.errors import ModelNotAvailableError, StoreError
 from modelcache.events import Fact
 from modelcache.order import Workshop
 from modelcache.outcome import Audit
 from modelcache.refs import Ref
 from modelcache.roots import Held, Roots
-from modelcache.rows import Report
+from modelcache.rows import Report, joined
 from modelcache.runtime import STOP_WITHIN_S
 from modelcache.wish import Wish
 
@@ -44,6 +45,23 @@ def repair(chosen: Iterable[Held], wish: Wish, progress: Show) -> Report:
         with _shown(progress, held) as shop:
             rows += repair(shop, held[1], wish)
     return Report("repaired files", tuple(rows))
+
+
+def clean(roots: Roots, *, dry_run: bool, foreign: bool) -> Report:
+    """Of every root. One that cannot be written to is left out, with a note; StoreError where that is all of them."""
+    from modelcache.cleaning import clean
+
+    cleaned: list[Report] = []
+    refused: list[StoreError] = []
+    for runtime in roots.readable():
+        try:
+            cleaned.append(clean(runtime.shop, runtime.state, dry_run=dry_run, foreign=foreign))
+        except StoreError as error:
+            refused.append(error)
+    if not cleaned:
+        raise refused[-1]
+    whole = joined(cleaned)
+    return replace(whole, notes=(*whole.notes, *(f"left out: {error.message}" for error in refused)))
 
 
 def refresh(roots: Roots, models: Collection[str], stop: "threading.Event | None") -> Report:

@@ -102,7 +102,8 @@ class Report:
 def joined(reports: Sequence[Report]) -> Report:
     """One of several, with the title of the first."""
     rows = tuple(row for report in reports for row in report)
-    return replace(reports[0], rows=rows, findings=sum(report.findings for report in reports))
+    notes = tuple(note for report in reports for note in report.notes)
+    return replace(reports[0], rows=rows, findings=sum(report.findings for report in reports), notes=notes)
 
 
 def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:

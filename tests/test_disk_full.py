@@ -244,6 +244,27 @@ def test_a_read_only_output(origin: Origin, disk: Path, tmp_path: Path) -> None:
     check_refused(run(tmp_path / "home", *fetch(origin, "--output", str(output), "--no-cache")), str(disk), "read-only")
 
 
+def test_jobs_look_after_the_fallback_where_nothing_can_be_written_to_the_root(
+    origin: Origin, disk: Path, tmp_path: Path
+) -> None:
+    home, fallback = disk / "home", tmp_path / "fallback"
+    enlarge(disk)
+    assert run(home, *fetch(origin)).returncode == 0
+    mount("-o", "remount,ro", str(disk))
+    source = tmp_path / "w.bin"
+    source.write_bytes(b"weights")
+    assert run(home, "add", str(source), "--model", "mine", MODELCACHE_FALLBACK=str(fallback)).returncode == 0
+    everything = ("--set", 'share="full"', "--set", "older_than=0")
+    verified = run(home, "jobs", "run", "verify", *everything, MODELCACHE_FALLBACK=str(fallback))
+    assert (verified.returncode, "1 files verified" in verified.stdout) == (0, True)
+    assert f"left out: {home}" in verified.stdout
+    cleaned = run(home, "jobs", "run", "clean", MODELCACHE_FALLBACK=str(fallback))
+    assert (cleaned.returncode, f"left out: {home}" in cleaned.stdout) == (0, True)
+    assert run(home, "jobs", "run", "publish-metrics", MODELCACHE_FALLBACK=str(fallback)).returncode == 0
+    assert (fallback / "reports" / "report.html").exists()
+    check_refused(run(home, "clean"), "read-only")
+
+
 # -- forbidden --------------------------------------------------------------------------------------------------------
 
 # Root without the right to pass permissions by: another user could not even read an interpreter below root's home.

@@ -17,7 +17,7 @@ from typing import Any, Self
 from modelcache.audit import Manner
 from modelcache.dispatch import Show
 from modelcache.due import Due, chosen, in_turn, share_of
-from modelcache.errors import PausedError, UsageError
+from modelcache.errors import PausedError, StoreError, UsageError
 from modelcache.foreign.hubcache import HubCache
 from modelcache.foreign.ollama import OllamaStore
 from modelcache.foreign.tier import Claim
@@ -91,6 +91,7 @@ class _Tally:
     size: int = 0
     findings: int = 0
     is_over: bool = False
+    refused: list[StoreError] = field(default_factory=list)
 
     def add(self, found: Iterable[Found], where: str) -> None:
         for one in found:
@@ -102,7 +103,8 @@ class _Tally:
     def report(self) -> Report:
         rest = "" if self.is_over else "; it was ended before its time: the next run goes on there"
         title = f"{self.files:,} files verified, {in_units(self.size)}{rest}"
-        return Report(title, tuple(self.rows), findings=self.findings)
+        notes = tuple(f"left out: {error.message}" for error in self.refused)
+        return Report(title, tuple(self.rows), findings=self.findings, notes=notes)
 
 
 def sweep(
@@ -116,15 +118,21 @@ def sweep(
     earlier run found wrong and nobody has mended.
 
     A `stop` ends it within a buffer, with what was found by then; the next run goes on there. Raises LockedError while
-    another sweep is at it, UsageError for a place that is none, StoreError.
+    another sweep is at it, UsageError for a place that is none. A root that cannot be written to is left out, with a
+    note; StoreError where that is all of them.
     """
     tally, pace = _Tally(), Pace(stop or threading.Event(), plan.time_limit_s, plan.rate)
     manner = pace.manner(clock or time.time, strict=plan.strict)
     with suppress(PausedError):
         for shop in shops:
-            _sweep(shop, plan, progress, pace, manner, tally)
-            plan = replace(plan, also=())  # they belong to no root
+            try:
+                _sweep(shop, plan, progress, pace, manner, tally)
+                plan = replace(plan, also=())  # they belong to no root
+            except StoreError as error:
+                tally.refused.append(error)
         tally.is_over = True
+    if len(tally.refused) == len(shops):
+        raise tally.refused[-1]
     return tally.report()
 
 
