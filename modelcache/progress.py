@@ -261,6 +261,13 @@ def _bar_class() -> Callable[..., Any]:
             self.n, self.total, self.note, self.matters = here, total or None, note, matters
             self.refresh()
 
+        def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+            """Leaves the cursor at the margin: a terminal writes ^C where it is, at the end of a line into the next."""
+            drawn = super().display(msg, pos)
+            self.fp.write("\r")
+            self.fp.flush()
+            return drawn
+
         def settle(self, place: int) -> None:
             if abs(self.pos) != place:
                 self.clear()

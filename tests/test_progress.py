@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +190,14 @@ from modelcache.progress import Bars
 sizes, events = json.loads(sys.argv[1])
 bars = Bars(sizes)
 for event in events:
-    bars(event)
+    sys.stderr.write(event) if event == "^C" else bars(event)
 sys.stderr.flush()
 os._exit(0)
 """
 
 
-def drawn(events: list[dict[str, Any]], sizes: dict[str, int | None], columns: int = 90) -> list[str]:
-    """The screen of a terminal after these events, as a person sees it."""
+def drawn(events: Sequence[dict[str, Any] | str], sizes: dict[str, int | None], columns: int = 90) -> list[str]:
+    """The screen of a terminal after these events, as a person sees it. "^C" is what it writes itself for that key."""
     import json
 
     ours, theirs = pty.openpty()
@@ -214,10 +215,10 @@ def drawn(events: list[dict[str, Any]], sizes: dict[str, int | None], columns: i
         pass  # the other side is closed
     os.close(ours)
     assert child.wait() == 0
-    return screen(raw.decode())
+    return screen(raw.decode(), columns)
 
 
-def screen(text: str) -> list[str]:
+def screen(text: str, columns: int) -> list[str]:
     """What a terminal shows: carriage return, line feed, cursor up, and characters are all that bars use."""
     lines: list[list[str]] = [[]]
     row = column = 0
@@ -231,6 +232,9 @@ def screen(text: str) -> list[str]:
             row -= 1
         else:
             assert len(token) == 1, f"unknown control {token!r}"
+            if column == columns:
+                row, column = row + 1, 0
+                lines += [[] for _ in range(row + 1 - len(lines))]
             lines[row] += " " * (column + 1 - len(lines[row]))
             lines[row][column] = token
             column += 1
@@ -316,6 +320,14 @@ def test_a_model_has_a_bar_per_file_at_work_and_one_for_the_whole() -> None:
         "long/name.bin: 100% 3.0/3.0 MiB done",
         "all 4 files : 100% 16.0/16.0 MiB done",
     ]
+
+
+@pytest.mark.parametrize("columns", [20, 80, 120])
+def test_what_a_terminal_writes_for_ctrl_c_stays_on_no_screen(columns: int) -> None:
+    begun = [of_four("a.bin", 1, 0), of_four("b.bin", 1, 0)]
+    for events in (begun[:1], begun):
+        ended = [*(event | {"status": "paused"} for event in events), sample("", MIB, status="paused", done=True)]
+        assert drawn([*events, "^C", *ended], SIZES, columns) == drawn([*events, *ended], SIZES, columns)
 
 
 def test_a_bar_keeps_its_length_while_numbers_grow() -> None:
