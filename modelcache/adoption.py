@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modelcache.dispatch import Show
-from modelcache.errors import LockedError, StoreError, UsageError, VerificationError, told
+from modelcache.errors import LockedError, NotFoundError, StoreError, UsageError, VerificationError, told
 from modelcache.events import Fact, FactType
 from modelcache.filefetch import FileFetch
 from modelcache.foreign.hubcache import HubCache
@@ -25,7 +25,7 @@ from modelcache.progress import shown
 from modelcache.refs import Ref
 from modelcache.rows import Report
 from modelcache.sampling import Sampler
-from modelcache.settings import HUGGING_FACE
+from modelcache.settings import HUGGING_FACE, OLLAMA
 from modelcache.store.gate import await_sweep
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.resolved import Resolved
@@ -36,6 +36,7 @@ from modelcache.wiring import tier_of
 
 DRAIN_S = 1.0
 _SOURCES = "name hf, ollama, a folder with models--org--name in it, one of those, or a store of Ollama"
+_OWNERS = {HUGGING_FACE: "Hugging Face", OLLAMA: "Ollama"}
 Outcome = Literal["taken", "here", "wrong", "left", "absent"]
 
 
@@ -62,10 +63,12 @@ class _Places:
 
 def tier_at(source: str) -> Tier:
     """What `source` calls: hf, ollama, a folder of theirs, or one repository. UsageError for a root of modelcache, a
-    ref, or a folder of something else; StoreError."""
+    ref, or a folder of something else; NotFoundError where there is no cache of hf or ollama; StoreError."""
     tier = tier_of(source)
     if not os.path.isdir(tier.name) and re.match("[a-z]+:", source):
         raise UsageError(f"{Ref.parse(source).shown} is no folder", next_step=_SOURCES)
+    if not os.path.isdir(tier.name) and (owner := _OWNERS.get(source)):
+        raise NotFoundError(f"there is no cache of {owner} at {tier.name}", next_step="name its folder")
     if not os.path.isdir(tier.name):
         raise StoreError(f"{tier.name} is no folder", next_step="name the folder of the other tool's cache")
     if isinstance(tier, Root):

@@ -139,6 +139,9 @@ def logs(roots: Roots, model: str) -> Report:
     """One row an event, oldest first: of one model, or of all where it is empty."""
     from modelcache.logbook import Logbook
 
+    shelves = [runtime.shelf for runtime in roots.all()]
     books = [Logbook(runtime.shelf.layout.logs) for runtime in roots.all()]
     rows = [row for book in books for one in ([model] if model else book.models()) for row in book.read(one)]
+    if model and not rows and not any(shelf.record(Ref(model)) for shelf in shelves):
+        raise roots.own.shelf.unknown(Ref(model))
     return Report(f"log of {model or 'all models'}", tuple(sorted(rows, key=lambda row: str(row["timestamp"]))))

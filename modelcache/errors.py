@@ -206,8 +206,9 @@ class ModelNotAvailableError(ModelCacheError):
     exit_code = 4
 
     def __init__(self, model_id: str, version: str | None, reason: Reason, *, next_step: str = "") -> None:
-        message = f"Model {model_id}@{version or 'latest'} is not available: {reason}"
-        usual = _ADVICE[reason].format(f"{model_id}@{version}" if version else model_id)
+        named = f"{model_id}@{version}" if version else model_id
+        message = f"Model {named} is not available: {reason}"
+        usual = _ADVICE[reason].format(named)
         super().__init__(message, next_step=next_step or usual)
         self.model_id = model_id
         self.version = version

@@ -29,7 +29,9 @@ def order_of_hub(shelf: Shelf, ref: Ref, wish: Wish, meaning: Manifest | None) -
         return replace(blank, asks=ref)
     listed = [_given(file, wish) for file in meaning.files if ref.path in ("", file.path)]
     if not listed:
-        raise NotFoundError(f"{ref.base} has no file {ref.path}", next_step="check the name")
+        is_folder = any(file.path.startswith(ref.path + "/") for file in meaning.files)
+        hint = f"it is a folder: name {replace(ref, path='').shown} --files '{ref.path}/*'" if is_folder else ""
+        raise NotFoundError(f"{ref.base} has no file {ref.path}", next_step=hint or "check the name")
     record = shelf.at(ref.id, meaning.version)
     known = record.by_path() if record and is_same_ref(record, ref.base) else {}
     matched = [(file, known[file.path]) for file in listed if file.path in known]

@@ -24,7 +24,7 @@ def path_of(roots: Roots, ref: Ref) -> str:
     runtime = roots.holder(ref)
     record = runtime.shelf.record(ref)
     if record is None:
-        raise ModelNotAvailableError(ref.id, ref.version or ref.alias or None, _why_not(runtime, ref.id))
+        raise runtime.shelf.unknown(ref, _why_not(runtime, ref.id))
     part = record.only(ref.path) if ref.path else record
     if not (part.files or part.missing):
         raise ModelNotAvailableError(record.id, record.version, "not_installed")
@@ -75,6 +75,7 @@ def _row_of(shelf: Shelf, record: Installed) -> dict[str, Any]:
     return {
         "model": record.id, "version": record.version, "files": len(record.files),
         "size": sum(max(0, file.size) for file in record.files), "status": shelf.status(record),
+        "called": sorted(name for name, meant in shelf.registry.aliases(record.id).items() if meant == record.version),
         "pinned": shelf.marks.is_pinned(record.id, record.version), "task": entry.task if entry else "",
         "ref": record.ref, "languages": list(entry.languages) if entry else [],
         "default_version": entry.default_version if entry else "",
@@ -87,7 +88,12 @@ def info(roots: Roots, ref: Ref) -> Report:
     entry = roots.own.shelf.entry(Ref(record.id))
     told = [entry.task, ", ".join(entry.languages)] if entry else []
     title = "; ".join(filter(None, (f"{record.id}@{record.version} from {record.ref}, in {record.folder}", *told)))
-    return Report(title, tuple(_file_row(record, file) for file in record.files), hidden=("proof", "path"))
+    model = {
+        "model": record.id, "version": record.version, "ref": record.ref,
+        "status": roots.holder(ref).shelf.status(record),
+    }  # fmt: skip
+    rows = tuple(_file_row(record, file) | model for file in record.files)
+    return Report(title, rows, hidden=("proof", "path", *model))
 
 
 def _file_row(record: Installed, file: InstalledFile) -> dict[str, Any]:

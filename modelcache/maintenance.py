@@ -49,7 +49,7 @@ def check_at_start(shop: Workshop) -> Report:
 
 def _told(shop: Workshop, one: Unfinished) -> dict[str, Any]:
     texts = [
-        f"Found partial download for model: {one.model}", f"Partial size: {one.size} bytes",
+        f"Found partial download for model: {_named(one)}", f"Partial size: {one.size} bytes",
         f"Can resume: {one.can_resume}",
     ]  # fmt: skip
     log.warning(". ".join(texts))
@@ -62,6 +62,10 @@ def _told(shop: Workshop, one: Unfinished) -> dict[str, Any]:
         "model": one.model, "file": one.file, "size": one.size, "total": one.total, "can_resume": one.can_resume,
         "cleaned": is_gone, "text": ". ".join(texts),
     }  # fmt: skip
+
+
+def _named(one: Unfinished) -> str:
+    return f"{one.model} ({one.file})" if one.file not in ("", one.model) else one.model
 
 
 def clean_up_told(shop: Workshop, one: Unfinished) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -54,7 +55,7 @@ def order_of(
         if wish.digests or wish.size is not None:
             raise UsageError("a manifest brings its own digests and sizes")
         order = _order_of_manifest(shelf, ref)
-    elif (parsed := Ref.parse(ref)).url:
+    elif (parsed := _parsed(shelf, ref)).url:
         order = _order_of_url(shelf, parsed, wish)
     elif parsed.scheme and (parsed.path or not (wish.digests or wish.size is not None)):
         order = order_of_hub(shelf, parsed, wish, meaning_of(parsed))
@@ -75,6 +76,18 @@ def order_of(
         require_digest=wish.require_digest,
         prefer=wish.prefer,
     )
+
+
+def _parsed(shelf: Shelf, text: str) -> Ref:
+    """UsageError; of one file of a model with a short name it says how that is asked for."""
+    try:
+        return Ref.parse(text)
+    except UsageError as error:
+        name, _, path = text.partition("/")
+        with suppress(UsageError):
+            if path and name in {*shelf.registry.ids(), *catalog.ids(shelf.layout.catalogs)}:
+                error.next_step = f"files of it are chosen with --files: `{name} --files {path}`"
+        raise
 
 
 def _order_of_url(shelf: Shelf, ref: Ref, wish: Wish) -> Order:
@@ -103,7 +116,8 @@ def _chosen(order: Order, patterns: tuple[str, ...]) -> tuple[ModelFile, ...]:
         raise UsageError("files are chosen of a model; this is one file")
     fitting = {pattern: _fitting(order, pattern) for pattern in patterns}
     if vain := [pattern for pattern, paths in fitting.items() if not paths]:
-        raise NotFoundError(f"{order.ref} has no file {vain[0]}", next_step="check the name")
+        more = f" and {len(vain) - MOST_NAMED:,} more" if len(vain) > MOST_NAMED else ""
+        raise NotFoundError(f"{order.ref} has no file {', '.join(vain[:MOST_NAMED])}{more}", next_step="check the name")
     return tuple(file for file in order.files if any(file.path in paths for paths in fitting.values()))
 
 
@@ -125,6 +139,8 @@ def _order_of_entry(
             return _order_of_id(shelf, asked)
         versions = ", ".join(filter(None, entry.versions))
         hint = f"its catalog has {versions}" if versions else "its catalog has one: leave it out, or name a commit"
+        if whole := shelf.whole(asked):
+            hint = f"name the whole version: {whole}"
         raise NotFoundError(f"{entry.id} has no version {label}", next_step=hint)
     order = order_of_hub(shelf, ref, wish, meaning_of(ref))
     alias = label if label in entry.versions and label else order.alias
@@ -171,11 +187,11 @@ def _order_of_id(shelf: Shelf, ref: Ref) -> Order:
     """A model that is installed: its record tells the digests and where the files came from."""
     record = shelf.record(ref)
     if record is None or record.missing:
-        version = record.version if record else ref.version or None
-        error = ModelNotAvailableError(ref.id, version, "error" if record else "not_installed")
         names = ", ".join(catalog.ids(shelf.layout.catalogs)[:MOST_NAMED])
-        error.next_step = f"fetch it by its URL, or with --manifest; by name there are {names}"
-        raise error
+        usual = f"fetch it by its URL, or with --manifest; by name there are {names}"
+        if record is None:
+            raise shelf.unknown(ref, next_step=usual)
+        raise ModelNotAvailableError(ref.id, record.version, "error", next_step=usual)
     return Order(record.ref, record.id, record.version, record.wanted(), single=False, known=record.files)
 
 

@@ -38,22 +38,39 @@ def hub_token() -> str:
         return ""
 
 
+def hub_token_place() -> str:
+    """Which variable, or which file, the token is from."""
+    return "HF_TOKEN" if os.environ.get("HF_TOKEN", "").strip() else _hub_token_file()
+
+
 def docker_logins() -> dict[str, str]:
     """What `docker login` has left, by host: the headers that they stand for.
 
     Nothing is run to get them: a login that a helper keeps (`credsStore`) is not found.
     """
-    try:
-        with open(_docker_file(), "rb", opener=at_once) as stream:
-            auths = json.loads(stream.read(MOST_LOGIN_BYTES))["auths"]
-        found = {key: entry.get("auth") for key, entry in auths.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+    found = _docker_auths() or {}
     return {
         (key.partition("://")[2] or key).partition("/")[0].lower(): f"Basic {auth}"
         for key, auth in found.items()
         if isinstance(auth, str) and re.fullmatch("[A-Za-z0-9+/]+=*", auth)
     }
+
+
+def garbled_logins() -> str:
+    """The file of docker's logins, where it is there and cannot be read; else empty."""
+    return _docker_file() if _docker_auths() is None else ""
+
+
+def _docker_auths() -> dict[str, object] | None:
+    """None where the file is there and garbled."""
+    try:
+        with open(_docker_file(), "rb", opener=at_once) as stream:
+            said = json.loads(stream.read(MOST_LOGIN_BYTES))
+        return {key: entry.get("auth") for key, entry in said.get("auths", {}).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def secret_files() -> list[str]:

@@ -6,6 +6,7 @@ whole. Leaves to others: CSV (`sheets`), HTML (`markup`), and what is on a page 
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ DIGEST_SHOWN = 12
 LEAST_NAME = 16  # of a file or path that is shortened to make a table fit
 GAP = "  "
 MOST = 1 << 63  # beyond it a number is no size and no rate
+_HEX = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ class Report:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
 
     @property
     def df(self) -> "pd.DataFrame":
@@ -162,6 +167,10 @@ def shown(key: str, value: Any) -> str:
         return {None: "", True: "yes", False: "no"}[value]
     if key == "sha256":
         return str(value)[:DIGEST_SHOWN]
+    if key == "version":
+        return short_version(str(value))
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     if not isinstance(value, int | float) or not abs(value) < MOST:
         return str(value)
     if isinstance(value, int) and (key.startswith("bytes_") or key.endswith("_bytes")):
@@ -173,6 +182,11 @@ def shown(key: str, value: Any) -> str:
         "throughput_bps": lambda speed: f"{in_units(speed)}/s",
     }  # fmt: skip
     return by_key.get(key, str)(value)
+
+
+def short_version(version: str) -> str:
+    """As people compare it: the beginning of a commit or a digest, any other as it is."""
+    return version[:DIGEST_SHOWN] if _HEX.fullmatch(version) else version
 
 
 def _size(size: float) -> str:

@@ -15,7 +15,7 @@ from modelcache.cleaning import FOREIGN_AGE_S
 from modelcache.errors import ModelCacheError, UsageError
 from modelcache.findings import Finding, quoted, some
 from modelcache.foreign.tier import Left, Tier
-from modelcache.othertools import is_offline, secret_files
+from modelcache.othertools import garbled_logins, is_offline, secret_files
 from modelcache.settings import Settings
 from modelcache.state.looks import Looks
 from modelcache.store.leftovers import shown, size_of
@@ -85,7 +85,10 @@ def _hub(settings: Settings) -> Iterator[Finding]:
 
 
 def tokens() -> Iterator[Finding]:
-    """Files with tokens that others may read."""
+    """Files with tokens that others may read, or nobody."""
+    if garbled := garbled_logins():
+        text = f"{garbled} cannot be read as JSON with auths: there are no logins for registries"
+        yield Finding("note", "tokens", text, "mend it, or docker login")
     for path in secret_files():
         with suppress(OSError):
             if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -20,7 +20,7 @@ from modelcache.errors import (
     UsageError,
 )
 from modelcache.model import ModelFile
-from modelcache.othertools import docker_logins, hub_home, hub_token, is_offline
+from modelcache.othertools import docker_logins, garbled_logins, hub_home, hub_token, hub_token_place, is_offline
 from modelcache.refs import OLLAMA_REGISTRY, Ref, repository_of, scheme_of_id
 from modelcache.settings import HUGGING_FACE as HF
 from modelcache.settings import OLLAMA, Settings
@@ -167,7 +167,8 @@ def _hub(headers: Mapping[str, str]) -> "Hub":
     try:
         return Hub(endpoint.rstrip("/"), checked_headers(secrets))
     except UsageError as error:
-        raise UsageError("the Hugging Face token holds characters that no token has") from error
+        text = f"the Hugging Face token of {hub_token_place()} holds characters that no token has"
+        raise UsageError(text) from error
 
 
 def ask_hub(settings: Settings, patience_s: float) -> "tuple[Hub, Head]":
@@ -284,7 +285,7 @@ def _registry(host: str, headers: Mapping[str, str]) -> "Registry":
         host = _ollama_registry()
     logins = {base_of(login): header for login, header in docker_logins().items()}
     secrets, login = checked_headers(headers), logins.get(base_of(host), "")
-    return Registry(base_of(host, has_secret=bool(secrets or login)), secrets, login)
+    return Registry(base_of(host, has_secret=bool(secrets or login)), secrets, login, garbled_logins())
 
 
 def _check_online(file: ModelFile, scheme: str, hub: str) -> None:

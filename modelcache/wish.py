@@ -53,6 +53,8 @@ def digests_of(sha256: str | None, checksum: str | None) -> tuple[Digest, ...]:
 def chosen_of(files: Iterable[str] | str) -> tuple[str, ...]:
     """Patterns of file names; UsageError for what is none."""
     patterns = (files,) if isinstance(files, str) else tuple(files)
+    if not patterns and files != ():  # a selection that came out empty; () is what nobody gave
+        raise UsageError("no pattern of file names is given", next_step="leave `files` out where all are wanted")
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
             raise UsageError(f"{pattern!r} is no pattern of file names")

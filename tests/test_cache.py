@@ -511,8 +511,8 @@ def test_an_edited_model_path_is_set_aside_and_right_again(cache: Cache, cache_r
 def reason_of(cache: Cache, ref: str) -> str:
     with pytest.raises(ModelNotAvailableError) as failure:
         cache.path(ref)
-    version = failure.value.version or "latest"
-    assert str(failure.value) == f"Model {failure.value.model_id}@{version} is not available: {failure.value.reason}"
+    named = "@".join(filter(None, (failure.value.model_id, failure.value.version)))
+    assert str(failure.value) == f"Model {named} is not available: {failure.value.reason}"
     return failure.value.reason
 
 
@@ -853,7 +853,7 @@ def test_ls_tells_what_is_here(cache: Cache, model: Manifest) -> None:
     assert list(cache.models()) == [
         {
             "model": "m", "version": "1", "files": 2, "size": SMALL.size + OTHER.size, "status": "ready",
-            "pinned": False, "task": "", "ref": "m", "languages": [], "default_version": "",
+            "called": [], "pinned": False, "task": "", "ref": "m", "languages": [], "default_version": "",
         }
     ]  # fmt: skip
     assert run("ls").stdout.splitlines()[0] == "installed models"

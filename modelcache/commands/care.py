@@ -18,7 +18,9 @@ def add_to(commands: Commands) -> None:
         ("pin", "keep a model, whatever room it takes: `clean` does not remove it", _pin),
         ("unpin", "let `clean` remove a model to make room", _unpin),
     ):
-        add_model(commands.add(name, text, run))
+        sub = commands.add(name, text, run)
+        add_model(sub)
+        add_json(sub)
     reset = commands.add("reset", "forget a model, and what is unfinished of it; files that others share stay", _reset)
     reset.add_argument("model", metavar="MODEL")
     add_json(reset)
@@ -38,13 +40,19 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _pin(options: argparse.Namespace) -> int:
-    if not cache_of(options).pin(options.model, options.version):
+    is_here = cache_of(options).pin(options.model, options.version)
+    if options.json:
+        print_json({"model": options.model, "version": options.version or "", "pinned": True, "here": is_here})
+    if not is_here:
         print(f"{options.model} is not here yet: it is kept when it is fetched", file=sys.stderr)
     return 0
 
 
 def _unpin(options: argparse.Namespace) -> int:
-    if not cache_of(options).unpin(options.model, options.version):
+    was_pinned = cache_of(options).unpin(options.model, options.version)
+    if options.json:
+        print_json({"model": options.model, "version": options.version or "", "pinned": False, "was": was_pinned})
+    if not was_pinned:
         print(f"{options.model} was not pinned", file=sys.stderr)
     return 0
 

@@ -1,13 +1,17 @@
 """`status`, `resume` and `cancel`: downloads of before and now."""
 
 import argparse
+import re
 import sys
 import time
 from typing import Any
 
 from modelcache.commands.common import Commands, add_json, cache_of, headers_of, named, print_json
 from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
+from modelcache.rows import DIGEST_SHOWN, short_version
 from modelcache.units import in_units
+
+_PINNED = re.compile(r"(?<=[@:/])(?:[0-9a-f]{64}|[0-9a-f]{40})\b")
 
 
 def add_to(commands: Commands) -> None:
@@ -57,7 +61,7 @@ def _line(row: dict[str, Any]) -> str:
     size = f"{in_units(here)} of {in_units(total)}" if total and here != total else in_units(here)
     attempts = f"{row['attempts']} attempt" + ("" if row["attempts"] == 1 else "s")
     moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(min(row["lastAttempt"], 10**13) / 1000))
-    what = named(row["source"], row["version"][:12])
+    what = named(_PINNED.sub(lambda found: found[0][:DIGEST_SHOWN], row["source"]), short_version(row["version"]))
     parts = (row["id"], f"{row['status']:<11}", f"{size:>22}", attempts, moment, what, row["error_message"])
     return "  ".join(part for part in parts if part)
 

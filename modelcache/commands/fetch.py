@@ -95,7 +95,7 @@ def _fetch_queued(cache: Any, targets: list[Any], options: argparse.Namespace) -
             strict=options.strict,
             require_digest=options.require_digest,
             prefer=options.prefer or "",
-            files=options.files,
+            files=tuple(options.files),
         )
     return run(queue, options)
 
@@ -122,7 +122,7 @@ def _fetch_one(cache: Any, target: Any, options: argparse.Namespace) -> Any:
         cache=not options.no_cache,
         strict=options.strict,
         require_digest=options.require_digest,
-        files=options.files,
+        files=tuple(options.files),
         unpack=options.unpack,
         prefer=options.prefer or "",
         layout=options.layout or "",

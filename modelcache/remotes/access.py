@@ -41,11 +41,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Where a registry is, and what is for its origin alone: the caller's headers, and a login (`Basic …`)."""
+    """Where a registry is, and what is for its origin alone: the caller's headers, and a login (`Basic …`). `garbled`
+    is a file that may hold a login and cannot be read."""
 
     base: str
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     login: str = field(default="", repr=False)
+    garbled: str = ""
 
     @property
     def host(self) -> str:
@@ -158,6 +160,8 @@ class Access:
             why, advice = "your login has no access to it, or it is not there", "check the name and the login"
         else:
             why, advice = "private, or not there", f"check the name, or log in: `docker login {host}`, or --header"
+            if garbled := self._registry.garbled:
+                advice = f"mend {garbled}, which cannot be read, or {advice}"
         refusal = NotFoundError(f"{self._called} is not to be had from {host}: {why}", next_step=advice)
         refusal.status = 401
         return refusal

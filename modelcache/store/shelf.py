@@ -5,10 +5,12 @@ Leaves to others: whether its files are still what they were (`Installed.conditi
 """
 
 import os
+import re
 from contextlib import suppress
+from dataclasses import replace
 
-from modelcache.catalog import Entry, find
-from modelcache.errors import ModelNotAvailableError, UsageError
+from modelcache.catalog import Entry, find, ids
+from modelcache.errors import ModelNotAvailableError, Reason, UsageError
 from modelcache.names import checked_path
 from modelcache.refs import Ref
 from modelcache.store.disk import disk_errors
@@ -17,6 +19,9 @@ from modelcache.store.layout import Layout
 from modelcache.store.marks import Marks
 from modelcache.store.registry import Registry, installed_under, versions_under
 from modelcache.urls import identity_of
+
+LIKENESS = 0.8  # of 1
+_BEGINNING = re.compile("[0-9a-f]{7,63}")  # as git shows commits
 
 
 class Shelf:
@@ -70,8 +75,36 @@ class Shelf:
         """Raises ModelNotAvailableError."""
         record = self.record(ref)
         if record is None:
-            raise ModelNotAvailableError(ref.id, ref.version or ref.alias or None, "not_installed")
+            raise self.unknown(ref)
         return record
+
+    def unknown(self, ref: Ref, reason: Reason = "not_installed", next_step: str = "") -> ModelNotAvailableError:
+        """What to say of a ref without a record, and what may have been meant."""
+        error = ModelNotAvailableError(ref.id, ref.version or ref.alias or None, reason, next_step=next_step)
+        if whole := self.whole(ref):
+            error.next_step = f"name the whole version: {whole}"
+        elif near := self._near(ref):
+            error.next_step = f"did you mean {near}? Else {error.next_step}"
+        return error
+
+    def whole(self, ref: Ref) -> str:
+        """The ref of a version that is here and begins like the one that is named; empty where not just one does."""
+        named = ref.version or ref.revision
+        if not _BEGINNING.fullmatch(named):
+            return ""
+        found = [each for each in self.registry.versions(ref.id) if each.startswith(named)]
+        return replace(ref, version=found[0], revision=found[0]).shown if len(found) == 1 else ""
+
+    def _near(self, ref: Ref) -> str:
+        """An id of a catalog, or of what is installed, that is spelt like this one."""
+        from difflib import get_close_matches
+
+        if ref.scheme or ref.url:
+            return ""
+        known = self.registry.ids()
+        with suppress(UsageError):
+            known += ids(self.layout.catalogs)
+        return next(iter(get_close_matches(ref.id, {*known} - {ref.id}, 1, LIKENESS)), "")
 
     def remains(self, ref: Ref) -> list[Installed]:
         """The version that is named, or that the default branch or tag of a hub means; all of a bare id. Raises
