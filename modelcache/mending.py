@@ -37,7 +37,7 @@ from modelcache.store.installed import Installed, Stamp
 from modelcache.store.layout import Layout, key_of
 from modelcache.store.locks import Patience, Pulse, Subject, locked
 from modelcache.store.partial import Partial
-from modelcache.store.sharing import Sharing, is_same_file, withhold
+from modelcache.store.sharing import Sharing, is_same_file, keep_as_blob, withhold
 from modelcache.store.watch import Watch
 from modelcache.task import Task
 from modelcache.transfer.control import Control
@@ -179,6 +179,8 @@ class Repairer:
             return self._fetch(file, mending)
         except (SourceError, AllSourcesFailedError, VerificationError, UsageError):
             layout, sha256 = self._shop.layout, file.digests[0]
+            if mending.audit.finding == "corrupt":
+                keep_as_blob(layout, mending.audit.place, sha256)
             if judged(layout.blob(sha256), Expected((sha256,)), mending.tick).finding == "corrupt":  # still
                 withhold(layout, self._record, sha256)
             raise

@@ -141,6 +141,33 @@ def test_without_a_source_it_is_withheld_and_nothing_is_lost(cache: Cache, origi
     assert cache.path(origin.url("same.bin")) == other.path
 
 
+def test_what_failed_to_be_repaired_is_set_aside_once(cache: Cache, origin: Origin, model: str) -> None:
+    rot(Path(model, "big.bin"), 1)
+    rotten = Path(model, "big.bin").read_bytes()
+    origin.faults(Status(404))
+    for _ in range(3):
+        cache.repair(["m"])
+    assert quarantined(cache) == [rotten]
+    origin.heal()
+    (row,) = cache.repair(["m"])
+    assert (row["repaired"], Path(row["set_aside"]).read_bytes(), quarantined(cache)) == (True, rotten, [rotten])
+
+
+def test_rot_is_withheld_though_the_blob_is_gone(cache: Cache, origin: Origin, model: str) -> None:
+    place, blob = Path(model, "big.bin"), Path(Layout(cache.root).blob(Digest("sha256", BIG.sha256)))
+    blob.unlink()
+    rot(place, 1)
+    origin.faults(Status(404))
+    assert [row["repaired"] for row in cache.repair(["m"])] == [False]
+    assert not place.exists()
+    origin.heal()
+    for folder in ("quarantine", "partials"):
+        shutil.rmtree(Path(cache.root, folder))
+    assert [(row["repaired"], row["bytes_fetched"]) for row in cache.repair(["m"])] == [(True, PIECE)]
+    assert place.read_bytes() == BIG.read()
+    assert os.path.samefile(place, blob)
+
+
 def test_a_repair_that_is_cut_goes_on(cache: Cache, origin: Origin, model: str) -> None:
     rot(Path(model, "big.bin"), 1, 5_000_000)
     origin.faults(Cut(2_000_000, times=1), Status(404, after=1))

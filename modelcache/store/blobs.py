@@ -229,15 +229,25 @@ def good_spans(wrong: Sequence[Span], pieces: PieceDigests, size: int) -> list[S
 
 
 def set_aside(layout: Layout, path: str) -> str:
-    """Gives a rotten file a second name in the quarantine, for whoever wants to look; returns that name."""
+    """Gives a rotten file a second name in the quarantine, for whoever wants to look; returns that name. Done again, it
+    is the one that it has."""
     make_directories(layout.quarantine)
     target = os.path.join(layout.quarantine, f"{os.path.basename(path)[:150]}.{time.time_ns()}")
     with disk_errors(path):
+        if has := _name_in(layout.quarantine, os.lstat(path)):
+            return has
         try:
             os.link(path, target, follow_symlinks=False)
         except OSError:
             os.rename(path, target)  # a file system without hard links: it is gone from its place then
     return target
+
+
+def _name_in(folder: str, status: os.stat_result) -> str:
+    """What a file is called there; empty if it is not."""
+    with os.scandir(folder) as entries:
+        same = (one.path for one in entries if one.inode() == status.st_ino)
+        return next((path for path in same if os.path.samestat(os.lstat(path), status)), "")
 
 
 def _alias(layout: Layout, digest: Digest) -> Digest | None:

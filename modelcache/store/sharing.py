@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from modelcache.errors import LockedError, StoreError
 from modelcache.model import Digest
 from modelcache.store import blobs, links, records
-from modelcache.store.disk import READ
+from modelcache.store.disk import READ, check_no_links, disk_errors, make_directories
 from modelcache.store.installed import Installed, InstalledFile, Stamp
 from modelcache.store.intake import is_foreign
 from modelcache.store.layout import Layout
@@ -201,6 +201,22 @@ def _judged(
     if mine and mine.sha256 == file.sha256 and mine.stamp.judge(place) == "right":
         return mine
     return file.distrusted() if findings.is_rotten(file, place) else file
+
+
+def keep_as_blob(layout: Layout, place: str, sha256: Digest) -> None:
+    """A rotten file of a model whose blob is gone becomes that blob, so that it can be withheld. StoreError."""
+    blob = layout.blob(sha256)
+    if os.path.lexists(blob):
+        return
+    check_no_links(layout.root, os.path.dirname(blob))
+    make_directories(os.path.dirname(blob))
+    with disk_errors(place):
+        try:
+            os.link(place, blob, follow_symlinks=False)
+        except FileNotFoundError:
+            pass  # it was removed meanwhile
+        except OSError:
+            os.rename(place, blob)  # a file system without hard links
 
 
 def withhold(layout: Layout, record: Installed, sha256: Digest) -> None:
