@@ -164,8 +164,12 @@ class Runtime:
 
     def close(self) -> None:
         """Pauses what runs, and returns when nothing is written any more, within 2 s."""
-        if self._pid != os.getpid():
-            return
+        if self._pid == os.getpid():
+            self._stop()
+        if self._writes_uses:
+            self._write_uses()
+
+    def _stop(self) -> None:
         end = time.monotonic() + STOP_WITHIN_S
         for download in self._running:
             download.interrupt()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from modelcache.cache import Cache
 from modelcache.errors import LockedError, StoreError, UsageError
 from modelcache.jobs import ledger
 from modelcache.jobs.ledger import Ledger
-from modelcache.jobs.overview import history
+from modelcache.jobs.overview import history, listed
 from modelcache.jobs.ping import ping
 from modelcache.jobs.runner import Runner
 from modelcache.jobs.schedule import Schedule
@@ -313,11 +314,71 @@ def test_rows_of_any_kind_can_be_kept(cache: Cache) -> None:
     assert row["report"]["rows"] == [{"path": "a"}, {"b": "b'bytes'"}]
 
 
-def test_runs_are_forgotten_when_metrics_are(cache_root: Path) -> None:
-    cache = Cache(cache_root, metrics_age=10 * 86_400.0)
-    for slot in ("20251201T0200Z", "20260101T0200Z", "20260108T0200Z", SLOT):
+def dated(cache: Cache, *days: float) -> list[str]:
+    """Runs that ended so many days after NOW; their slots."""
+    slots = []
+    for day in days:
+        slots.append(datetime.fromtimestamp(NOW + day * 86_400, UTC).strftime("%Y%m%dT%H%MZ"))
+        runner(cache).run(job("finds"), slots[-1], threading.Event())
+        os.utime(record(cache, slots[-1]), (NOW + day * 86_400,) * 2)
+    return slots
+
+
+def forget(cache: Cache, slot: str) -> list[str]:
+    """What stays when that run has ended."""
+    by = runner(cache).ledger
+    by.forget("mine", slot, 10 * 86_400.0)
+    return [run.slot for run in by.runs("mine")]
+
+
+def test_runs_are_forgotten_when_metrics_are(cache: Cache) -> None:
+    slots = dated(cache, -40, -11.5, -10.5, -1, 0)
+    assert forget(cache, slots[-1]) == slots[:1:-1]
+
+
+def test_a_clock_that_was_ahead_once_forgets_no_run(cache: Cache) -> None:
+    slots = dated(cache, -40, -2, -1, 365)
+    assert forget(cache, slots[-1]) == slots[:0:-1]
+    assert forget(cache, slots[2]) == slots[:0:-1]  # the clock is right again
+
+
+def test_a_run_forgets_by_the_age_of_records_whatever_its_clock_says(cache_root: Path) -> None:
+    cache = Cache(cache_root, metrics_age=86_400.0)
+    runner(cache).run(job("finds"), SLOT, threading.Event())
+    ahead = Runner(cache, lambda: NOW + 365 * 86_400)
+    for slot in ("20270110T0200Z", "20270110T0230Z"):
+        ahead.run(job("finds"), slot, threading.Event())
+    assert not runner(cache).is_open("mine", SLOT)
+
+
+def test_of_too_many_runs_the_oldest_go(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MOST_RUNS", 3)
+    slots = dated(cache, -5, -4, -3, -2, 1)
+    assert forget(cache, slots[-2])[1:] == slots[2:4][::-1]
+
+
+def test_runs_are_sorted_by_their_time(cache: Cache) -> None:
+    slots = ["20260110T0300Z", "20260110T030015Z", "20260110T0301Z"]
+    for slot in slots:
         runner(cache).run(job("finds"), slot, threading.Event())
-    assert [row["slot"] for row in history(cache)] == [SLOT, "20260108T0200Z", "20260101T0200Z"]
+    assert [row["slot"] for row in history(cache)] == slots[::-1]
+    assert [run.slot for run in runner(cache).ledger.runs("mine", 1)] == slots[-1:]
+
+
+def test_a_file_where_the_folder_of_a_job_belongs_hides_no_other(cache: Cache) -> None:
+    runner(cache).run(job("finds"), SLOT, threading.Event())
+    (record(cache).parent.parent / "verify").touch()
+    assert {row["job"] for row in listed(cache)} >= {"verify", "clean"}
+    assert (len(history(cache)), len(history(cache, "verify"))) == (1, 0)
+
+
+def test_a_folder_in_place_of_a_record_is_put_aside(cache: Cache) -> None:
+    record(cache).mkdir(parents=True)
+    (record(cache) / "mine").touch()
+    os.utime(record(cache), (1, 1))
+    assert runner(cache).run(job("finds"), SLOT, threading.Event()).status == "findings"
+    assert [path.parent.name[: len(SLOT)] for path in record(cache).parent.rglob("mine")] == [SLOT]
+    assert len(history(cache)) == 1
 
 
 def test_what_a_kill_left_beside_a_record_is_cleaned(cache_root: Path) -> None:

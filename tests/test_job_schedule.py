@@ -49,6 +49,19 @@ def test_what_falls_into_the_hour_that_is_left_out_runs_after_it() -> None:
     assert instants("30 2 * * *", "2026-03-28T02:00", 3) == ["Sun 29 01:30", "Mon 30 00:30", "Tue 31 00:30"]
 
 
+@pytest.mark.parametrize(
+    ("line", "zone", "start", "found"),
+    [
+        ("0 0 * * *", "America/Havana", "2027-03-12T12:00", ["Sat 13 05:00", "Sun 14 05:00", "Mon 15 04:00"]),
+        ("30 0 * * *", "Africa/Cairo", "2027-04-28T12:00", ["Wed 28 22:30", "Thu 29 22:30", "Fri 30 21:30"]),
+        ("0 0 14 3 *", "America/Havana", "2027-03-12T12:00", ["Sun 14 05:00", "Tue 14 04:00"]),
+        ("0 0 1 * sun", "America/Havana", "2027-03-12T12:00", ["Sun 14 05:00", "Sun 21 04:00"]),
+    ],
+)
+def test_a_midnight_that_is_left_out_runs_after_it(line: str, zone: str, start: str, found: list[str]) -> None:
+    assert instants(line, start, len(found), ZoneInfo(zone)) == found
+
+
 def test_what_falls_into_the_hour_that_comes_twice_runs_once() -> None:
     assert instants("30 2 * * *", "2026-10-24T12:00", 2) == ["Sun 25 00:30", "Mon 26 01:30"]
 

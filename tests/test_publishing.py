@@ -302,6 +302,16 @@ def test_a_day_that_was_not_over_is_written_again(home: Path) -> None:
     assert len(downloads(home, day)) == 1
 
 
+def test_a_day_that_a_clock_ahead_has_written_is_written_again(home: Path) -> None:
+    cache = Cache(home)
+    for count in (1, 2):
+        keep(home, replace(GOOD, timestamp=now_ms()))
+        cache.publish_metrics()
+        assert len(downloads(home)) == count
+        for path in (home / "reports").glob("*.csv"):
+            os.utime(path, (now_ms() / 1000 + 2 * 86_400,) * 2)
+
+
 def test_old_reports_go_and_nothing_else(home: Path) -> None:
     folder = home / "reports"
     folder.mkdir(parents=True)

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelcache.cache import Cache
 from modelcache.errors import StoreError
 from modelcache.events import now_ms
 from modelcache.health import Health
@@ -206,6 +207,15 @@ def test_uses_are_ranked(state: State) -> None:
     assert ranking == [("often", 2, 1), ("seldom", 1, 2)]
     (hit,) = rows(state, "attempts")
     assert (hit["status"], hit["layer"], hit["bytes"]) == ("hit", "cache", 5)
+
+
+def test_closing_a_cache_writes_what_was_asked_for_though_all_of_it_was_here(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(b"weights")
+    with contextlib.closing(Cache(home)) as first:
+        first.add(tmp_path / "m.bin", "m")
+    with contextlib.closing(Cache(home)) as second:
+        second.fetch("m")
+    assert [row["request_count"] for row in State(str(home), Uses(), 1e9).usage()] == [1]
 
 
 def test_hits_cost_next_to_nothing_and_never_grow_without_bound(state: State) -> None:

@@ -7,7 +7,7 @@ Leaves to others: what runs then (`schedule`), and waking up (`daemon`).
 
 import os
 from collections.abc import Iterator
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 
 from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
 
@@ -30,6 +30,7 @@ class Cron:
             self._triggers = [CronTrigger.from_crontab(each, timezone=zone) for each in _split(fields)]
         except ValueError as error:
             raise UsageError(f"cron = {line!r}: {error}") from error
+        self._walls = [CronTrigger.from_crontab(each, timezone=UTC) for each in _split(fields)]
         self._is_hourly = fields[1].startswith("*")
         if self.next(0.0) is None:
             raise UsageError(f"cron = {line!r}: there is no such day")
@@ -56,12 +57,26 @@ class Cron:
         while True:
             now = datetime.fromtimestamp(moment + A_LITTLE_S, self.zone)
             found = [one for trigger in self._triggers if (one := trigger.get_next_fire_time(None, now))]
+            found += [] if self._is_hourly else self._left_out(now)
             if not found:
                 return
             first = min(found, key=datetime.timestamp)
             moment = first.timestamp()
             if not first.fold or self._is_hourly:
                 yield moment
+
+    def _left_out(self, now: datetime) -> Iterator[datetime]:
+        """What comes next on the wall, where clocks leave that out: it is meant as much later.
+
+        APScheduler passes over it where clocks leave out midnight.
+        """
+        for trigger in self._walls:
+            wall = trigger.get_next_fire_time(None, now.replace(tzinfo=UTC, fold=0))
+            if wall is not None:
+                instant = wall.replace(tzinfo=self.zone).timestamp()
+                meant = datetime.fromtimestamp(instant, self.zone)
+                if meant.replace(tzinfo=None) != wall.replace(tzinfo=None) and instant > now.timestamp():
+                    yield meant
 
 
 def _zone() -> tzinfo:

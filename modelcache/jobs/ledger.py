@@ -24,6 +24,7 @@ from modelcache.store.disk import (
     create,
     disk_errors,
     make_directories,
+    random_name,
     read_small,
     write_all,
     write_atomic,
@@ -40,6 +41,7 @@ MOST_BYTES = 1 << 20
 MOST_WORDS = 1000  # characters of a title, or of an error
 FEW_WORDS = 200  # of an error, on a full disk: it has to fit where the claim stands
 LATEST_MS = 1 << 47
+NOTHING = (FileNotFoundError, NotADirectoryError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 Status = Literal["running", "ok", "findings", "failed", "stopped", "lost"]
@@ -100,7 +102,7 @@ class Ledger:
 
     def jobs(self) -> list[str]:
         """Those that have ever run here."""
-        with disk_errors(self._layout.jobs), suppress(FileNotFoundError), os.scandir(self._layout.jobs) as entries:
+        with disk_errors(self._layout.jobs), suppress(*NOTHING), os.scandir(self._layout.jobs) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         return []
 
@@ -161,26 +163,47 @@ class Ledger:
         if before is None or before.status != "lost" or before.attempt >= MOST_ATTEMPTS:
             return None
         run = replace(run, attempt=before.attempt + 1)
+        if os.path.isdir(path) and not os.path.islink(path):  # nobody's record: no file could take its place
+            with disk_errors(path):
+                os.rename(path, f"{path}.{random_name(4)}")
         write_atomic(path, json.dumps(run.to_json()).encode())
         return Claim(path, run)
 
-    def forget(self, job: str, before: str) -> None:
-        """Removes the runs of slots before that one, and the oldest of too many. What cannot be removed stays."""
-        slots = self._slots(job)
-        for slot in slots[1:]:
-            if slot < before or slot in slots[MOST_RUNS:]:
+    def forget(self, job: str, slot: str, age_s: float) -> None:
+        """After the run of a slot: removes what ended so long before the last run but this, and the oldest of too many.
+
+        So a clock that was ahead for one run (I14) makes it forget nothing that is not that old, for a slot whose run
+        was forgotten would run again. What seems to be yet to come stays. What cannot be removed stays, too.
+        """
+        now = self._ended_at(job, slot)
+        dated = ((self._ended_at(job, one), one) for one in self._slots(job) if one != slot)
+        past = sorted(((at, one) for at, one in dated if at <= now), reverse=True)
+        for index, (at, one) in enumerate(past):
+            if at < past[0][0] - age_s or index >= MOST_RUNS - 1:
                 with suppress(OSError):
-                    os.unlink(self._path(job, slot))
+                    os.unlink(self._path(job, one))
+
+    def _ended_at(self, job: str, slot: str) -> float:
+        """By the clock of the disk, seconds since 1970; 0 where nobody can tell."""
+        try:
+            return os.lstat(self._path(job, slot)).st_mtime
+        except OSError:
+            return 0.0
 
     def _slots(self, job: str) -> list[str]:
         folder = os.path.join(self._layout.jobs, job)
-        with disk_errors(folder), suppress(FileNotFoundError):
+        with disk_errors(folder), suppress(*NOTHING):
             names = (name.removesuffix(".json") for name in os.listdir(folder) if name.endswith(".json"))
-            return sorted((name for name in names if _SLOT.fullmatch(name)), reverse=True)
+            return sorted((name for name in names if _SLOT.fullmatch(name)), key=in_order, reverse=True)
         return []
 
     def _path(self, job: str, slot: str) -> str:
         return os.path.join(self._layout.jobs, job, slot + ".json")
+
+
+def in_order(slot: str) -> str:
+    """What slots are sorted by: 0300Z is before 030015Z."""
+    return slot.removesuffix("Z")
 
 
 class Claim:

@@ -8,7 +8,7 @@ import time
 from modelcache.cache import Cache
 from modelcache.errors import UsageError
 from modelcache.jobs.job import Clock
-from modelcache.jobs.ledger import Ledger, Run
+from modelcache.jobs.ledger import Ledger, Run, in_order
 from modelcache.jobs.schedule import Schedule, schedules
 from modelcache.rows import Report
 from modelcache.store.layout import Layout
@@ -41,7 +41,7 @@ def history(cache: Cache, job: str | None = None, most: int = 20) -> Report:
     if job is not None and job not in (*ran, *(one.name for one in schedules(cache.root))):
         raise UsageError(f"no job {job!r}", next_step="see `modelcache jobs list`")
     runs = [run for name in ([job] if job else ran) for run in ledger.runs(name, max(0, most))]
-    rows = tuple(run_row(run) for run in sorted(runs, key=lambda run: (run.slot, run.job), reverse=True))
+    rows = tuple(run_row(run) for run in sorted(runs, key=lambda run: (in_order(run.slot), run.job), reverse=True))
     return Report("runs of jobs", rows, hidden=("report",))
 
 

@@ -95,7 +95,7 @@ class Runner:
         if run.status == "ok" and schedule.ping:
             ping(name, schedule.ping)
         with suppress(StoreError):
-            self.ledger.forget(name, slot_of(self._clock() - self._cache.settings.metrics_age))
+            self.ledger.forget(name, slot, self._cache.settings.metrics_age)
         return run
 
     def is_open(self, job: str, slot: str) -> bool:
