@@ -134,6 +134,7 @@ class _Column:
         known = [value for value in values if value is not None]
         self.is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
         self.is_number = self.is_number and bool(known) and not key.endswith("_at")
+        self._speaks = not self.is_number and not any(isinstance(value, bool) for value in known)
 
     def _set(self, cells: list[str]) -> None:
         self.cells = cells
@@ -154,8 +155,8 @@ class _Column:
         return self._aligned(self.cells[index])
 
     def alone(self, index: int) -> str:
-        """Without its head above it: a text speaks for itself, a number does not."""
-        return f"{self.title} {self.cells[index]}" if self.is_number else self.cells[index]
+        """Without its head above it: a text speaks for itself, a number and a yes do not."""
+        return self.cells[index] if self._speaks else f"{self.title} {self.cells[index]}"
 
     def _aligned(self, text: str) -> str:
         return text.rjust(self.width) if self.is_number else text.ljust(self.width)

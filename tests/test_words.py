@@ -92,6 +92,10 @@ def test_a_commit_that_is_cut_short_is_told_in_full(cache: Cache, hub: Hub) -> N
     for ref in ("hf:org/name@e4168eb", "hf--org--name@e4168eb"):
         assert f"name the whole version: {ref.partition('@')[0]}@{COMMIT}" in run("path", ref).stderr
     assert "whole version" not in run("path", "hf:org/name@f4168eb").stderr
+    catalog = Path(cache.root, "catalog", "mine.toml")
+    catalog.write_text('[mine]\nref = "hf:org/name"\n')
+    cache.fetch("mine")
+    assert f"name the whole version: mine@{COMMIT}" in run("fetch", "mine@e4168eb").stderr
 
 
 def test_logs_of_what_never_was_are_no_empty_success(cache: Cache, hub: Hub) -> None:
@@ -125,8 +129,9 @@ def test_a_table_shows_what_a_version_begins_with_and_is_called(cache: Cache, hu
     assert COMMIT[:12] in text and COMMIT not in text and "main, v1" in text
     (row,) = json.loads(run("ls", "--json").stdout)
     assert (row["version"], row["called"]) == (COMMIT, ["main", "v1"])
-    done = run("ls", COLUMNS="80")
-    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    done = run("ls", COLUMNS="60")
+    assert all(len(line) <= 60 for line in done.stdout.splitlines())
+    assert "pinned no" in done.stdout.splitlines()[-1], "what stands below its row, without a head, says what it is"
     cache.fetch(f"hf:org/name@{COMMIT}", strict=True)
     assert COMMIT not in run("status").stdout
     assert COMMIT in run("status", "--json").stdout
