@@ -891,6 +891,16 @@ def test_what_was_closed_is_taken_over_without_a_copy(opened, base) -> None:
     assert len(os.listdir(base)) == 1
 
 
+def test_whoever_lost_a_partial_leaves_the_mode_of_its_data_to_its_new_owner(opened, base) -> None:
+    """Its data may be a blob by then."""
+    first = opened()
+    os.rename(os.path.dirname(first.path), os.path.join(base, "elsewhere"))
+    data = os.path.join(base, "elsewhere", "data")
+    os.chmod(data, 0o444)
+    first.close()
+    assert stat.S_IMODE(os.stat(data).st_mode) == 0o444
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_what_a_dead_process_left_is_taken_over_without_a_copy(opened, base, resumed) -> None:
     if resumed:

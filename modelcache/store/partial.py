@@ -328,7 +328,8 @@ class Partial:
             if self._fd >= 0:
                 with suppress(OSError):
                     os.ftruncate(self._fd, os.fstat(self._fd).st_size)  # room beyond the end, which no hole reaches
-                with suppress(OSError):
+                with suppress(OSError, TakenOverError):
+                    self._our_stamp()  # whoever has taken it over decides on its mode: it may be a blob by now
                     os.fchmod(self._fd, mode_in(self.folder, RELEASED))
             self._close_files()
 
