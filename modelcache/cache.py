@@ -179,7 +179,7 @@ class Cache:
     # -- what is installed --------------------------------------------------------------------------------------------
 
     def path(self, model: str, version: str | None = None) -> str:
-        """Where a model is; of a URL, where its file is. No network, nothing is read but stats.
+        """Where a model is; of a URL, or one file of a model, where that file is. No network, nothing is read but stats.
 
         Raises ModelNotAvailableError with the reason: not_installed, downloading, verifying (it changed since it
         was verified: fetch or verify it), error (it is corrupt or incomplete, or fetching it was paused or failed).
@@ -189,7 +189,8 @@ class Cache:
         return path_of(self._roots, ref_of(model, version))
 
     def models(self) -> Report:
-        """What is installed: one row a version, with what a catalog says of it. StoreError where it cannot be read."""
+        """What is installed: one row a version, with what a catalog says of it; `status` is ready, incomplete (files
+        were never fetched) or error. StoreError where it cannot be read."""
         from modelcache.inventory import models
 
         return models(self._roots)
