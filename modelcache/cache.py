@@ -179,7 +179,7 @@ class Cache:
     # -- what is installed --------------------------------------------------------------------------------------------
 
     def path(self, model: str, version: str | None = None) -> str:
-        """Where a model is; of a URL, or one file of a model, where that file is. No network, nothing is read but stats.
+        """Where a model is; of a URL, or a file of a model, where that file is. No network, nothing is read but stats.
 
         Raises ModelNotAvailableError with the reason: not_installed, downloading, verifying (it changed since it
         was verified: fetch or verify it), error (it is corrupt or incomplete, or fetching it was paused or failed).
