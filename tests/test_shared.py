@@ -330,7 +330,7 @@ def test_a_truth_is_true_or_false(value: str) -> None:
 
 
 @needs_root
-def test_each_account_publishes_what_it_did_into_the_same_folder(home: Path, origin: Origin) -> None:
+def test_each_account_publishes_what_it_did_into_a_folder_of_its_own(home: Path, origin: Origin) -> None:
     def publishing(cache: Cache) -> list[Any]:
         cache.fetch(origin.url("m.bin"), progress=False)
         cache.publish_metrics()
@@ -341,8 +341,12 @@ def test_each_account_publishes_what_it_did_into_the_same_folder(home: Path, ori
     assert done_by(ANNA, with_cache(home, publishing)) == [["http"], []]
     assert done_by(BERT, with_cache(home, publishing)) == [["cache"], []]
     assert "Without what other accounts did" in (home.parent / f"{BERT}.html").read_text()
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "reports").iterdir()} == {0o664}
-    assert stat.S_IMODE((home / "reports").stat().st_mode) == 0o2775
+    folders = [home / "reports" / str(account) for account in (ANNA, BERT)]
+    assert sorted((home / "reports").iterdir()) == sorted(folders)
+    assert {stat.S_IMODE(path.stat().st_mode) for folder in folders for path in folder.iterdir()} == {0o664}
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (home / "reports", *folders)} == {0o2775}
+    sheets = [next(folder.glob("downloads-*.csv")).read_text() for folder in folders]
+    assert [sheet.count(",hit,") for sheet in sheets] == [0, 1] and ",success," in sheets[0]
 
 
 @needs_root

@@ -34,7 +34,9 @@ from modelcache.sheets import write_csv, write_parquet
 from modelcache.state.hauls import Hauls
 from modelcache.state.state import State
 from modelcache.store.disk import check_no_links, make_directories, make_output_directories, output_mode, replacing
+from modelcache.store.layout import Layout
 from modelcache.store.leftovers import entries_of, remove_temporary, removed, temporary_in
+from modelcache.store.modes import is_shared
 from modelcache.store.shelf import Shelf
 
 _DOWNLOADS, _SUMMARY, _PAGE, _COUNTERS = "downloads", "summary", "report.html", "modelcache.prom"
@@ -46,7 +48,8 @@ _TEMPORARY = re.compile(r"\.(?:downloads-.*|summary-.*|report\.html|modelcache\.
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """`folder` is where to, if not `reports` in the root, `since` what the page is about; files stay for `age_s`."""
+    """`folder` is where to, if not `reports` in the root (`reports/UID` in a group's), `since` what the page is about;
+    files stay for `age_s`."""
 
     folder: str
     since: str
@@ -68,6 +71,11 @@ def publish(state: State, shelf: Shelf, wishes: Wishes, now_ms: int | None, is_s
     return Report("published", tuple(press.rows), columns=("file", "size", "removed"), notes=press.hauls.faults)
 
 
+def _folder_of(layout: Layout) -> str:
+    """In a root that a group shares each account's: it knows what it did, and no more, and no file has two writers."""
+    return os.path.join(layout.reports, str(os.geteuid())) if is_shared(layout.root) else layout.reports
+
+
 class _Press:
     def __init__(self, state: State, shelf: Shelf, wishes: Wishes, now_ms: int) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -78,7 +86,7 @@ class _Press:
         self._now_ms = now_ms
         self._window = Window.since(wishes.since, now_ms)
         self._is_ours = not wishes.folder
-        self._folder = os.path.expanduser(wishes.folder) or shelf.layout.reports
+        self._folder = os.path.expanduser(wishes.folder) or _folder_of(shelf.layout)
 
     def works(self) -> Iterator[Callable[[], None]]:
         yield self._begin
