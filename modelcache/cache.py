@@ -395,17 +395,18 @@ class Cache:
 
         return unpin(self._roots, model_of(model, version))
 
-    def clean(self, *, dry_run: bool = False, foreign: bool = False) -> Report:
+    def clean(self, *, dry_run: bool = False, foreign: bool = False, stop: "Event | None" = None) -> Report:
         """Removes what is nobody's and too old: unfinished downloads, what had rotted, logs, leftovers, free locks.
         Then models that nobody asked for in `unused_age`, and over the `disk_budget` the least recently used.
 
         The ages are settings: `stale_partial_age`, `quarantine_age`, `log_age`, `temporary_age`. One row a find, with
         the bytes it takes; a dry run lists exactly what a run would remove. What is in use stays, whatever its age.
         `foreign`: also what other tools began to download into `tiers`, and have not gone on with for a day.
+        `stop`: ends it before the next find.
         """
         from modelcache.care import clean
 
-        return clean(self._roots, dry_run=dry_run, foreign=foreign)
+        return clean(self._roots, dry_run=dry_run, foreign=foreign, stop=stop)
 
     def reset(self, model: str) -> Report:
         """Takes a model back to where it was before its first fetch: no version, nothing unfinished, no error.

@@ -47,21 +47,23 @@ def repair(chosen: Iterable[Held], wish: Wish, progress: Show) -> Report:
     return Report("repaired files", tuple(rows))
 
 
-def clean(roots: Roots, *, dry_run: bool, foreign: bool) -> Report:
-    """Of every root. One that cannot be written to is left out, with a note; StoreError where that is all of them."""
+def clean(roots: Roots, *, dry_run: bool, foreign: bool, stop: "threading.Event | None") -> Report:
+    """Every root. One that cannot be written to is left out, with a note; StoreError where that is all of them."""
     from modelcache.cleaning import clean
 
     cleaned: list[Report] = []
     refused: list[StoreError] = []
     for runtime in roots.readable():
         try:
-            cleaned.append(clean(runtime.shop, runtime.state, dry_run=dry_run, foreign=foreign))
+            cleaned.append(clean(runtime.shop, runtime.state, dry_run=dry_run, foreign=foreign, stop=stop))
         except StoreError as error:
             refused.append(error)
     if not cleaned:
         raise refused[-1]
     whole = joined(cleaned)
-    return replace(whole, notes=(*whole.notes, *(f"left out: {error.message}" for error in refused)))
+    return replace(
+        whole, title=cleaned[-1].title, notes=(*whole.notes, *(f"left out: {error.message}" for error in refused))
+    )
 
 
 def refresh(roots: Roots, models: Collection[str], stop: "threading.Event | None") -> Report:

@@ -7,6 +7,7 @@ people. Nothing here asks the network.
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from modelcache import eviction
-from modelcache.errors import LockedError, StoreError
+from modelcache.errors import LockedError, PausedError, StoreError
 from modelcache.events import Fact, now_ms
 from modelcache.maintenance import clean_up_told, unchanged_for
 from modelcache.openfiles import inodes_in_use
@@ -31,6 +32,7 @@ from modelcache.units import in_units, lasting
 
 FOREIGN_AGE_S = 86_400.0  # Ollama and huggingface_hub go on with what is younger
 _DAMAGED = re.compile(r".+\.db\.damaged-[0-9]+(-wal|-shm)?", re.DOTALL)
+ENDED = "; it was ended before its time: the next run goes on there"
 STILL_OVER = "{} over the budget: what is left is pinned, in use, shared, or was asked for within the hour"
 
 
@@ -40,16 +42,23 @@ class _Broom:
 
     shop: Workshop
     dry_run: bool
+    stop: threading.Event
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def layout(self) -> Layout:
         return self.shop.layout
 
+    def check(self) -> None:
+        """Raises PausedError when it is told to stop."""
+        if self.stop.is_set():
+            raise PausedError("stopped")
+
     def take(
         self, kind: str, path: str, reason: str, removal: Callable[[], int], model: str = "", size: int | None = None
     ) -> bool:
-        """Whether it is gone. A row tells; none of what somebody has begun to use meanwhile."""
+        """Whether it is gone. A row tells; none of what somebody has begun to use meanwhile. Raises as `check`."""
+        self.check()
         row = _row(kind, path, reason, model, leftovers.size_of(path) if size is None else size)
         if not self.dry_run:
             try:
@@ -66,15 +75,30 @@ def _row(kind: str, path: str, reason: str, model: str = "", size: int = 0) -> d
     return {"kind": kind, "model": model, "path": path, "size": size, "reason": reason, "removed": False}
 
 
-def clean(shop: Workshop, state: State, *, dry_run: bool, foreign: bool = False) -> Report:
+def clean(
+    shop: Workshop, state: State, *, dry_run: bool, foreign: bool = False, stop: threading.Event | None = None
+) -> Report:
     """Removes what is nobody's and too old, or in a dry run lists just that: one row each, with the bytes it takes.
 
     What a fetch, a verification or another clean is using stays, whatever its age. A row whose `removed` is False
-    after a run says in `reason` why. `foreign`: also downloads that other tools began a day ago or more.
+    after a run says in `reason` why. `foreign`: also downloads that other tools began a day ago or more. `stop` ends it
+    before the next find; the title says so.
     """
-    broom = _Broom(shop, dry_run)
+    broom = _Broom(shop, dry_run, stop or threading.Event())
+    title = "would be removed" if dry_run else "removed"
+    try:
+        _sweep_all(broom, state, foreign=foreign)
+    except PausedError:
+        title += ENDED
+    rows = tuple(broom.rows)
+    kept = 0 if dry_run else sum(not row["removed"] for row in rows)
+    return Report(title, rows, findings=kept)
+
+
+def _sweep_all(broom: _Broom, state: State, *, foreign: bool) -> None:
     locks = list(_free_locks(broom))
     for sweep in (_partials, _temporary, _quarantine, _logs, _blobs):
+        broom.check()
         sweep(broom)
     for lock in locks:
         broom.take("lock", lock.path, lock.reason, lock.remove, size=lock.size)
@@ -82,10 +106,8 @@ def clean(shop: Workshop, state: State, *, dry_run: bool, foreign: bool = False)
     _damaged(broom, os.path.dirname(state.place.database))
     if foreign:
         _foreign(broom)
+    broom.check()
     _models(broom)
-    rows = tuple(broom.rows)
-    kept = 0 if dry_run else sum(not row["removed"] for row in rows)
-    return Report("would be removed" if dry_run else "removed", rows, findings=kept)
 
 
 def _partials(broom: _Broom) -> None:

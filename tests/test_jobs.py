@@ -50,6 +50,32 @@ def test_clean_has_findings_only_where_something_could_not_be_removed(cache: Cac
     assert report.findings == 0
 
 
+class AfterLooks(threading.Event):
+    """Set when it has been looked at so often."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._left = number
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_clean_that_is_told_to_stop_gives_what_it_has_and_the_next_run_goes_on(cache: Cache, tmp_path: Path) -> None:
+    quarantine = tmp_path / "home" / "quarantine"
+    quarantine.mkdir(parents=True)
+    assert quarantine.parent == Path(cache.root)
+    for number in range(10):
+        (quarantine / f"w{number}.1700000000000000000").touch()
+    report = clean.run(config(cache), stop=AfterLooks(6), clock=time.time)
+    assert 0 < len(report) < 6
+    assert "it was ended before its time" in report.title
+    assert len(list(quarantine.iterdir())) == 10 - len(report)
+    rest = clean.run(config(cache), stop=threading.Event(), clock=time.time)
+    assert (len(rest), rest.title) == (10 - len(report), "removed")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     share: float = 1.0

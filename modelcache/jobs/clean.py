@@ -17,6 +17,6 @@ class Options:
 
 
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
-    """One row a find; what should go and could not be removed is a finding."""
+    """One row a find; what should go and could not be removed is a finding. Told to stop, it gives what it has."""
     options = options_of(Options, config.options)
-    return config.cache.clean(dry_run=options.dry_run, foreign=options.foreign)
+    return config.cache.clean(dry_run=options.dry_run, foreign=options.foreign, stop=stop)
