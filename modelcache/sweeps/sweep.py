@@ -97,8 +97,9 @@ class _Tally:
         for one in found:
             self.rows.append(one.to_row(where))
             self.findings += one.is_finding
-            self.files += not one.is_known
-            self.size += 0 if one.is_known else one.audit.size
+            is_read = not one.is_known and one.audit.finding != "missing"
+            self.files += is_read
+            self.size += one.audit.size if is_read else 0
 
     def report(self) -> Report:
         rest = "" if self.is_over else "; it was ended before its time: the next run goes on there"
