@@ -57,19 +57,19 @@ def docker_logins() -> dict[str, str]:
 
 
 def garbled_logins() -> str:
-    """The file of docker's logins, where it is there and cannot be read; else empty."""
+    """The file of docker's logins, where it holds something else; else empty."""
     return _docker_file() if _docker_auths() is None else ""
 
 
 def _docker_auths() -> dict[str, object] | None:
-    """None where the file is there and garbled."""
+    """None where the file is garbled."""
     try:
         with open(_docker_file(), "rb", opener=at_once) as stream:
             said = json.loads(stream.read(MOST_LOGIN_BYTES))
         return {key: entry.get("auth") for key, entry in said.get("auths", {}).items()}
-    except FileNotFoundError:
+    except OSError:  # it is not there, or another account's
         return {}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
