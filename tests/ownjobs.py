@@ -37,6 +37,13 @@ def returns(config: Config, *, stop: threading.Event, clock: Clock) -> object:
     return config.options["report"]
 
 
+def odd(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    loop: dict[str, object] = {}
+    loop["self"] = loop
+    cells = ({"size": "12 MB", ("a",): Path("b")}, {"nested": {("a",): 1}}, loop, {"escape": Path("\x1b[31m")})  # type: ignore
+    return Report("odd", cells, columns=("size", "nested", "self", "escape"))
+
+
 def asks(config: Config, *, stop: threading.Event, clock: Clock) -> None:
     requests.get(str(config.options["url"]), timeout=20)
 

@@ -1,5 +1,6 @@
 """The daemon as a process: killed, stopped, restarted, and beside another one. Its clock stands in a file."""
 
+import json
 import os
 import signal
 import subprocess
@@ -285,6 +286,15 @@ def test_the_exit_code_tells_how_a_run_was(lab: Lab, own_jobs: None, function: s
     lab.configure(lab.job(function))
     done = command("jobs", "run", "mine")
     assert (done.returncode, words in done.stdout + done.stderr) == (code, True)
+
+
+def test_rows_of_any_kind_are_printed_after_the_run(lab: Lab, own_jobs: None) -> None:
+    lab.configure(lab.job("odd"))
+    shown, as_json = command("jobs", "run", "mine"), command("jobs", "run", "mine", "--json")
+    assert (shown.returncode, as_json.returncode) == (0, 0)
+    assert "12 MB" in shown.stdout and "\x1b" not in shown.stdout
+    rows = json.loads(as_json.stdout)["report"]["rows"]
+    assert rows == [{"size": "12 MB", "('a',)": "b"}, {"escape": "\x1b[31m"}]
 
 
 def test_what_could_not_run_ends_with_2(lab: Lab, own_jobs: None) -> None:

@@ -88,7 +88,7 @@ def named(model: str, version: str, file: str = "") -> str:
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, default=str))  # a row of somebody's own job may hold anything
+    print(json.dumps(value, indent=1))
 
 
 def print_report(report: Iterable[Any], options: argparse.Namespace) -> int:

@@ -52,6 +52,7 @@ def _start(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Exit code: 0 fine, 1 findings, 2 it could not run, 143 stopped by SIGTERM (130 by Ctrl-C)."""
+    from modelcache.jobs.ledger import plain
     from modelcache.jobs.overview import run_row
     from modelcache.jobs.runner import Runner
     from modelcache.jobs.schedule import schedule
@@ -70,6 +71,8 @@ def _run(options: argparse.Namespace) -> int:
         raise
     cache.close()
     if options.json:
+        if run.report is not None:
+            run = replace(run, report=replace(run.report, rows=tuple(plain(run.report))))
         print_json(run_row(run))
     elif run.report is not None:
         _print(run.report, options)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
@@ -256,14 +257,19 @@ def _told(report: Report) -> dict[str, Any]:
     """What is kept of it: the first rows, as far as there is room."""
     rows: list[Any] = []
     size = 0
-    for row in report.rows[:MOST_ROWS]:
-        with suppress(Exception):  # a cell may be an object of the job's own
-            text = json.dumps(row, default=str)
-            size += len(text)
-            if size > MOST_BYTES:
-                break
-            rows.append(json.loads(text))
+    for row in plain(report.rows[:MOST_ROWS]):
+        size += len(json.dumps(row))
+        if size > MOST_BYTES:
+            break
+        rows.append(row)
     return {"title": report.title[:MOST_WORDS], "findings": report.findings, "total": len(report.rows), "rows": rows}
+
+
+def plain(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """As JSON has them. Without those that it cannot have: a cell may be an object of the job's own."""
+    for row in rows:
+        with suppress(Exception):
+            yield json.loads(json.dumps(row, default=str))
 
 
 def _report(fields: object) -> Report | None:

@@ -46,7 +46,7 @@ def history(cache: Cache, job: str | None = None, most: int = 20) -> Report:
 
 
 def run_row(run: Run) -> dict[str, object]:
-    """Of a report, the rows that the ledger keeps or, right after the run, all of them."""
+    """Of a report, the rows that it has: those that the ledger keeps or, right after the run, all of them."""
     return {
         "job": run.job, "slot": run.slot, "host": run.owner.host if run.owner else "", "started_at": run.started_at,
         "finished_at": run.finished_at, "status": run.status, "findings": run.findings, "error": run.error,
