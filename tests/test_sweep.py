@@ -413,5 +413,8 @@ def test_numbers_that_cannot_be_meant_are_refused(cache: Cache, name: str, value
 
 
 def test_places_that_are_none_are_refused(cache: Cache, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no place to verify"):
-        cache.sweep(also=[str(tmp_path / "nothing")])
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "m.gguf").write_bytes(b"of a fetch with --output FILE, which leaves no record")
+    for place in ("nothing", "output"):
+        with pytest.raises(UsageError, match="is no place to verify"):
+            cache.sweep(also=[str(tmp_path / place)])

@@ -171,7 +171,8 @@ def ward_of(place: str, layout: Layout, looks: Looks, pace: Pace, manner: Manner
         if os.path.isfile(os.path.join(path, RECORD)):
             return FolderWard(place, path, layout, looks, pace, manner)
     tier = tier_of(place)
-    if isinstance(tier, (HubCache, OllamaStore)) and (place in (HUGGING_FACE, OLLAMA) or os.path.isdir(tier.name)):
+    is_expected = place in (HUGGING_FACE, OLLAMA)  # else nothing there would pass for nothing wrong
+    if isinstance(tier, (HubCache, OllamaStore)) and (is_expected or any(True for _ in tier.claims())):
         return ClaimsWard(place, os.path.realpath(tier.name), tier.claims, looks, pace, manner)
     raise UsageError(
         f"{place} is no place to verify",
