@@ -27,6 +27,7 @@ from modelcache.jobs.runner import Runner
 from modelcache.jobs.schedule import Schedule
 from modelcache.model import Digest
 from modelcache.queueing import Queue
+from modelcache.rows import Report
 from modelcache.state.downloads import request_of
 from modelcache.state.place import Place
 from modelcache.store import links
@@ -364,6 +365,9 @@ def test_a_record_that_cannot_be_written_takes_no_turn_from_other_models(home: P
         reports = [cache.sweep(share="1/3", clock=lambda day=day: day) for day in days]  # type: ignore[misc]
         return [{row["model"]: row["finding"] for row in report} for report in reports]
 
+    def mended(cache: Cache) -> Report:
+        return cache.sweep(repair=True, clock=lambda: time.time() + 23 * 86_400)
+
     os.chmod(home.parent, 0o777)
     place = Path(done_by(ANNA, with_cache(home, add)))
     if is_rotten:
@@ -375,3 +379,9 @@ def test_a_record_that_cannot_be_written_takes_no_turn_from_other_models(home: P
     known = {"a": "corrupt"} if is_rotten else {}
     a = known or {"a": "whole"}
     assert found == [a, {"b": "whole"} | known, {"c": "whole"} | known, known, a]
+    for path in (place, *place.iterdir()):  # as if what kept the record from being written had been a full disk
+        os.chown(path, BERT, GROUP)
+    again = done_by(
+        BERT, with_cache(home, lambda cache: [row["reason"] for row in mended(cache) if row["finding"] != "whole"])
+    )
+    assert [("not repaired" in reason) for reason in again] == [True] * is_rotten

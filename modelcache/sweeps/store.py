@@ -94,25 +94,32 @@ class StoreWard:
         for path in record.missing:
             self._know(_audit(record, path, 0, "missing", "never fetched"))
         for file in record.files:
-            at = looked_at(file.stamp.verified_at, self._now_ms)
-            if file.is_distrusted and not self._repairs:
-                self._know(_audit(record, file.path, file.size, "corrupt", KNOWN))
-            elif file.is_distrusted:
-                yield Due(0, 0, (file.sha256, record.place(file)), (model, file))
-            elif at < self._before and (at := max(at, self._looked_at(record, file))) < self._before:
-                cost = max(0, file.size) if os.path.lexists(record.place(file)) else 0  # nothing is read of it
-                yield Due(at, cost, (file.sha256, file.stamp.inode), (model, file))
+            if (due := self._due_file(record, file)) is not None:
+                yield due
 
-    def _looked_at(self, record: Installed, file: InstalledFile) -> int:
-        """When an earlier run found what its record does not say; 0 if none did, or it looks different by now."""
-        place = record.place(file)
+    def _due_file(self, record: Installed, file: InstalledFile) -> Due[_File] | None:
+        """None of what is read again later; what is known to be wrong with it is told."""
+        model, place = (record.id, record.version), record.place(file)
+        look = self._look(place)
+        if self._repairs and (file.is_distrusted or (look and look.finding == "corrupt")):
+            return Due(0, 0, (file.sha256, place), (model, file))
+        if file.is_distrusted:
+            self._know(_audit(record, file.path, file.size, "corrupt", KNOWN))
+            return None
+        at = looked_at(file.stamp.verified_at, self._now_ms)
+        if at < self._before and look:
+            at = max(at, looked_at(look.stamp.verified_at, self._now_ms))
+            if at >= self._before and look.finding != "whole":
+                self._know(_audit(record, file.path, file.size, look.finding, look.reason))
+        if at >= self._before:
+            return None
+        cost = max(0, file.size) if os.path.lexists(place) else 0  # nothing is read of it
+        return Due(at, cost, (file.sha256, file.stamp.inode), (model, file))
+
+    def _look(self, place: str) -> Look | None:
+        """What an earlier run found there that its record does not say; None where it looks different by now."""
         look = self._looked.get(place)
-        if look is None or look.stamp.judge(place) != "right":
-            return 0
-        at = looked_at(look.stamp.verified_at, self._now_ms)
-        if at >= self._before and look.finding != "whole":
-            self._know(_audit(record, file.path, file.size, look.finding, look.reason))
-        return at
+        return look if look and look.stamp.judge(place) == "right" else None
 
     def _know(self, audit: Audit) -> None:
         self._known[audit.place] = Found(audit, is_known=True)
