@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -339,3 +340,46 @@ def test_list_tells_when_jobs_run_how_they_were_and_what_is_wrong(lab: Lab, own_
     (line,) = command("jobs", "history").stdout.splitlines()[2:]
     assert line.split()[0] == "mine" and "findings" in line
     assert command("jobs", "history", "nope").returncode == 2
+
+
+def test_list_shows_wrong_options_and_the_daemon_says_them_once(lab: Lab, own_jobs: None) -> None:
+    lab.configure('[jobs.mirror]\ncron = "0 2 * * *"\ntop = -1\n', lab.job("count"))
+    assert "[jobs.mirror]: top = -1" in command("jobs", "list").stdout
+    daemon = lab.start()
+    lab.pass_slot(NOW)
+    assert daemon.stop() == 0
+    assert daemon.said.count("top = -1") == 1
+    assert lab.runs("mirror") == {}
+
+
+def test_a_run_that_took_too_long_ends_with_2_and_its_partial_report(lab: Lab, own_jobs: None) -> None:
+    lab.configure(lab.job("works", more="max_runtime = 0.2"))
+    done = command("jobs", "run", "mine")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (2, "worked")
+    assert "stopped: it took longer than 0.2 s" in done.stderr
+    assert list(lab.runs().values()) == ["stopped"]
+
+
+@pytest.mark.parametrize(
+    "words", [("start", "nope"), ("list", "nope"), ("history", "--last", "0"), ("history", "--last", "-3")]
+)
+def test_what_means_nothing_is_refused_with_2(lab: Lab, own_jobs: None, words: tuple[str, ...]) -> None:
+    lab.configure()
+    with started("jobs", *words) as process:
+        timer = threading.Timer(20, process.kill)
+        timer.start()
+        process.communicate()
+        timer.cancel()
+    assert process.returncode == 2
+
+
+def test_what_has_not_been_is_null(lab: Lab, own_jobs: None) -> None:
+    lab.configure()
+    rows = json.loads(command("jobs", "list", "--json").stdout)
+    assert {(row["next_at"], row["last_at"]) for row in rows} == {(None, None)}
+    assert "1970" not in command("jobs", "list").stdout
+
+
+def test_findings_are_said_once_in_the_log(lab: Lab, own_jobs: None) -> None:
+    lab.configure(lab.job("finds"))
+    assert command("jobs", "run", "mine").stderr.strip().endswith("Z: 1 finding")

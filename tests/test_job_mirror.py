@@ -160,3 +160,27 @@ def test_mirror_that_is_told_to_stop_keeps_what_it_has(hub: Hub, cache: Cache) -
     assert rows(reports[0]) == [("hf:org/name@main", "", "stopped")] and reports[0].findings == 0
     (row,) = mirrored(cache)
     assert (row["outcome"], row["bytes_fetched"] < big.size) == ("fetched", True)
+
+
+def test_what_mirror_could_not_ask_about_is_a_finding_and_stays(hub: Hub, cache: Cache) -> None:
+    for name in ("org/name", "org/other"):
+        publish(hub, name)
+        cache.fetch(f"hf:{name}")
+    hub.faults(Status(404), path=QUESTION)
+    report = mirrored(cache)
+    assert sorted(rows(report)) == [("hf:org/name@main", "1", "unasked"), ("hf:org/other@main", "1", "here")]
+    assert report.findings == 1
+    (reason,) = [row["reason"] for row in report if row["outcome"] == "unasked"]
+    assert reason == next(row["reason"] for row in refreshed(cache) if row["outcome"] == "failed")
+    assert len(cache.models()) == 2
+
+
+def test_a_hub_that_is_gone_is_a_finding_of_mirror(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(hub)
+    cache.fetch("hf:org/name")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("MODELCACHE_MANIFEST_TTL", "0")
+    later = Cache(cache.root)
+    report = mirrored(later)
+    later.close()
+    assert (rows(report), report.findings) == ([("hf:org/name@main", "1", "unasked")], 1)

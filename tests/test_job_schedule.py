@@ -143,7 +143,7 @@ def test_a_table_changes_what_it_names_and_leaves_the_rest(home: Path) -> None:
         '[jobs.verify]\ncron = "15 1 * * *"\nshare = 0.5\njitter = 60\nmax_runtime = 10\n'
         "[jobs.clean]\nenabled = false\n"
         '[jobs.refresh]\nenabled = true\n[jobs.mirror]\ncron = "0 1 * * *"\ntop = 3\n'
-        '[jobs.mine]\nrun = "pkg.mod:job"\n',
+        '[jobs.mine]\nrun = "ownjobs:count"\n',
     )
     verify = found["verify"]
     assert verify.cron and verify.cron.line == "15 1 * * *"
@@ -151,7 +151,7 @@ def test_a_table_changes_what_it_names_and_leaves_the_rest(home: Path) -> None:
     on = [name for name, one in found.items() if one.runs_by_itself]
     assert on == ["verify", "publish-metrics", "refresh", "mirror"]
     assert found["mirror"].options == {"top": 3}
-    assert found["mine"].target == "pkg.mod:job" and not found["mine"].fault
+    assert found["mine"].target == "ownjobs:count" and not found["mine"].fault
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,14 @@ def test_a_table_changes_what_it_names_and_leaves_the_rest(home: Path) -> None:
         ('[jobs.mine]\ncron = "0 3 * * *"', "there is no such job"),
         ('[jobs.mine]\nrun = "job"', '"package.module:function" is expected'),
         ('[jobs.mine]\nrun = "../evil:job"', '"package.module:function" is expected'),
+        ('[jobs.verify]\nshare = "abc"', "abc"),
+        ("[jobs.verify]\nshare = nan", "nan"),
+        ("[jobs.verify]\nnope = 1", "unknown option 'nope'"),
+        ('[jobs.verify]\nalso = "hf"', "a list of texts is expected"),
+        ('[jobs.verify]\nrate_limit = "fast"', "'fast'"),
+        ("[jobs.mirror]\ntop = -1", "top = -1: a whole number from 0 is expected"),
+        ('[jobs.refresh]\ntop = "1"', "unknown option 'top'"),
+        ('[jobs.mine]\nrun = "no.such:thing"', "there is no such module"),
         ('[jobs."../../mine"]\nrun = "a:b"', "small letters"),
     ],
 )
@@ -180,6 +188,23 @@ def test_what_is_wrong_with_one_job_is_told_with_the_file_and_the_job_and_the_ot
     assert words in fault
     assert found["clean"].runs_by_itself and found["publish-metrics"].runs_by_itself
     assert not any(one.runs_by_itself for one in found.values() if one.fault)
+
+
+@pytest.mark.parametrize(("name", "option"), [("clean", "dry_run = 1"), ("publish-metrics", 'since = "soon"')])
+def test_a_wrong_option_is_a_fault_of_its_job(home: Path, name: str, option: str) -> None:
+    one = settings(home, f"[jobs.{name}]\n{option}")[name]
+    assert option.split()[0] in one.fault and not one.runs_by_itself
+
+
+def test_a_module_of_somebody_elses_is_looked_for_and_not_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "theirjobs"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit(7)")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert settings(home, '[jobs.mine]\nrun = "theirjobs.night:job"')["mine"].fault == ""
+    assert "theirjobs" not in sys.modules
 
 
 def test_a_wrong_ping_is_told_without_the_secret_that_it_may_be(home: Path) -> None:
@@ -218,7 +243,7 @@ def test_a_fetch_does_not_mind_what_jobs_are_told(home: Path) -> None:
 def test_in_a_root_of_a_group_nobody_else_chooses_what_runs(home: Path) -> None:
     home.mkdir()
     home.chmod(0o2775)
-    text = '[jobs.mine]\nrun = "pkg.mod:job"\n'
+    text = '[jobs.mine]\nrun = "ownjobs:count"\n'
     settings(home, text)
     Path(home, "modelcache.toml").chmod(0o644)
     assert {one.name: one.fault for one in schedules(str(home))}["mine"] == ""

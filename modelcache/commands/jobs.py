@@ -30,6 +30,10 @@ def add_to(commands: Commands) -> None:
 def _jobs(options: argparse.Namespace) -> int:
     from modelcache.jobs.overview import history, listed
 
+    if options.name and options.action in ("start", "list"):
+        raise UsageError(f"{options.action} takes no NAME", next_step="see `modelcache jobs --help`")
+    if options.last < 1:
+        raise UsageError(f"--last {options.last}: a number from 1 is expected")
     match options.action:
         case "run" if not options.name:
             raise UsageError("run needs the NAME of a job", next_step="see `modelcache jobs list`")
@@ -51,7 +55,7 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Exit code: 0 fine, 1 findings, 2 it could not run, 143 stopped by SIGTERM (130 by Ctrl-C)."""
+    """Exit code: 0 fine, 1 findings, 2 it could not run, or not to its end, 143 stopped by SIGTERM (130 by Ctrl-C)."""
     from modelcache.jobs.ledger import plain
     from modelcache.jobs.overview import run_row
     from modelcache.jobs.runner import Runner
@@ -77,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     elif run.report is not None:
         _print(run.report, options)
     if run.status == "stopped":
-        return signals.code or int(bool(run.findings))  # it stopped itself after `max_runtime`
+        return signals.code or COULD_NOT_RUN  # without a signal `max_runtime` has ended it
     return STATUS_CODES[run.status]
 
 

@@ -5,12 +5,12 @@ What was removed is not brought back. Leaves to others: counting (`Cache.usage`)
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from modelcache.cache import Cache
-from modelcache.errors import ModelCacheError
+from modelcache.errors import ModelCacheError, UsageError
 from modelcache.jobs.job import Clock, Config, options_of
 from modelcache.outcome import File
 from modelcache.rows import Report
@@ -18,6 +18,7 @@ from modelcache.wish import Wish
 
 LOOK_S = 0.2
 STOP_WITHIN_S = 2.0
+FINDINGS = ("failed", "unasked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +26,24 @@ class Options:
     top: int = 10  # how many models
 
 
+def checked(given: Mapping[str, object]) -> Options:
+    """UsageError for what means nothing."""
+    options = options_of(Options, given)
+    if options.top < 0:
+        raise UsageError(f"top = {options.top}: a whole number from 0 is expected")
+    return options
+
+
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     """One row a branch or tag, and one for a model of which none is known; what could not be had is a finding.
 
-    `outcome` is here, fetched or failed. Told to stop, it pauses what it fetches; the next run goes on there.
+    `outcome` is here, fetched, failed or unasked: it is here, but what it means by now could not be asked, for the
+    `reason`, which is a finding, too. Told to stop, it pauses what it fetches; the next run goes on there.
     """
-    options = options_of(Options, config.options)
-    ranking = [row["model_id"] for row in config.cache.usage()][: max(0, options.top)]
+    options = checked(config.options)
+    ranking = [row["model_id"] for row in config.cache.usage()][: options.top]
     rows = tuple(row for model in ranking for row in _mirrored(config.cache, model, stop))
-    return Report("mirrored models", rows, findings=sum(row["outcome"] == "failed" for row in rows))
+    return Report("mirrored models", rows, findings=sum(row["outcome"] in FINDINGS for row in rows))
 
 
 def _mirrored(cache: Cache, model: str, stop: threading.Event) -> Iterator[dict[str, Any]]:
@@ -41,11 +51,14 @@ def _mirrored(cache: Cache, model: str, stop: threading.Event) -> Iterator[dict[
     if stop.is_set() or not here:
         return
     renewed = list(cache.refresh([model], stop=stop))
+    failed = {row["ref"]: row["reason"] for row in renewed if row["outcome"] == "failed"}
     wanted = [(row["ref"], () if row["whole"] else _files(cache, model)) for row in renewed if row["outcome"] != "busy"]
     for ref, files in wanted or [(ref, ()) for ref in sorted(here)]:
         if stop.is_set():
             return
-        yield _fetched(cache, model, ref, files, stop)
+        row = _fetched(cache, model, ref, files, stop)
+        is_unasked = ref in failed and row["outcome"] in ("here", "fetched")
+        yield row | {"outcome": "unasked", "reason": failed[ref]} if is_unasked else row
 
 
 def _files(cache: Cache, model: str) -> tuple[str, ...]:

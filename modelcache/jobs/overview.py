@@ -16,8 +16,8 @@ from modelcache.wiring import fallback_for
 
 
 def listed(cache: Cache, clock: Clock = time.time) -> Report:
-    """One row a job: job, cron, next_at, last_at (ms since 1970), status of the last run, and what is wrong with its
-    table. UsageError for a configuration file that cannot be read."""
+    """One row a job: job, cron, next_at, last_at (ms since 1970, None for never), status of the last run, and what
+    is wrong with its table. UsageError for a configuration file that cannot be read."""
     ledger, now = _ledger(cache), clock()
     rows = tuple(_row(one, ledger.runs(one.name, 1), now) for one in schedules(cache.root))
     return Report("jobs", rows, findings=sum(bool(row["wrong"]) for row in rows))
@@ -28,7 +28,8 @@ def _row(schedule: Schedule, runs: list[Run], now: float) -> dict[str, object]:
     last = runs[0] if runs else None
     return {
         "job": schedule.name, "cron": schedule.cron.line if schedule.cron and schedule.enabled else "off",
-        "next_at": int(instant * 1000) if instant is not None else 0, "last_at": last.started_at if last else 0,
+        "next_at": None if instant is None else int(instant * 1000),
+        "last_at": _known(last.started_at) if last else None,
         "status": last.status if last else "", "wrong": schedule.fault,
     }  # fmt: skip
 
@@ -48,10 +49,16 @@ def history(cache: Cache, job: str | None = None, most: int = 20) -> Report:
 def run_row(run: Run) -> dict[str, object]:
     """Of a report, the rows that it has: those that the ledger keeps or, right after the run, all of them."""
     return {
-        "job": run.job, "slot": run.slot, "host": run.owner.host if run.owner else "", "started_at": run.started_at,
-        "finished_at": run.finished_at, "status": run.status, "findings": run.findings, "error": run.error,
+        "job": run.job, "slot": run.slot, "host": run.owner.host if run.owner else "",
+        "started_at": _known(run.started_at), "finished_at": _known(run.finished_at),
+        "status": run.status, "findings": run.findings, "error": run.error,
         "report": None if run.report is None else {"title": run.report.title, "rows": list(run.report)},
     }  # fmt: skip
+
+
+def _known(at_ms: int) -> int | None:
+    """A moment; None for what has not been."""
+    return at_ms or None
 
 
 def _ledger(cache: Cache) -> Ledger:

@@ -4,9 +4,12 @@ Leaves everything else to `Cache.publish_metrics`.
 """
 
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelcache.jobs.job import Clock, Config, options_of
+from modelcache.reporting.window import Window
 from modelcache.rows import Report
 
 
@@ -16,7 +19,14 @@ class Options:
     parquet: bool = False  # the sheets in Parquet, too
 
 
+def checked(given: Mapping[str, object], clock: Clock = time.time) -> Options:
+    """UsageError for what means nothing."""
+    options = options_of(Options, given)
+    Window.since(options.since, round(1000 * clock()))
+    return options
+
+
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     """One row a file; none of them is a finding."""
-    options = options_of(Options, config.options)
+    options = checked(config.options, clock)
     return config.cache.publish_metrics(since=options.since, parquet=options.parquet, clock=clock, stop=stop)

@@ -4,6 +4,7 @@ Leaves everything else to `Cache.refresh`; nothing is fetched.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelcache.jobs.job import Clock, Config, options_of
@@ -15,7 +16,12 @@ class Options:
     pass
 
 
+def checked(given: Mapping[str, object]) -> Options:
+    """UsageError for what means nothing."""
+    return options_of(Options, given)
+
+
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     """One row a branch or tag; one that could not be asked about is a finding."""
-    options_of(Options, config.options)
+    checked(config.options)
     return config.cache.refresh(stop=stop)

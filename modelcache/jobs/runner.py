@@ -137,8 +137,7 @@ class Runner:
             run = claim.run
             self._unrecorded.add((run.job, run.slot))
         level = logging.ERROR if status == "failed" else logging.INFO
-        found = f", {run.findings} findings" if run.findings else ""
-        log.log(level, "%s %s: %s%s%s", run.job, run.slot, status, found, f": {error}" if error else "")
+        log.log(level, "%s %s: %s%s", run.job, run.slot, _told(status, run.findings), f": {error}" if error else "")
         return run
 
     def _now_ms(self) -> int:
@@ -148,13 +147,20 @@ class Runner:
 def _outcome(work: _Work, was_told: bool, why: str) -> tuple[Status, str]:
     error = work.error
     if isinstance(error, ModelCacheError):
-        return ("stopped" if was_told and error.kind == "interrupted" else "failed"), error.line()
+        is_stopped = was_told and error.kind == "interrupted"
+        return ("stopped", why or error.line()) if is_stopped else ("failed", error.line())
     if error is not None:  # its text may hold anything, a URL with its token for example (I22)
         log.error("%s: %s", work.schedule.name, "".join(traceback.format_tb(error.__traceback__)))
         return "failed", f"{work.schedule.target} raised {type(error).__name__}"
     if was_told:
         return "stopped", why
     return ("findings" if work.report is not None and work.report.findings else "ok"), ""
+
+
+def _told(status: Status, findings: int) -> str:
+    """`ok`, `1 finding`, `stopped, 2 findings`."""
+    found = f"{findings} finding{'s' * (findings != 1)}" if findings else ""
+    return found if status == "findings" else ", ".join(filter(None, (status, found)))
 
 
 def _checked(target: str, result: object) -> Report:

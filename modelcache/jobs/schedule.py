@@ -6,12 +6,15 @@ Leaves to others: reading the file (`wiring`), waking up (`daemon`), and whether
 """
 
 import hashlib
+import importlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
+from importlib.util import find_spec
 from typing import Any
 
 from modelcache.errors import UsageError
@@ -120,8 +123,10 @@ def _schedule(path: str, name: str, table: object, zone: tzinfo | None) -> Sched
     is_said = {"enabled": True} if "cron" in taken else {}  # whoever says when means that it is to run
     values: dict[str, Any] = {"enabled": False, **DEFAULTS.get(name, {}), **is_said, **taken}
     line = values.get("cron")
+    cron = Cron(line, zone) if line else None
+    _check_runs(name, target, options)
     return Schedule(
-        name, target, Cron(line, zone) if line else None, values["enabled"], float(values.get("jitter", 0.0)),
+        name, target, cron, values["enabled"], float(values.get("jitter", 0.0)),
         float(values.get("max_runtime", MAX_RUNTIME_S)), values.get("ping", ""), options,
     )  # fmt: skip
 
@@ -139,6 +144,15 @@ def _target(path: str, name: str, taken: Mapping[str, Any]) -> str:
     if is_shared(os.path.dirname(path)) and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022):
         raise UsageError("others can write to that file, and would choose what runs here", next_step="chmod 644")
     return str(target)
+
+
+def _check_runs(name: str, target: str, options: Mapping[str, object]) -> None:
+    """As far as can be told without running anything of somebody else's: what a package holds is seen when it runs."""
+    module = target.partition(":")[0]
+    if name in BUILT_IN:
+        importlib.import_module(module).checked(options)
+    elif module.partition(".")[0] not in sys.modules and find_spec(module.partition(".")[0]) is None:
+        raise UsageError(f'run = "{target}": there is no such module', next_step="install it, or set PYTHONPATH")
 
 
 def _is_function(value: object) -> bool:

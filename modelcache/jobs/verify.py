@@ -4,10 +4,12 @@ Leaves everything else to `Cache.sweep`; nothing is deleted.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from modelcache.jobs.job import Clock, Config, options_of
 from modelcache.rows import Report
+from modelcache.sweeps.sweep import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,19 @@ class Options:
     also: tuple[str, ...] = ()  # hf, ollama, folders
 
 
+def checked(given: Mapping[str, object]) -> Options:
+    """UsageError for what means nothing. Whether the other places are there is seen when it runs."""
+    options = options_of(Options, given)
+    Plan.parsed(
+        options.share, options.older_than, options.time_limit, options.rate_limit,
+        strict=options.strict, repairs=options.repair, also=options.also,
+    )  # fmt: skip
+    return options
+
+
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     """One row a file that is not whole; the title says how much was read. Told to stop, it gives what it has."""
-    options = options_of(Options, config.options)
+    options = checked(config.options)
     report = config.cache.sweep(
         share=options.share,
         older_than=options.older_than,
