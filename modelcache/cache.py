@@ -527,7 +527,8 @@ class Cache:
         """Writes reports into `reports_dir`: sheets of each day, a page about the time since then, Prometheus's text.
 
         One row a file, each replaced as a whole. Days that were missed are caught up on, and files older than
-        `metrics_age` go. What had to be left out of the metrics is in `notes`. stop: ends it after the file it is at.
+        `metrics_age` go. A day's sheets stay, which is a finding, where they have rows that no database has any more.
+        What had to be left out of the metrics is in `notes`. stop: ends it after the file it is at.
         clock: seconds since 1970. Where nothing can be written to our own root it is about the fallback, and in there.
         UsageError where the extra `parquet` is missing, StoreError where the folder cannot
         be written to; then what was written by then stays.

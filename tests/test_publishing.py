@@ -94,7 +94,7 @@ def test_every_cell_of_the_downloads_is_what_the_sources_did(
 
     origin.faults(Status(503, times=1), path="1.bin")
     cache.fetch(origin.url("1.bin"), checksum=f"sha256:{sha}", output=tmp_path / "one")  # its content is here
-    expected += [row(1, "hit", layer="cache", gateway="", bytes=FILE.size, http_status=0)]
+    expected += [row(1, "hit", layer="cache", gateway="cache", bytes=FILE.size, http_status="")]
     cache.remove(origin.url("0.bin"))
     cache.remove(origin.url("1.bin"))
 
@@ -127,7 +127,10 @@ def test_every_cell_of_the_downloads_is_what_the_sources_did(
     for found in rows:
         assert began <= datetime.fromisoformat(found["timestamp"]).timestamp() * 1000 <= now_ms()
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found["timestamp"])
-        assert 0 <= int(found["latency_ms"]) < 60_000
+        if found["status"] == "hit":
+            assert (found["gateway"], found["latency_ms"], found["http_status"]) == ("cache", "", "")
+        elif found["http_status"]:
+            assert 0 <= int(found["latency_ms"]) < 60_000
     first = rows[: len(expected)]
     for found, wanted in zip(first, expected, strict=True):
         url = origin.url(str(wanted["file"]))
@@ -239,10 +242,14 @@ def test_prometheus_reads_its_text_whatever_labels_hold(cache: Cache, home: Path
     cache.publish_metrics()
     found = samples(home)
     assert found["modelcache_downloads_total"] == {
-        ("http", "a.example", "success"): 3, ("http", hostile, "success"): 1, ("cache", "", "hit"): 1,
+        ("http", "a.example", "success"): 3, ("http", hostile, "success"): 1, ("cache", "cache", "hit"): 1,
         ("http", "a.example", "error"): 1,
     }  # fmt: skip
-    assert found["modelcache_bytes_total"] == {("http", "a.example"): 3003, ("http", hostile): 1000, ("cache", ""): 70}
+    assert found["modelcache_bytes_total"] == {
+        ("http", "a.example"): 3003,
+        ("http", hostile): 1000,
+        ("cache", "cache"): 70,
+    }
     within = {key[0]: value for key, value in found["modelcache_download_seconds_bucket"].items()}
     assert (within["0.1"], within["0.5"], within["5.0"], within["10.0"], within["3600.0"]) == (0, 2, 2, 3, 3)
     assert within["+Inf"] == found["modelcache_download_seconds_count"][()] == 4
@@ -300,6 +307,46 @@ def test_a_day_that_was_not_over_is_written_again(home: Path) -> None:
     os.utime(path, (noon, noon))
     cache.publish_metrics()
     assert len(downloads(home, day)) == 1
+
+
+@pytest.mark.parametrize("lost", ["all", "one of two"])
+def test_a_sheet_is_not_replaced_by_one_that_lacks_rows_it_had(home: Path, lost: str) -> None:
+    keep(home, *[GOOD] * 20, replace(GOOD, model="=x", bytes=7))
+    Cache(home).publish_metrics()
+    before = {path: path.read_bytes() for path in (home / "reports").glob("*.csv")}
+    database = Path(Place.of(str(home)).database)
+    if lost == "all":
+        database.write_bytes(b"garbage")
+        keep(home, *[replace(GOOD, bytes=3)] * 30)  # more than there were, and others
+    else:
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("DELETE FROM attempts WHERE rowid = 1")
+    found = Cache(home).publish_metrics()
+    (left,) = [row for row in found if row["reason"]]
+    assert (found.findings, Path(left["file"]).name) == (1, f"downloads-{TODAY}.csv")
+    assert f"{21 if lost == 'all' else 1} of its rows" in left["reason"]
+    assert {path: path.read_bytes() for path in (home / "reports").glob("*.csv")} == before
+    os.rename(left["file"], left["file"] + ".kept")
+    assert Cache(home).publish_metrics().findings == 0
+    assert len(downloads(home)) == (30 if lost == "all" else 20)
+
+
+def test_a_damaged_database_leaves_the_sheet_and_the_job_says_so(home: Path) -> None:
+    keep(home, *[GOOD] * 20)
+    assert run("jobs", "run", "publish-metrics").returncode == 0
+    Path(Place.of(str(home)).database).write_bytes(b"garbage")
+    done = run("jobs", "run", "publish-metrics")
+    assert done.returncode == 1 and "20 of its rows are in no database any more" in " ".join(done.stdout.split())
+    assert len(downloads(home)) == 20
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff\0" * 999, b"timestamp,bytes\n1", b"x" * 300_000])
+def test_a_sheet_that_is_garbage_is_written_anew(home: Path, garbage: bytes) -> None:
+    keep(home, GOOD)
+    (home / "reports").mkdir()
+    (home / "reports" / f"downloads-{TODAY}.csv").write_bytes(garbage)
+    assert Cache(home).publish_metrics().findings == 0
+    assert len(downloads(home)) == 1
 
 
 def test_a_day_that_a_clock_ahead_has_written_is_written_again(home: Path) -> None:

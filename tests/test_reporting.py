@@ -167,9 +167,10 @@ def test_since_is_a_date_of_utc(text: str, start: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "d", "-7d", "7.5d", "1y", "soon", "2026-13-01", "9" * 400, "٣d", "2999-01-01"]
+    "text",
+    ["", "7", "d", "-7d", "7.5d", "1y", "soon", "2026-13-01", "9" * 400, "٣d", "2999-01-01", "0h", "00d", 5, None],
 )
-def test_since_that_cannot_be_meant_is_a_wrong_use(tmp_path: Path, text: str) -> None:
+def test_since_that_cannot_be_meant_is_a_wrong_use(tmp_path: Path, text: Any) -> None:
     with pytest.raises(UsageError, match="since"):
         report(tmp_path, text)
     with pytest.raises(UsageError, match="layer, gateway, model, day"):

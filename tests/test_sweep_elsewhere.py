@@ -273,4 +273,15 @@ def test_the_command_tells_what_has_rotted_elsewhere(cache: Cache, hub: Path) ->
     rot(blob(hub, BIG), 5)
     done = run("verify", "--also", "hf", "--also", str(hub.parent), "--quiet")
     assert done.returncode == 3
-    assert " model.safetensors: corrupt: no piece digests tell where" in done.stderr
+    lines = done.stderr.splitlines()
+    wrong = [line for line in lines if " model.safetensors: corrupt: no piece digests tell where" in line]
+    assert [line[: line.index(" model.")] for line in wrong] == [
+        f"{place}: hf:org/name@{'1' * 40}" for place in ("hf", hub.parent)
+    ]
+    assert f"{cache.root}: 0 files are right" in lines
+
+
+def test_the_command_tells_a_place_that_is_right_in_a_line_of_its_own(cache: Cache, hub: Path) -> None:
+    done = run("verify", "--also", "hf", "--quiet")
+    assert done.returncode == 0
+    assert [f"{cache.root}: 0 files are right", "hf: 3 files are right"] == done.stderr.splitlines()[:2]

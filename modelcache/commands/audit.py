@@ -4,7 +4,16 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, named, print_json
+from modelcache.commands.common import (
+    Commands,
+    add_json,
+    add_sources,
+    cache_of,
+    headers_of,
+    named,
+    print_json,
+    printable,
+)
 from modelcache.errors import UsageError
 
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
@@ -68,9 +77,11 @@ def _sweep(options: argparse.Namespace) -> int:
         if row["repaired"]:
             done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
             print(f"{_subject(row)}: {done}", file=sys.stderr)
-    code = told([row for row in report if not row["repaired"]], cache.root)
+    left = [row for row in report if not row["repaired"]]
+    for where in dict.fromkeys(["", *(row["where"] for row in left)]):
+        told([row for row in left if row["where"] == where], printable(where) or cache.root)
     print(report.title, file=sys.stderr)
-    return code
+    return _code(left)
 
 
 def findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: str) -> int:
@@ -82,18 +93,24 @@ def findings(rows: list[dict[str, Any]], options: argparse.Namespace, subject: s
 
 def told(rows: list[dict[str, Any]], subject: str) -> int:
     """The same for people alone."""
-    found = {row["finding"] for row in rows} - {"whole"}
     for row in rows:
         if row["finding"] != "whole":
             where = f" (bytes {_first(row['wrong_bytes'])})" if row["wrong_bytes"] else ""
             print(f"{_subject(row)}: {row['finding']}{where}: {row['reason']}", file=sys.stderr)
-    if not found:
+    if not (code := _code(rows)):
         print(f"{subject}: {len(rows)} {'file is' if len(rows) == 1 else 'files are'} right", file=sys.stderr)
+    return code
+
+
+def _code(rows: list[dict[str, Any]]) -> int:
+    found = {row["finding"] for row in rows}
     return next((code for finding, code in FINDING_CODES.items() if finding in found), 0)
 
 
 def _subject(row: dict[str, Any]) -> str:
-    return named(row["model"], row["version"], row["file"])
+    """With the place, where that is not the cache itself."""
+    where = printable(row.get("where", ""))
+    return f"{where}: " * bool(where) + named(row["model"], row["version"], row["file"])
 
 
 def _first(spans: str) -> str:

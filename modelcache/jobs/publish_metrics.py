@@ -27,6 +27,6 @@ def checked(given: Mapping[str, object], clock: Clock = time.time) -> Options:
 
 
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
-    """One row a file; none of them is a finding."""
+    """One row a file; a day's sheet that knows more than the databases is left, and is a finding."""
     options = checked(config.options, clock)
     return config.cache.publish_metrics(since=options.since, parquet=options.parquet, clock=clock, stop=stop)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modelcache.errors import VerificationError
+from modelcache.reporting.overview import gateway_of
 from modelcache.state.hauls import Haul, Hauls
 
 BOUNDS_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -35,8 +36,9 @@ class _Counts:
     corrupt: int = 0
 
     def add(self, haul: Haul) -> None:
-        self.downloads[haul.layer, haul.gateway, haul.status] += haul.total
-        self.bytes[haul.layer, haul.gateway] += haul.bytes
+        gateway = gateway_of(haul.layer, haul.gateway)
+        self.downloads[haul.layer, gateway, haul.status] += haul.total
+        self.bytes[haul.layer, gateway] += haul.bytes
         if (haul.layer, haul.status, haul.error_type) == ("cache", "error", VerificationError.kind):
             self.corrupt += haul.total
         if haul.status != "success":

@@ -9,13 +9,17 @@ Rules:
 1. Each file is replaced as a whole or stays as it was. Doing it twice changes nothing but what happened meanwhile.
 2. A day is written until it is over. One that was missed, with its attempts still kept, is caught up on.
 3. What is older than `metrics_age` goes, and nothing that does not have such a name.
+4. The sheets of a day are not replaced by ones that lack rows they had: databases get lost, and what they said is then
+   nowhere else. Such a day is left as it was, with a finding.
 
 Responsible for: these. Leaves to others: what is in the files.
 """
 
+import csv
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +29,7 @@ from modelcache.errors import LockedError
 from modelcache.events import now_ms as wall_ms
 from modelcache.history import Attempt
 from modelcache.reporting.holdings import holdings, size_of
-from modelcache.reporting.overview import SUMMARY, Overview
+from modelcache.reporting.overview import SUMMARY, Overview, gateway_of
 from modelcache.reporting.page import Facts, page_of
 from modelcache.reporting.prometheus import exposition
 from modelcache.reporting.window import HOUR_MS, Window, day_of, iso
@@ -41,6 +45,7 @@ from modelcache.store.shelf import Shelf
 
 _DOWNLOADS, _SUMMARY, _PAGE, _COUNTERS = "downloads", "summary", "report.html", "modelcache.prom"
 DOWNLOADS = tuple(Attempt("", "", "hit").to_row(""))
+_TELLING = ("timestamp", "bytes", "resumed_bytes", "attempt")  # of a row: what a sheet of any version has just so
 LATE_MS = HOUR_MS  # so much later a row of a day may still come
 _DATED = re.compile(r"(?:downloads|summary)-([0-9]{4}-[0-9]{2}-[0-9]{2})\.(?:csv|parquet)")
 _TEMPORARY = re.compile(r"\.(?:downloads-.*|summary-.*|report\.html|modelcache\.prom)\.[0-9a-f]{8}\.tmp")
@@ -58,17 +63,19 @@ class Wishes:
 
 
 def publish(state: State, shelf: Shelf, wishes: Wishes, now_ms: int | None, is_stopped: Callable[[], bool]) -> Report:
-    """One row a file that was written, or removed for its age. When it is stopped, what is written by then stays.
+    """One row a file that was written, or removed for its age, or left as it was: that is a finding, with its `reason`.
 
-    What had to be left out of the metrics is in the notes. UsageError where the extra `parquet` is missing; StoreError
-    where the folder is full or cannot be written to.
+    When it is stopped, what is written by then stays. What had to be left out of the metrics is in the notes.
+    UsageError where the extra `parquet` is missing; StoreError where the folder is full or cannot be written to.
     """
     press = _Press(state, shelf, wishes, wall_ms() if now_ms is None else now_ms)
     for work in press.works():
         if is_stopped():
             break
         work()
-    return Report("published", tuple(press.rows), columns=("file", "size", "removed"), notes=press.hauls.faults)
+    rows, findings = tuple(press.rows), sum(bool(row["reason"]) for row in press.rows)
+    columns = ("file", "size", "removed", "reason")
+    return Report("published", rows, findings=findings, columns=columns, notes=press.hauls.faults)
 
 
 def _folder_of(layout: Layout) -> str:
@@ -91,6 +98,9 @@ class _Press:
     def works(self) -> Iterator[Callable[[], None]]:
         yield self._begin
         for day in self._days():
+            if lost := self._lost(day):
+                yield partial(self._leave, day, lost)
+                continue
             for path in self._files(day):
                 yield partial(self._put_day, day, path)
         yield self._put_page
@@ -121,6 +131,18 @@ class _Press:
         kinds = ("csv", "parquet") if self._wishes.parquet else ("csv",)
         return [os.path.join(self._folder, f"{name}-{day}.{kind}") for name in (_DOWNLOADS, _SUMMARY) for kind in kinds]
 
+    def _lost(self, day: str) -> int:
+        """How many rows of its sheet no database has any more."""
+        lost = _told_by(self._files(day)[0])
+        if lost:
+            lost.subtract(map(_telling, self._attempts(day)))
+        return sum((+lost).values())
+
+    def _leave(self, day: str, lost: int) -> None:
+        path = self._files(day)[0]
+        why = f"left as it was: {lost:,} of its rows are in no database any more; move it away to have the rest written"
+        self._tell(path, os.stat(path).st_size, reason=why)
+
     def _put_day(self, day: str, path: str) -> None:
         is_summary = os.path.basename(path).startswith(_SUMMARY)
         columns, rows = (SUMMARY, self._summary(day)) if is_summary else (DOWNLOADS, self._attempts(day))
@@ -133,7 +155,7 @@ class _Press:
     def _attempts(self, day: str) -> Iterator[dict[str, Any]]:
         window = Window.day(day)
         for row in self.hauls.attempts(window.start_ms, min(window.stop_ms, self._now_ms)):
-            yield {**row, "timestamp": iso(row["timestamp"])}
+            yield _as_told(row)
 
     def _summary(self, day: str) -> Iterator[dict[str, Any]]:
         window = Window.day(day)
@@ -160,7 +182,10 @@ class _Press:
     def _written(self, path: str) -> Iterator[BinaryIO]:
         with replacing(path, None if self._is_ours else output_mode()) as stream:
             yield stream
-        self.rows.append({"file": path, "size": os.stat(path).st_size, "removed": False})
+        self._tell(path, os.stat(path).st_size)
+
+    def _tell(self, path: str, size: int, *, removed: bool = False, reason: str = "") -> None:
+        self.rows.append({"file": path, "size": size, "removed": removed, "reason": reason})
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -170,8 +195,32 @@ class _Press:
         for entry in entries_of(self._folder):
             dated = _DATED.fullmatch(entry.name)
             if dated and dated[1] < oldest and entry.is_file(follow_symlinks=False):
-                self.rows.append({"file": entry.path, "size": removed(entry.path), "removed": True})
+                self._tell(entry.path, removed(entry.path), removed=True)
         for path in temporary_in(self._folder):
             if _TEMPORARY.fullmatch(os.path.basename(path)):
                 with suppress(LockedError):
                     remove_temporary(path)
+
+
+def _as_told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What nobody could measure is empty: no server answered, or not one byte came from anywhere."""
+    told = {**row, "timestamp": iso(row["timestamp"]), "gateway": gateway_of(row["layer"], row["gateway"])}
+    told["http_status"] = row["http_status"] or None
+    if row["status"] != "success" and not row["http_status"]:
+        told["latency_ms"] = row["latency_ms"] or None
+    return told
+
+
+def _telling(row: Mapping[str, Any]) -> int:
+    """Small: a day may have millions of rows."""
+    return hash(tuple(str(row[name]) for name in _TELLING))
+
+
+def _told_by(path: str) -> Counter[int]:
+    """The rows of a sheet of ours; what cannot be read as such tells nothing."""
+    told: Counter[int] = Counter()
+    with suppress(OSError, csv.Error):
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8", errors="replace", newline="") as stream:
+                told.update(_telling(row) for row in csv.DictReader(stream) if all(map(row.get, _TELLING)))
+    return told

@@ -25,7 +25,11 @@ class Window:
     @classmethod
     def since(cls, text: str, now_ms: int) -> Self:
         """`90m`, `24h`, `7d`, `4w`, or an ISO date or time, of UTC where it names no offset. UsageError for others."""
+        if not isinstance(text, str):
+            raise UsageError(f"since {text!r}: a text like 24h, 7d or 2026-05-04 is expected")
         if found := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
+            if not int(found[1]):
+                raise UsageError(f"since {text!r}: that is no time at all")
             return cls(max(0, now_ms - int(found[1]) * _UNITS[found[2]]), now_ms)
         try:
             at = datetime.fromisoformat(text)
