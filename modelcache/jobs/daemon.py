@@ -124,7 +124,7 @@ class Daemon:
                     thread.start()
                     self._running[schedule.name] = thread
         except Exception as error:  # noqa: BLE001 - next time it may be begun
-            self._say_once(f"{schedule.name}: {_line(error)}")
+            self._say_once(f"{schedule.name}: {_line(error)}", f"{schedule.name}: {_cause(error)}")
 
     def _run(self, schedule: Schedule, slot: str) -> None:
         try:
@@ -134,14 +134,15 @@ class Daemon:
                 if self._runner.is_open(schedule.name, slot):  # else another daemon runs it, as it should be
                     self._say_once(error.message)
         except Exception as error:  # noqa: BLE001 - the next one runs all the same
-            self._say_once(f"{schedule.name}: {_line(error)}")
+            self._say_once(f"{schedule.name}: {_line(error)}", f"{schedule.name}: {_cause(error)}")
         finally:
             with self._guard:
                 self._running.pop(schedule.name, None)
 
-    def _say_once(self, words: str) -> None:
-        if words not in self._said:
-            self._said.add(words)
+    def _say_once(self, words: str, about: str = "") -> None:
+        """`about` is what it comes to, where the words tell more: the file of a slot, for example."""
+        if (about or words) not in self._said:
+            self._said.add(about or words)
             log.warning("%s", words)
 
 
@@ -189,6 +190,11 @@ def start(cache: Cache) -> Jobs:
 
 def _line(error: Exception) -> str:
     return error.line() if isinstance(error, ModelCacheError) else told(error)
+
+
+def _cause(error: Exception) -> str:
+    """What is to be done about it: of what has one remedy people hear once, whichever file it was."""
+    return (isinstance(error, ModelCacheError) and error.next_step) or type(error).__name__
 
 
 def _plan(schedules: tuple[Schedule, ...], now: float) -> str:
