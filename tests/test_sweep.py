@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_what_sweeps_remember_is_made_anew_when_it_is_garbage(
 ) -> None:
     cache.sweep(share="1/3", clock=in_days(11))
     if content is None:
-        with sqlite3.connect(looks_of(cache)) as connection:
+        with closing(sqlite3.connect(looks_of(cache))) as connection, connection:
             connection.executescript("DROP TABLE models; CREATE TABLE models (x)")
     else:
         looks_of(cache).write_bytes(content)
@@ -133,10 +134,10 @@ def test_what_sweeps_remember_is_made_anew_when_it_is_garbage(
 
 def test_a_memory_that_lies_hides_nothing_for_long(cache: Cache, six: Mapping[str, Path]) -> None:
     cache.sweep()
-    with sqlite3.connect(looks_of(cache)) as connection:
+    with closing(sqlite3.connect(looks_of(cache))) as connection, connection:
         connection.execute("UPDATE models SET oldest = 9e15, size = 'x'")
     assert len(swept(cache.sweep(share="full", clock=in_days(11)))) == 6
-    with sqlite3.connect(looks_of(cache)) as connection:
+    with closing(sqlite3.connect(looks_of(cache))) as connection, connection:
         connection.execute("UPDATE models SET oldest = read_at")
         connection.execute("INSERT INTO models VALUES ('../..', x'00', 1, 2, 3, 4, 'y')")
     assert len(swept(cache.sweep(share="full", clock=in_days(22)))) == 6
@@ -160,7 +161,7 @@ def test_what_models_share_is_read_once(cache: Cache, tmp_path: Path) -> None:
     data = json.loads(record.read_bytes())
     data["files"][0]["verified_at"] -= 30 * DAY_S * 1000
     record.write_text(json.dumps(data))
-    with sqlite3.connect(looks_of(cache)) as connection:
+    with closing(sqlite3.connect(looks_of(cache))) as connection, connection:
         connection.execute("UPDATE models SET oldest = 1 WHERE id = 'b'")
     assert swept(cache.sweep(share="full", clock=in_days(12))) == []
     assert ages == {row["verified_at"] for row in cache.info("b")}

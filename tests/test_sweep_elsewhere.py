@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_repository_that_is_deleted_is_nobodys_finding(cache: Cache, hub: Path
     shutil.rmtree(hub)
     report = cache.sweep(also=["hf"], share="full", clock=in_days(11))
     assert (found(report), report.findings) == ({}, 0)
-    with sqlite3.connect(Place.of(cache.root).looks) as connection:
+    with closing(sqlite3.connect(Place.of(cache.root).looks)) as connection, connection:
         assert connection.execute("SELECT count(*) FROM looks").fetchone() == (0,)
 
 
