@@ -2,7 +2,7 @@
 
 Responsible for: what can be asked of it, in words; each method leaves the rest to a module. Leaves to others: the roots
 (`roots`), fetching (`fetching`), going on, pausing, cancelling (`steering`), what is installed (`inventory`) and
-looking after it (`care`, `maintenance`, `doctor`), what was done (`past`). Making a Cache does no I/O; a hit imports no
+looking after it (`care`, `cleaning`, `doctor`), what was done (`past`). Making a Cache does no I/O; a hit imports no
 network library and hashes nothing.
 """
 

@@ -1,7 +1,8 @@
-"""Looks after what is installed, whichever root it is in: reading it, mending it, taking it away; and its logs.
+"""Looks after what is installed, whichever root it is in: reading it, mending it, keeping
+it, taking it away; and its logs.
 
 Responsible for: what is shown and told meanwhile, and one report of it all. Leaves to others: what is wrong with a
-file (`audit`), making it right (`mending`), what goes (`store.removal`, `maintenance`).
+file (`audit`), making it right (`mending`), what goes (`store.removal`, `cleaning`, `maintenance`).
 """
 
 from collections.abc import Collection, Iterable, Iterator

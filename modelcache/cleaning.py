@@ -28,9 +28,9 @@ from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.locks import is_held
 from modelcache.store.marks import FUTURE_S
-from modelcache.units import in_units, lasting
+from modelcache.units import DAY_S, as_age, in_units
 
-FOREIGN_AGE_S = 86_400.0  # Ollama and huggingface_hub go on with what is younger
+FOREIGN_AGE_S = DAY_S  # Ollama and huggingface_hub go on with what is younger
 _DAMAGED = re.compile(r".+\.db\.damaged-[0-9]+(-wal|-shm)?", re.DOTALL)
 ENDED = "; it was ended before its time: the next run goes on there"
 STILL_OVER = "{} over the budget: what is left is pinned, in use, shared, or was asked for within the hour"
@@ -48,6 +48,10 @@ class _Broom:
     @property
     def layout(self) -> Layout:
         return self.shop.layout
+
+    def listed_in(self, root: str) -> int:
+        """The bytes of what is listed there: other tools' caches, and the state on some disks, are elsewhere."""
+        return sum(row["size"] for row in self.rows if row["path"].startswith(root + os.sep))
 
     def check(self) -> None:
         """Raises PausedError when it is told to stop."""
@@ -120,7 +124,7 @@ def _partials(broom: _Broom) -> None:
             leftovers.rejuvenate(one.folder)
         if not one.is_hopeless and idle_s <= most:
             continue
-        reason = "nothing in it can be used" if one.is_hopeless else f"not touched for {lasting(idle_s)}"
+        reason = "nothing in it can be used" if one.is_hopeless else f"not touched for {as_age(idle_s)}"
         if broom.take("partial", one.folder, reason, partial(leftovers.discard, broom.layout, one), one.model):
             clean_up_told(broom.shop, one)
 
@@ -128,7 +132,7 @@ def _partials(broom: _Broom) -> None:
 def _temporary(broom: _Broom) -> None:
     for path in leftovers.temporary(broom.layout, deep=True):
         if (idle_s := unchanged_for(path)) > broom.shop.settings.temporary_age:
-            broom.take("temporary", path, f"left {lasting(idle_s)} ago", partial(leftovers.remove_temporary, path))
+            broom.take("temporary", path, f"left {as_age(idle_s)} ago", partial(leftovers.remove_temporary, path))
 
 
 def _quarantine(broom: _Broom) -> None:
@@ -136,7 +140,7 @@ def _quarantine(broom: _Broom) -> None:
         idle_s = time.time() - leftovers.set_aside_at(entry.path)
         if idle_s > broom.shop.settings.quarantine_age:
             broom.take(
-                "quarantine", entry.path, f"set aside {lasting(idle_s)} ago", partial(leftovers.removed, entry.path)
+                "quarantine", entry.path, f"set aside {as_age(idle_s)} ago", partial(leftovers.removed, entry.path)
             )
 
 
@@ -149,7 +153,7 @@ def _logs(broom: _Broom) -> None:
         except OSError:
             continue  # it is gone by now, or is another user's
         if idle_s > broom.shop.settings.log_age:
-            reason = f"nothing logged for {lasting(idle_s)}"
+            reason = f"nothing logged for {as_age(idle_s)}"
             broom.take("log", entry.path, reason, partial(leftovers.removed, entry.path))
 
 
@@ -158,7 +162,7 @@ def _requests(broom: _Broom, state: State) -> None:
     most = broom.shop.settings.stale_partial_age
     for path in state.requests_left(now_ms() - int(1000 * most)):
         if (idle_s := unchanged_for(path)) > most:
-            broom.take("request", path, f"asked {lasting(idle_s)} ago", partial(leftovers.removed, path))
+            broom.take("request", path, f"asked {as_age(idle_s)} ago", partial(leftovers.removed, path))
 
 
 def _damaged(broom: _Broom, folder: str) -> None:
@@ -166,7 +170,7 @@ def _damaged(broom: _Broom, folder: str) -> None:
     for entry in leftovers.entries_of(folder):
         idle_s = unchanged_for(entry.path)
         if _DAMAGED.fullmatch(entry.name) and idle_s > broom.shop.settings.quarantine_age:
-            reason = f"set aside {lasting(idle_s)} ago"
+            reason = f"set aside {as_age(idle_s)} ago"
             broom.take("quarantine", entry.path, reason, partial(leftovers.removed, entry.path))
 
 
@@ -194,7 +198,7 @@ def _foreign(broom: _Broom) -> None:
             idle_s = time.time() - max(status.st_mtime for status in found)
             is_busy = is_held(one.lock) or any(status.st_ino in in_use for status in found)
             if idle_s > FOREIGN_AGE_S and not is_busy:
-                reason = f"begun by another tool, and not touched for {lasting(idle_s)}"
+                reason = f"begun by another tool, and not touched for {as_age(idle_s)}"
                 size = sum(leftovers.size_of(path) for path in one.paths)
                 broom.take("foreign", one.paths[0], reason, partial(_all_removed, one.paths), size=size)
 
@@ -208,12 +212,12 @@ def _models(broom: _Broom) -> None:
     settings, layout = broom.shop.settings, broom.layout
     if not (settings.disk_budget or settings.unused_age):
         return
-    taken = eviction.taken(layout) - (sum(row["size"] for row in broom.rows) if broom.dry_run else 0)
+    taken = eviction.taken(layout) - (broom.listed_in(layout.root) if broom.dry_run else 0)
     taken -= _rotten(broom, taken - settings.disk_budget) if settings.disk_budget else 0
     limits = eviction.Limits(settings.disk_budget, settings.unused_age)
     stuck: set[str] = set()
     for one in eviction.chosen(eviction.candidates(layout), time.time(), taken, limits, stuck):
-        removal = partial(eviction.evict, layout, broom.shop.registry, one.record)
+        removal = partial(eviction.evict, layout, broom.shop.registry, one)
         is_gone = broom.take("model", one.record.folder, one.reason, removal, one.record.id, one.size)
         if is_gone:
             _eviction_told(broom.shop, one.record)
@@ -226,15 +230,23 @@ def _models(broom: _Broom) -> None:
 
 
 def _rotten(broom: _Broom, over: int) -> int:
-    """What had rotted goes before what is right, whatever its age, the oldest first; the bytes that frees."""
+    """What had rotted goes before what is right, whatever its age, the oldest first; the bytes that frees.
+
+    What is withheld has another name, and stays: without this one it would take as much.
+    """
     freed = 0
     listed = {row["path"] for row in broom.rows}
     aside = [entry.path for entry in leftovers.entries_of(broom.layout.quarantine) if entry.path not in listed]
     for path in sorted(aside, key=leftovers.set_aside_at):
         if freed >= over:
             break
-        freed += leftovers.size_of(path)
-        broom.take("quarantine", path, f"{in_units(over)} over the budget", partial(leftovers.removed, path))
+        size = leftovers.size_of(path)
+        removal = partial(leftovers.removed, path)
+        is_withheld = not size and not os.path.isdir(path)
+        if not is_withheld and (
+            broom.take("quarantine", path, f"{in_units(over)} over the budget", removal) or broom.dry_run
+        ):
+            freed += size
     return freed
 
 

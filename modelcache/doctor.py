@@ -30,7 +30,7 @@ from modelcache.store.modes import is_shared
 from modelcache.store.owner import Owner, is_suspended
 from modelcache.store.shelf import Shelf
 from modelcache.surroundings import network, other_caches, tokens
-from modelcache.units import in_bytes
+from modelcache.units import as_age, in_bytes
 from modelcache.urls import without_secrets
 from modelcache.wiring import PREFIX, settings_for, tier_of
 
@@ -290,9 +290,7 @@ class Examination:
             if one.is_hopeless:
                 yield Finding("wrong", "partials", f"{what}: nothing in it can be used", "modelcache clean")
             elif idle_s > self._settings.stale_partial_age:
-                yield Finding(
-                    "wrong", "partials", f"{what}, not touched for {idle_s / 86_400:.0f} days", "modelcache clean"
-                )
+                yield Finding("wrong", "partials", f"{what}, not touched for {as_age(idle_s)}", "modelcache clean")
             else:
                 yield Finding("note", "partials", what, f"fetch it again to go on, or {command('reset', one.model)}")
 

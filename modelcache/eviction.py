@@ -4,7 +4,7 @@ A version stays that is pinned, that somebody fetches, of which a process has a 
 the hour. What it shares with one that stays frees nothing, and is not counted.
 
 Responsible for: choosing; `chosen` is a rule that touches nothing. Leaves to others: taking them away (`removal`), and
-when (`maintenance`).
+when (`cleaning`).
 """
 
 import os
@@ -26,7 +26,7 @@ from modelcache.store.locks import is_held
 from modelcache.store.marks import Marks
 from modelcache.store.registry import Registry, installed_under
 from modelcache.store.removal import remove
-from modelcache.units import in_units, lasting
+from modelcache.units import as_age, in_units
 
 RECENT_S = 3600.0  # who asked for it may be about to open it
 BLOCK = 512  # bytes, of st_blocks (stat(2))
@@ -81,7 +81,7 @@ def chosen(
             continue
         users.subtract(one.contents.keys())
         size = one.copies + sum(size for sha256, size in one.contents.items() if not users[sha256])
-        idle = f"not asked for in {lasting(idle_s)}"
+        idle = f"not asked for in {as_age(idle_s)}"
         yield Evicted(one.record, size, idle if is_unused else f"{in_units(over)} over the budget; {idle}")
         if one.record.folder in stuck:
             users.update(one.contents.keys())
@@ -94,15 +94,20 @@ def _may_go(one: Candidate, now: float) -> bool:
     return one.may_go and now - one.last_used > RECENT_S
 
 
-def evict(layout: Layout, registry: Registry, record: Installed) -> int:
-    """Removes it, unless somebody has come to want it since; the bytes freed. LockedError, StoreError."""
+def evict(layout: Layout, registry: Registry, one: Evicted) -> int:
+    """Removes it, unless somebody has come to want it since; the bytes that frees, on the disk and with copies.
+
+    LockedError, StoreError.
+    """
+    record = one.record
 
     def check() -> None:
         marks = Marks(layout)
         if time.time() - marks.last_used(record) <= RECENT_S or marks.is_pinned(record.id, record.version):
             raise LockedError(f"{record.id} was asked for or pinned just now")
 
-    return remove(layout, registry, record, check)
+    remove(layout, registry, record, check)
+    return one.size
 
 
 def candidates(layout: Layout) -> list[Candidate]:

@@ -2,7 +2,7 @@
 
 Responsible for: `<root>/logs/<model>.jsonl`, whole lines a write, so that several processes may write; turning a
 full file over to `.jsonl.1`; and reading both, whatever is in them. Nothing that happens here stops a fetch: what the
-disk refuses is not logged. Leaves to `maintenance`: taking away logs that are too old.
+disk refuses is not logged. Leaves to `cleaning`: taking away logs that are too old.
 """
 
 import fcntl

@@ -23,8 +23,7 @@ from modelcache.errors import (
 from modelcache.events import Fact, FactType
 from modelcache.model import Manifest
 from modelcache.order import Order, Workshop
-from modelcache.resolving import asked, kept, stale_text
-from modelcache.store.locks import Patience, Subject, locked
+from modelcache.resolving import asked, kept_beside, stale_text
 from modelcache.transfer.control import Control
 
 log = logging.getLogger(__name__)
@@ -122,9 +121,4 @@ def _ask(question: Question, shop: Workshop, control: Control) -> None:
         stale = Fact("stale", order.id, stale_text(order, shop.layout, reason), version=question.known)
         shop.dispatcher.publish(stale, question.subscriber)
         return
-    with locked(shop.layout.model_lock(order.id), Subject(order.id, question.known), Patience(0.0)):
-        kept(order, shop, manifest)
-    if manifest.version != question.known:
-        message = f"{manifest.ref} has changed to {manifest.version}: the next fetch brings it"
-        newer = Fact("newer", order.id, message, version=manifest.version)
-        shop.dispatcher.publish(newer, question.subscriber)
+    kept_beside(order, question.known, shop, manifest, question.subscriber)

@@ -10,12 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from modelcache.errors import LockedError, ModelCacheError, PausedError, UsageError
-from modelcache.events import Fact, FactType
+from modelcache.events import FactType
 from modelcache.order import Order, Workshop
 from modelcache.othertools import is_offline
 from modelcache.refs import Ref
-from modelcache.resolving import asked, kept
-from modelcache.store.locks import Patience, Subject, locked
+from modelcache.resolving import asked, kept_beside
 from modelcache.store.resolved import Resolved
 from modelcache.store.shelf import Shelf
 from modelcache.transfer.control import Control
@@ -95,11 +94,7 @@ def _asked_again(ref: Ref, known: str, shop: Workshop, stop: threading.Event) ->
     """The version that it means by now."""
     order = Order(ref.base, ref.id, "", (), single=False, proof="listed", asks=ref)
     manifest = asked(order, shop, _Told(stop), _tell_nobody)
-    with locked(shop.layout.model_lock(ref.id), Subject(ref.id, known), Patience(0.0)):
-        kept(order, shop, manifest)
-    if manifest.version != known:
-        message = f"{manifest.ref} has changed to {manifest.version}: the next fetch brings it"
-        shop.dispatcher.publish(Fact("newer", ref.id, message, version=manifest.version))
+    kept_beside(order, known, shop, manifest)
     return manifest.version
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from modelcache.dispatch import Subscriber
 from modelcache.errors import (
     AbortedError,
     AllSourcesFailedError,
@@ -20,7 +21,7 @@ from modelcache.errors import (
     StoreError,
     TransientError,
 )
-from modelcache.events import FactType
+from modelcache.events import Fact, FactType
 from modelcache.history import Attempt
 from modelcache.model import Manifest
 from modelcache.order import Order, Workshop
@@ -29,6 +30,7 @@ from modelcache.remotes.resolver import Resolver
 from modelcache.remotes.source import Abort
 from modelcache.retry import Backoff, Budget
 from modelcache.store.layout import Layout
+from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.resolved import Resolved
 from modelcache.transfer.control import Control
 from modelcache.units import as_age
@@ -57,6 +59,20 @@ def kept(order: Order, shop: Workshop, manifest: Manifest) -> None:
     """Keeps the answer for the next time; for the holder of the lock of the model. StoreError."""
     assert order.asks is not None
     Resolved(shop.layout).save(order.asks, manifest)
+
+
+def kept_beside(
+    order: Order, known: str, shop: Workshop, manifest: Manifest, subscriber: Subscriber | None = None
+) -> None:
+    """Keeps the answer to a question that no fetch asked, and tells it where it is another version than was `known`.
+
+    LockedError while somebody fetches the model: who does asks for himself. StoreError.
+    """
+    with locked(shop.layout.model_lock(order.id), Subject(order.id, known), Patience(0.0)):
+        kept(order, shop, manifest)
+    if manifest.version != known:
+        message = f"{manifest.ref} has changed to {manifest.version}: the next fetch brings it"
+        shop.dispatcher.publish(Fact("newer", order.id, message, version=manifest.version), subscriber)
 
 
 def stale_text(order: Order, layout: Layout, error: ModelCacheError) -> str:

@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass, fields
 
 from modelcache.errors import UsageError
+from modelcache.units import DAY_S
 
 MIB = 1 << 20
 MOST, MOST_S = 10**18, 10**9  # what system calls take; 30 years are for ever
-DAY_S = 86_400.0
 KINDS = ("cache", "ipfs", "huggingface", "http", "oci", "peer", "object")  # of sources
 HUGGING_FACE, OLLAMA = "hf", "ollama"  # what tiers may be called besides their folders
 MAY_BE_ZERO = (

@@ -12,11 +12,12 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
 from modelcache.cleaning import FOREIGN_AGE_S
-from modelcache.errors import ModelCacheError, UsageError
+from modelcache.errors import ModelCacheError, StoreError, UsageError
 from modelcache.findings import Finding, quoted, some
 from modelcache.foreign.tier import Left, Tier
 from modelcache.othertools import garbled_logins, is_offline, secret_files
 from modelcache.settings import Settings
+from modelcache.state.database import reading
 from modelcache.state.looks import Looks
 from modelcache.store.leftovers import shown, size_of
 from modelcache.wiring import ask_hub
@@ -37,14 +38,16 @@ def other_caches(tiers: tuple[Tier, ...], looks_at: str) -> Iterator[Finding]:
         if old:
             text = f"{tier.name}: {sum(map(size_of, old)):,} bytes of downloads that nobody goes on with"
             yield Finding("note", "other caches", text, "modelcache clean --foreign")
-    if os.path.isfile(looks_at):
+    with suppress(StoreError):  # garbage: the next sweep begins it anew
         yield from _rotten(tiers, looks_at)
 
 
 def _rotten(tiers: tuple[Tier, ...], looks_at: str) -> Iterator[Finding]:
-    with Looks.opened(looks_at) as looks:
+    with reading(looks_at) as connection:
+        if connection is None:
+            return
         for tier in tiers:
-            known = looks.of(os.path.realpath(tier.name))
+            known = Looks(connection).of(os.path.realpath(tier.name))
             rotten = [
                 place for place, look in known.items()
                 if look.finding == "corrupt" and look.stamp.judge(place) == "right"

@@ -6,6 +6,7 @@ Leaves to others: where they stand.
 
 import re
 import time
+from collections.abc import Mapping
 
 from modelcache.errors import UsageError
 
@@ -43,14 +44,9 @@ def as_clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def lasting(seconds: float) -> str:
-    """`3.5 h`, `12 days`."""
-    return f"{seconds / DAY_S:.0f} days" if seconds >= 2 * DAY_S else f"{seconds / 3600:.1f} h"
-
-
 def as_age(seconds: float) -> str:
     """`40 s`, `12 min`, `3 h`, `9 days`; a clock that went back shows none below `0 s`."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+    for unit, length in (("days", DAY_S), ("h", 3600), ("min", 60)):
         if seconds >= (2 if unit == "days" else 1) * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
@@ -79,7 +75,7 @@ def _unit(size: float) -> tuple[str, int]:
 
 
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": DAY_S, "w": 7 * DAY_S}
 
 
 def bytes_of(text: str) -> int:
@@ -92,7 +88,7 @@ def seconds_of(text: str) -> float:
     return _typed(text, _SECONDS, "90s, 15m, 1.5h or 10d")
 
 
-def _typed(text: str, factors: dict[str, int], expected: str) -> float:
+def _typed(text: str, factors: Mapping[str, float], expected: str) -> float:
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([A-Za-z]?)", text.strip())
     factor = factors.get(found[2]) if found else None
     if not found or factor is None:

@@ -75,6 +75,8 @@ def hangs(config: Config, *, stop: threading.Event, clock: Clock) -> None:
     Path(str(config.options["file"])).write_text(str(os.getpid()))
     end = time.monotonic() + 100
     while not Path(str(config.options["until"])).exists() and time.monotonic() < end:
+        if stop.is_set():
+            Path(str(config.options["file"]) + ".told").touch()
         time.sleep(0.01)
 
 

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from caches import manifest_of, nested, run
+from caches import manifest_of, nested, rot, run
 from crash import begin, check_store
 
 from modelcache.cache import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError
-from modelcache.eviction import Candidate, Limits, candidates, chosen, evict, taken
+from modelcache.eviction import Candidate, Evicted, Limits, candidates, chosen, evict, taken
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
 from modelcache.store.marks import Marks
 from modelcache.store.registry import Registry
 from modelcache.store.removal import remove
 from modelcache.store.shelf import Shelf
-from modelcache.testing import Content, Hold, Origin
+from modelcache.testing import Content, Hold, Origin, Status
 
 MIB = 1 << 20
 HOUR, DAY = 3600.0, 86_400.0
@@ -243,7 +243,7 @@ def test_what_was_pinned_since_it_was_chosen_stays(models: Cache) -> None:
     found = {one.record.id: one.record for one in candidates(layout)}
     models.pin("a")
     with pytest.raises(LockedError):
-        evict(layout, Shelf(layout).registry, found["a"])
+        evict(layout, Shelf(layout).registry, Evicted(found["a"], 0, ""))
     assert here(models) == {"a", "b", "c"}
 
 
@@ -318,6 +318,37 @@ def test_what_had_rotted_goes_before_what_is_right(models: Cache) -> None:
         ("quarantine", aside.name)
     ]
     assert here(models) == {"a", "b", "c"}
+
+
+def test_what_is_withheld_keeps_its_name_in_the_quarantine_which_takes_no_room(origin: Origin, models: Cache) -> None:
+    rot(Path(models.path("a"), "a"), 7)
+    idle(models, "a", 0.5)
+    origin.faults(Status(404))
+    assert [row["repaired"] for row in models.repair(["a"])] == [False]
+    (aside,) = Path(models.root, "quarantine").iterdir()
+    assert removed(with_less(models, 0.5)) == ["b"]
+    assert aside.exists()
+
+
+def test_what_is_freed_is_the_same_in_a_dry_run_whatever_the_size_and_what_goes_elsewhere(
+    origin: Origin, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another tool's leftovers make no room here."""
+    odd = {name: Content.generated(50_001, seed=seed) for seed, name in enumerate(("a", "b"))}
+    for days, (name, content) in zip((9, 8), odd.items(), strict=True):
+        origin.put(name, content)
+        cache.fetch(manifest_of(origin, {name: content}, model=name))
+        idle(cache, name, days)
+    begun = tmp_path / "hub" / "models--org--name" / "blobs" / ("ab" * 32 + ".incomplete")
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(bytes(3 * MIB))
+    os.utime(begun, (time.time() - 2 * DAY,) * 2)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    limited = with_less(cache, 0.01)
+    listed = [row for row in limited.clean(dry_run=True, foreign=True) if row["kind"] in ("foreign", "model")]
+    done = [row for row in limited.clean(foreign=True) if row["kind"] in ("foreign", "model")]
+    assert [row | {"removed": True} for row in listed] == done
+    assert [row["kind"] for row in done] == ["foreign", "model"]
 
 
 def test_what_nobody_asked_for_goes_in_time(models: Cache) -> None:

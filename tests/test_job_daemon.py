@@ -233,7 +233,7 @@ def test_a_daemon_that_is_told_twice_to_stop_ends_at_once(lab: Lab) -> None:
     lab.set_clock(NOW + 1)
     wait_until((lab.folder / "mine").exists)
     daemon.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)  # a signal that is pending already would be one
+    wait_until((lab.folder / "mine.told").exists)  # a signal that is pending already would be one
     assert daemon.process.poll() is None
     assert daemon.stop() == 143
 

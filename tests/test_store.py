@@ -323,6 +323,25 @@ def test_a_link_on_a_file_system_of_its_own_is_a_copy(tmp_path: Path, small_disk
     assert (small_disk / "a" / "b").stat().st_mode & 0o222 == 0
 
 
+def test_a_blob_that_another_process_links_at_the_same_moment_has_no_third_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rename(2) leaves both names where they are one file already."""
+    blob, target = tmp_path / "blob", tmp_path / "model/m.bin"
+    blob.write_bytes(b"m")
+    target.parent.mkdir()
+
+    def linked_now(one: str, other: str, **more: bool) -> None:
+        link(blob, target)
+        link(one, other, **more)
+
+    link = os.link
+    monkeypatch.setattr(os, "link", linked_now)
+    links.link(str(blob), str(target), Digest.parse(hashlib.sha256(b"m").hexdigest(), "sha256"), Stamp.of(str(blob)))
+    assert [path.name for path in target.parent.iterdir()] == ["m.bin"]
+    assert target.samefile(blob)
+
+
 def test_linking_what_was_removed_meanwhile_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="its content was removed or changed meanwhile"):
         links.link(str(tmp_path / "blob"), str(tmp_path / "m" / "a"), Digest("sha256", "0" * 64), NEVER)

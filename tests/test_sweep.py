@@ -77,7 +77,7 @@ def test_what_is_missing_takes_no_share_from_what_can_be_read(cache: Cache, six:
     six["m0"].unlink()
     reports = [cache.sweep(share="1/6", clock=in_days(day)) for day in range(11, 16)]
     assert [swept(report) for report in reports] == [["m0", f"m{number}"] for number in range(1, 6)]
-    assert {(report.findings, report.title) for report in reports} == {(1, "1 files verified, 97.7 KiB")}
+    assert {(report.findings, report.title) for report in reports} == {(1, "1 file verified, 97.7 KiB")}
 
 
 def test_the_stamps_are_dated_by_the_clock_of_the_sweep(cache: Cache, six: Mapping[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""`clean`, `reset`, `doctor` and `logs`: what earlier runs left, what is wrong, and what happened."""
+"""`clean`, `pin`, `unpin`, `reset`, `doctor` and `logs`: what goes and what stays, what is wrong, and what happened."""
 
 import argparse
 import sys

@@ -23,7 +23,7 @@ CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 BUFFER = 1 << 20
 SHARE = "find {0} -type d -exec chmod 2775 {{}} +; find {0} -type f -exec chmod g+r {{}} +"
-SWEEPS = 3  # that may come just then
+SWEEPS = 100  # that may come just then
 # linux/falloc.h; unlike posix_fallocate it never writes zeros where there is no support
 _FS_IOC_RESVSP, _FS_IOC_UNRESVSP = 0x40305828, 0x4030582B
 
@@ -175,13 +175,9 @@ def write_atomic(path: str, content: bytes, mode: int | None = None) -> None:
 
     Without a `mode` it is its owner's alone, or the group's that shares the root.
     """
-
-    def write() -> None:
+    with disk_errors(path):
         with _replacing(path, mode) as fd:
             write_all(fd, memoryview(content), 0)
-
-    with disk_errors(path):
-        again_where_swept(write)
         sync_directory(os.path.dirname(path))
 
 
@@ -199,13 +195,9 @@ def replacing(path: str, mode: int | None = None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(path: str, mode: int | None) -> Iterator[int]:
-    """The lock tells whoever cleans that the temporary file is in use; it goes with the descriptor."""
     folder, name = os.path.split(path)
-    beside = os.path.join(folder, f".{name}.{random_name(4)}.tmp")
-    fd = create(beside) if mode is None else os.open(beside, CREATE, mode)
+    fd, beside = temporary(folder, lambda: f".{name}.{random_name(4)}.tmp", mode)
     try:
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield fd
         os.fsync(fd)
         os.rename(beside, path)
@@ -217,8 +209,28 @@ def _replacing(path: str, mode: int | None) -> Iterator[int]:
         os.close(fd)
 
 
+def temporary(folder: str, new_name: Callable[[], str], mode: int | None = None) -> tuple[int, str]:
+    """A new file, open to be written, and its path. Its lock tells whoever cleans that it is in use; that goes with the
+    descriptor. What a clean took, or has in its hands, before it was locked is made again, under another name."""
+    for _ in range(SWEEPS):
+        path = os.path.join(folder, new_name())
+        fd = create(path) if mode is None else os.open(path, CREATE, mode)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError:
+            return fd, path  # a disk without locks: its age keeps it
+        else:
+            if os.fstat(fd).st_nlink:
+                return fd, path
+        os.close(fd)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
+
+
 def again_where_swept(work: Callable[[], None]) -> None:
-    """What a clean took between its making and its lock is made again, under another name."""
+    """A link that a clean took before it had its last name is made again: it cannot be locked before it is one."""
     for _ in range(SWEEPS):
         with suppress(FileNotFoundError):
             return work()

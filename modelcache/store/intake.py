@@ -25,13 +25,13 @@ from modelcache.store.disk import (
     again_where_swept,
     check_no_links,
     chunks_of,
-    create,
     disk_errors,
     make_directories,
     random_name,
     read_small,
     store_error,
     sync_directory,
+    temporary,
     write_all,
     write_atomic,
 )
@@ -93,13 +93,10 @@ def take(
 
 @contextmanager
 def _temporary(folder: str) -> Iterator[tuple[int, str]]:
-    """A file of ours; gone afterwards, if it got no other name. The lock tells whoever cleans that it is in use."""
-    beside = os.path.join(folder, f".{random_name(8)}.tmp")
+    """A file of ours; gone afterwards, if it got no other name."""
     with disk_errors(folder):
-        fd = create(beside)
+        fd, beside = temporary(folder, lambda: f".{random_name(8)}.tmp")
     try:
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield fd, beside
     finally:
         with suppress(FileNotFoundError):

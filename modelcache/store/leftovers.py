@@ -6,7 +6,7 @@ Responsible for: finding it cheaply, telling what is still somebody's from what 
 2. A file's own time tells its age. One from the future is no older or younger for that: it ages from now on (I14).
 3. Links are not followed, and nothing outside the store is looked at.
 
-Leaves to `maintenance`: how old is too old, and telling people.
+Leaves to `cleaning` and `maintenance`: how old is too old, and telling people.
 """
 
 import errno

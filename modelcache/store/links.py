@@ -64,10 +64,9 @@ def _link(blob: str, target: str) -> None:
     try:
         os.link(blob, beside, follow_symlinks=False)
         os.rename(beside, target)
-    except OSError:
+    finally:  # rename(2) does nothing, and says so to nobody, where another process has linked the same blob just now
         with suppress(FileNotFoundError):
             os.unlink(beside)
-        raise
 
 
 def copy(

@@ -25,7 +25,7 @@ from modelcache.manifests import load
 from modelcache.names import joined
 from modelcache.order import Workshop
 from modelcache.rows import Report
-from modelcache.settings import DAY_S, HUGGING_FACE, MOST, MOST_S, OLLAMA
+from modelcache.settings import HUGGING_FACE, MOST, MOST_S, OLLAMA
 from modelcache.state.looks import Looks
 from modelcache.state.place import Place
 from modelcache.store.installed import RECORD
@@ -34,7 +34,7 @@ from modelcache.store.locks import Patience, Subject, locked
 from modelcache.sweeps.claims import ClaimsWard, FolderWard
 from modelcache.sweeps.store import StoreWard
 from modelcache.sweeps.ward import Found, Pace, Ward
-from modelcache.units import bytes_of, in_units, seconds_of
+from modelcache.units import DAY_S, bytes_of, in_units, seconds_of
 from modelcache.wiring import tier_of
 
 MANIFEST = "manifest.json"
@@ -103,7 +103,8 @@ class _Tally:
 
     def report(self) -> Report:
         rest = "" if self.is_over else "; it was ended before its time: the next run goes on there"
-        title = f"{self.files:,} files verified, {in_units(self.size)}{rest}"
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        title = f"{files} verified, {in_units(self.size)}{rest}"
         notes = tuple(f"left out: {error.message}" for error in self.refused)
         return Report(title, tuple(self.rows), findings=self.findings, notes=notes)
 
