@@ -242,11 +242,10 @@ def _rotten(broom: _Broom, over: int) -> int:
             break
         size = leftovers.size_of(path)
         removal = partial(leftovers.removed, path)
-        is_withheld = not size and not os.path.isdir(path)
-        if not is_withheld and (
-            broom.take("quarantine", path, f"{in_units(over)} over the budget", removal) or broom.dry_run
-        ):
-            freed += size
+        if not size and not os.path.isdir(path):
+            continue  # it is withheld
+        is_gone = broom.take("quarantine", path, f"{in_units(over)} over the budget", removal)
+        freed += size if is_gone or broom.dry_run else 0
     return freed
 
 
