@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from modelcache import jobs as jobs
-    from modelcache.api import fetch, on_event, path, repair, report, verify
-    from modelcache.cache import Cache
+    from modelcache.api import cache, fetch, on_event, path, repair, report, verify
+    from modelcache.caching import Cache
     from modelcache.download import Download
     from modelcache.errors import (
         AllSourcesFailedError,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from modelcache.queueing import Queue, queue
 
 _HOMES = {
-    "api": ("fetch", "on_event", "path", "repair", "report", "verify"),
-    "cache": ("Cache",),
+    "api": ("cache", "fetch", "on_event", "path", "repair", "report", "verify"),
+    "caching": ("Cache",),
     "download": ("Download",),
     "errors": (
         "AllSourcesFailedError", "LockedError", "ModelCacheError", "ModelNotAvailableError", "NotFoundError",
@@ -46,7 +46,7 @@ _HOMES = {
 __all__ = [
     "AllSourcesFailedError", "Cache", "Download", "File", "LockedError", "Manifest", "Model", "ModelCacheError",
     "ModelNotAvailableError", "NotFoundError", "PausedError", "Queue", "StoreError", "UsageError", "VerificationError",
-    "__version__", "fetch", "on_event", "path", "queue", "repair", "report",
+    "__version__", "cache", "fetch", "on_event", "path", "queue", "repair", "report",
     "verify",
 ]  # fmt: skip
 

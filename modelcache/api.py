@@ -3,13 +3,13 @@
 The default cache is the only state a module holds. It belongs to MODELCACHE_HOME as it is at the first call.
 """
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 
-default = Cache()
+cache = Cache()
 
-fetch = default.fetch
-path = default.path
-verify = default.verify
-repair = default.repair
-report = default.report
-on_event = default.on_event
+fetch = cache.fetch
+path = cache.path
+verify = cache.verify
+repair = cache.repair
+report = cache.report
+on_event = cache.on_event

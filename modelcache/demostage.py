@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.manifests import make
 from modelcache.model import Manifest
 from modelcache.outcome import Model

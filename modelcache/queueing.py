@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelcache.again import parsed, to_text
-from modelcache.api import default
-from modelcache.cache import Cache, Path
+from modelcache.api import cache as default
+from modelcache.caching import Cache, Path
 from modelcache.dispatch import Show
 from modelcache.errors import CancelledError, ModelCacheError, NotFoundError, PausedError, UsageError, told
 from modelcache.model import Manifest

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.testing import Content
 
 MIB = 1 << 20

@@ -14,7 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.model import Manifest
 from modelcache.testing import Content, Origin
 

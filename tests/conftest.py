@@ -9,7 +9,7 @@ import pytest
 from crash import compiled
 from hypothesis import settings
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.testing import Hub
 
 settings.register_profile("untimed", deadline=None)  # a busy machine makes no test wrong

@@ -85,7 +85,7 @@ def import_all() -> None:
 
     import modelcache.adopt
     import modelcache.audit
-    import modelcache.cache
+    import modelcache.caching
     import modelcache.check
     import modelcache.cli
     import modelcache.download

@@ -44,7 +44,7 @@ apscheduler.executors.base.datetime = Moved
 apscheduler.schedulers.blocking.BlockingScheduler = Awake
 
 if __name__ == "__main__":
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
     from modelcache.jobs.daemon import Timing, serve
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")

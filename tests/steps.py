@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from contextlib import suppress
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError, UsageError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelNotAvailableError, StoreError, UsageError
 from modelcache.model import MAX_MANIFEST_BYTES
 from modelcache.rows import Report

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.foreign.ollama import MOST
 from modelcache.image import MANIFEST
 from modelcache.rows import Report

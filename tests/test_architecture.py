@@ -49,7 +49,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "roots",
     "fetching inventory care",
     "steering",
-    "cache",
+    "caching",
     "api",
     "queueing",
     "jobs.*",
@@ -159,13 +159,13 @@ def test_every_import_goes_down() -> None:
 @pytest.mark.parametrize(
     ("sources", "fault"),
     [
-        ({"errors": "from modelcache.cache import Cache", "cache": ""}, "errors imports cache, which is above it"),
-        ({"errors": "import modelcache.cache as c", "cache": ""}, "errors imports cache, which is above it"),
-        ({"errors": "from . import cache", "cache": ""}, "errors imports cache, which is above it"),
-        ({"store.disk": "from ..cache import Cache", "cache": ""}, "store.disk imports cache, which is above it"),
+        ({"errors": "from modelcache.caching import Cache", "caching": ""}, "errors imports caching, which is above it"),
+        ({"errors": "import modelcache.caching as c", "caching": ""}, "errors imports caching, which is above it"),
+        ({"errors": "from . import caching", "caching": ""}, "errors imports caching, which is above it"),
+        ({"store.disk": "from ..caching import Cache", "caching": ""}, "store.disk imports caching, which is above it"),
         (
-            {"store": "from .disk import x", "store.disk": "from .. import cache", "cache": ""},
-            "store.disk imports cache",
+            {"store": "from .disk import x", "store.disk": "from .. import caching", "caching": ""},
+            "store.disk imports caching",
         ),
         ({"urls": "def f():\n    import modelcache.model", "model": ""}, "urls imports model, which is above it"),
         ({"urls": "if TYPE_CHECKING:\n    from modelcache import model", "model": ""}, "urls imports model"),
@@ -174,7 +174,7 @@ def test_every_import_goes_down() -> None:
         ({"remotes.ipfs": "import modelcache.remotes.oci", "remotes.oci": ""}, "sources do not import each other"),
         ({"testing.wire": "from modelcache.errors import StoreError", "errors": ""}, "testing stands alone"),
         ({"wiring": "from modelcache.testing.wire import Wire", "testing.wire": ""}, "testing.wire, which is above it"),
-        ({"cache": "from modelcache import fetch", "modelcache": ""}, "cache imports modelcache, which is above it"),
+        ({"caching": "from modelcache import fetch", "modelcache": ""}, "caching imports modelcache, which is above it"),
         ({"store.a": "from . import b", "store.b": "from modelcache.store.a import x"}, "a cycle: store."),
         ({"newcomer": ""}, "newcomer has no place: add it to LINES"),
         ({"store": "", "newcomers.one": ""}, "newcomers.one has no place"),
@@ -187,11 +187,11 @@ def test_a_wrong_import_is_found(sources: Sources, fault: str) -> None:
 @pytest.mark.parametrize(
     "sources",
     [
-        {"cache": "from modelcache import __version__, errors\nimport os.path, json", "errors": ""},
+        {"caching": "from modelcache import __version__, errors\nimport os.path, json", "errors": ""},
         {"store.a": "from modelcache.store import b\nfrom ..errors import StoreError", "store.b": "", "errors": ""},
         {"store": "from .disk import read", "store.disk": ""},
         {"remotes.ipfs": "from modelcache.remotes import http", "remotes.http": "import requests"},
-        {"modelcache": "if TYPE_CHECKING:\n    from modelcache.cache import Cache", "cache": ""},
+        {"modelcache": "if TYPE_CHECKING:\n    from modelcache.caching import Cache", "caching": ""},
         {
             "demo": "from modelcache.testing.wire import Wire",
             "testing.wire": "from .reply import R",

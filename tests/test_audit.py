@@ -12,7 +12,7 @@ from caches import Events, check_pace, check_progress, manifest_of, no_handle_le
 
 from modelcache.abreast import processors
 from modelcache.audit import Manner, read, sampler_of, verify
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelNotAvailableError, PausedError, StoreError
 from modelcache.mending import Repairer
 from modelcache.model import Digest, PieceDigests

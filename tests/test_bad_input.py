@@ -11,7 +11,7 @@ from caches import entry_of, manifest_of, partials, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, StoreError, UsageError
 from modelcache.model import Digest, Manifest
 from modelcache.store.blobs import load_pieces

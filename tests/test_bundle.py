@@ -21,7 +21,7 @@ from crash import begin, check_store, command, environment, eventually, leftover
 from registries import Registry
 
 from modelcache.archives.bundle import Member
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError, VerificationError
 from modelcache.model import Digest
 from modelcache.testing import Content, Hub, Origin

@@ -28,7 +28,7 @@ from crash import check_store, lines, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelCacheError, VerificationError
 from modelcache.importing import MOST_MODELS
 from modelcache.store.installed import Installed

@@ -17,7 +17,7 @@ from blake3 import blake3
 from caches import Events, entry_of, manifest_of, partials, rot, run, start, written
 
 import modelcache
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import (
     AllSourcesFailedError,
     LockedError,
@@ -727,7 +727,7 @@ def test_a_hit_imports_no_network_and_reads_one_record(cache: Cache, model: Mani
     (tmp_path / "m.json").write_text(json.dumps(model.to_json()))
     child = f"""if True:
         import sys
-        from modelcache.cache import Cache
+        from modelcache.caching import Cache
         from modelcache.manifests import load
         manifest, opened = load({str(tmp_path / "m.json")!r}), []
         cache = Cache()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.catalog import BUILT_IN, FIELDS, Entry, find, ids
 from modelcache.errors import NotFoundError, UsageError
 from modelcache.model import Digest, ModelFile

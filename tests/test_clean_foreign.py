@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 
 DAY = 86_400
 ETAG, OTHER = "ab" * 32, "cd" * 32

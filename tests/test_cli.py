@@ -14,7 +14,7 @@ from caches import manifest_of, rot, run, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.cli import Terminated, main, parser
 from modelcache.commands import installed
 from modelcache.errors import UsageError
@@ -273,7 +273,7 @@ def test_interrupts_that_do_not_stop_leave_a_valid_state(origin: Origin) -> None
 
 KILL = """if True:
     import os, signal, sys
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
 
     def kill(event):
         if event.get("bytesDownloaded", 0) >= 2_500_000:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from crash import MIB, begin, check_store, environment, eventually, leftovers, locks_held, run
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.store.journal import read_facts
 from modelcache.testing import Content, Origin, Slow
 
@@ -95,7 +95,7 @@ def test_killing_and_running_again_costs_at_most_one_mib_each_time(cache_root: P
 MANY = """
 import json, sys
 from contextlib import closing
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.queueing import Queue
 urls, how = json.loads(sys.argv[1]), sys.argv[2]
 with closing(Cache(parallel_models=10, connections=1)) as cache:

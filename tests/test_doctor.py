@@ -12,7 +12,7 @@ import pytest
 from caches import manifest_of, rot, run
 from crash import begin, eventually
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.testing import Content, Hold, Hub, Origin, Status
 
 FILE = Content.generated(50_000, seed=8)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from caches import Events, manifest_of, partials
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, CancelledError, PausedError, UsageError
 from modelcache.filefetch import FileFetch
 from modelcache.outcome import File
@@ -361,7 +361,7 @@ def test_a_subscriber_may_ask_the_download(cache: Cache, origin: Origin) -> None
 
 FORK = """if True:
     import os, sys
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
     url, release = sys.argv[1:]
     cache = Cache()
     cache.on_event(lambda event: None)
@@ -410,7 +410,7 @@ def test_after_a_fork_the_child_starts_anew(cache: Cache, origin: Origin, hold: 
 
 INTERRUPT = """if True:
     import signal, sys
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a kernel; these tests may run in the background
     cache = Cache()
     try:

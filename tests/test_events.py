@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from caches import Events, check_pace, check_progress, manifest_of, rot
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, ModelCacheError
 from modelcache.testing import Content, Corrupt, CutAt, Hold, Origin, Slow, Status
 
@@ -270,7 +270,7 @@ def test_a_slow_subscriber_gets_every_fact_in_order(cache: Cache, origin: Origin
 
 EXITS = """if True:
     import os, sys
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
     cache = Cache()
     def die(event):
         if event["type"] == "installed":

@@ -16,7 +16,7 @@ import pytest
 from caches import manifest_of, nested, rot, run
 from crash import begin, check_store
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError
 from modelcache.eviction import Candidate, Evicted, Limits, candidates, chosen, evict, taken
 from modelcache.store.installed import Installed

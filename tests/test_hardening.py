@@ -10,7 +10,7 @@ import pytest
 from caches import manifest_of
 from crash import eventually
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import CancelledError, ModelNotAvailableError, StoreError, UsageError
 from modelcache.testing import Content, Origin, Slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.model import Manifest
 from modelcache.refs import Ref
 from modelcache.testing import Content, Hub, Origin

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import NotFoundError
 from modelcache.testing import Content, Hold, Hub, Origin, Status
 from tests.caches import Events, check_progress, run, start

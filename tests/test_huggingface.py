@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AGAIN, ModelCacheError, NotFoundError
 from modelcache.model import Manifest
 from modelcache.refs import Ref

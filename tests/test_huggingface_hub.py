@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.testing import Content, Hub
 
 PYTHONS = [python for python in os.environ.get("MODELCACHE_HF_PYTHONS", "").split(":") if python]

@@ -11,7 +11,7 @@ import pytest
 from caches import rot, run, start
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelCacheError, ModelNotAvailableError
 from modelcache.testing import Content, Hold, Hub, Status
 

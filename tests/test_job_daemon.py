@@ -16,7 +16,7 @@ import pytest
 from caches import run as command
 from caches import start as started
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.jobs.overview import history
 
 TESTS = Path(__file__).parent

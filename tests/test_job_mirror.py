@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.jobs import mirror, refresh
 from modelcache.jobs.job import Config
 from modelcache.rows import Report

@@ -19,7 +19,7 @@ import requests
 from caches import run as command
 from ownjobs import fill
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, StoreError, UsageError
 from modelcache.jobs import ledger
 from modelcache.jobs.ledger import Ledger

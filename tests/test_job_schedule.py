@@ -231,7 +231,7 @@ def test_one_job_is_named_or_refused(home: Path) -> None:
 
 
 def test_a_fetch_does_not_mind_what_jobs_are_told(home: Path) -> None:
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
 
     settings(home, 'log_age = 5.0\n[jobs.verify]\ncron = "nonsense"')
     assert Cache(home).settings.log_age == 5.0

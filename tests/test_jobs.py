@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from caches import rot
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import UsageError
 from modelcache.jobs import clean, verify
 from modelcache.jobs.job import Config, options_of

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from caches import manifest_of, rot
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.cli import main, parser
 from modelcache.testing import Content, Origin
 

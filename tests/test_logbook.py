@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from caches import manifest_of, run
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelCacheError
 from modelcache.events import Fact
 from modelcache.logbook import MOST_BYTES, Logbook

@@ -16,7 +16,7 @@ import pytest
 from caches import manifest_of, partials, rot, run
 from crash import begin, check_store, eventually, files_below, partial_bytes, sha256_of
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError
 from modelcache.rows import Report
 from modelcache.store import leftovers

@@ -8,7 +8,7 @@ import pytest
 from blake3 import blake3
 from caches import entry_of, manifest_of, no_handle_left, rot, run
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import StoreError, UsageError
 from modelcache.manifests import load, make
 from modelcache.model import Manifest

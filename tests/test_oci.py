@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelCacheError
 from modelcache.refs import Ref
 from modelcache.testing import Content, CutAt, Fault, Header, Hold, Status

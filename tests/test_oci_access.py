@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AbortedError, ModelCacheError, SourceError
 from modelcache.refs import Ref
 from modelcache.remotes.access import Access, ChallengedError, challenges, is_inside

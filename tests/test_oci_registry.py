@@ -15,7 +15,7 @@ import pytest
 import requests
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import RangeRefusedError
 from modelcache.model import Digest, ModelFile
 from modelcache.remotes.access import Registry

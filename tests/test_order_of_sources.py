@@ -10,7 +10,7 @@ import pytest
 from caches import PIECE, Events, entry_of
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import PausedError
 from modelcache.history import Attempt
 from modelcache.model import Manifest, ModelFile

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from caches import manifest_of, run, start
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, StoreError, UsageError
 from modelcache.store.disk import store_error
 from modelcache.testing import Content, Corrupt, Cut, Hold, Origin, Status

@@ -13,7 +13,7 @@ from caches import Events, manifest_of, partials, run, start, written
 from crash import eventually
 
 from modelcache.again import parsed, to_text
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, LockedError, ModelCacheError, UnknownDownloadError, UsageError
 from modelcache.model import Digest
 from modelcache.testing import Content, Corrupt, Cut, Fault, Origin, Slow, Status

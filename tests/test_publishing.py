@@ -20,7 +20,7 @@ from caches import rot, run
 from foreign import hub_cache
 from prometheus_client.parser import text_string_to_metric_families
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, StoreError, UsageError
 from modelcache.events import now_ms
 from modelcache.history import Attempt

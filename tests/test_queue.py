@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError, StoreError, UsageError
 from modelcache.fetching import begun
 from modelcache.queueing import Ended, Queue
@@ -349,7 +349,7 @@ def test_locks_of_entries_do_not_pile_up(cache, cache_root, origin) -> None:
 
 FORK = """if True:
     import os, sys
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
     from modelcache.store.waitlist import Waitlist
     paths = Cache().queue_paths
     mine = Waitlist(*paths)

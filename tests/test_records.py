@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 from caches import manifest_of, no_handle_left, rot
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelNotAvailableError, StoreError
 from modelcache.model import Digest, PieceDigests
 from modelcache.store.blobs import save_pieces
@@ -31,7 +31,7 @@ COUNTED = """
 import json, os, sys, time
 from pathlib import Path
 from caches import manifest_of, no_handle_left, rot
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.store.sharing import WRITE_EVERY_S
 from modelcache.testing import Content, Origin
 

@@ -11,7 +11,7 @@ from caches import Events, run
 
 import modelcache as mc
 from modelcache import refresh
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import NotFoundError
 from modelcache.order import Order
 from modelcache.testing import Content, Hold, Hub

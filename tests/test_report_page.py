@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.events import now_ms
 from modelcache.history import Attempt
 from modelcache.reporting.window import DAY_MS

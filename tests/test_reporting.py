@@ -16,7 +16,7 @@ import pytest
 from caches import run
 
 import modelcache
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import StoreError, UsageError
 from modelcache.events import now_ms
 from modelcache.history import Attempt

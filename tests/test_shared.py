@@ -20,7 +20,7 @@ from caches import manifest_of, rot, run
 from crash import eventually, partial_bytes
 
 import modelcache
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import StoreError, UsageError
 from modelcache.jobs.overview import history
 from modelcache.jobs.runner import Runner

@@ -17,7 +17,7 @@ import pytest
 from caches import rot
 from crash import MIB, begin, catches_signals, check_store, files_below, leftovers, lines, locks_held, run
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.testing import (
     Chunked,
     Content,

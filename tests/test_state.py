@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import StoreError
 from modelcache.events import now_ms
 from modelcache.health import Health

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, ModelNotAvailableError, PausedError, StoreError
 from modelcache.model import Digest, Manifest, ModelFile, Span
 from modelcache.store import blobs, links

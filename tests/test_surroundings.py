@@ -12,7 +12,7 @@ import pytest
 from caches import rot, run
 
 from modelcache import surroundings, wiring
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.testing import Content, Hub, SilentAccept
 
 DAY = 86_400

@@ -14,7 +14,7 @@ import pytest
 from caches import Events, manifest_of, rot, run
 
 from modelcache.abreast import processors
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError, UsageError
 from modelcache.jobs import verify
 from modelcache.jobs.job import Config

@@ -16,7 +16,7 @@ from foreign import git_sha1, hub_cache, ollama_store, snapshot
 from test_huggingface_hub import PYTHONS
 from test_huggingface_hub import snapshot as downloaded
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import UsageError
 from modelcache.foreign.tier import Claim
 from modelcache.manifests import make

@@ -14,7 +14,7 @@ import pytest
 from caches import manifest_of, rot, run
 from crash import begin, check_store, compiled, eventually, leftovers
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.rows import Report
 from modelcache.store.installed import Installed
 from modelcache.store.sharing import Rotten
@@ -28,7 +28,7 @@ LATER = "lambda: time.time() + 11 * 86400"
 
 FAILING = f"""
 import ctypes, json, os, sys, time
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 library, place, n, error, repair = sys.argv[1:]
 shim = ctypes.CDLL(library)
 shim.shim_reset()

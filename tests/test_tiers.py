@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import modelcache as mc
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError, UsageError
 from modelcache.store.intake import LEAST_LINKED, is_foreign
 from modelcache.store.links import FICLONE

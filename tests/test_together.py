@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from crash import MIB, check_store, environment, files_below, leftovers, locks_held
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.testing import Content, Origin, Slow
 
 PROGRAM = Path(__file__).resolve().parent / "steps.py"

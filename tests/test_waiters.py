@@ -19,7 +19,7 @@ import pytest
 from caches import Events, entry_of, start
 from crash import MIB, check_store, eventually, lines, locks_held
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, PausedError
 from modelcache.model import Digest, Manifest, ModelFile, Span
 from modelcache.store.journal import Journal, read_facts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from caches import run
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import NotFoundError, UsageError
 from modelcache.rows import Report
 from modelcache.testing import Content, Hub

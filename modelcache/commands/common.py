@@ -56,7 +56,7 @@ def add_model(sub: argparse.ArgumentParser) -> None:
 
 def cache_of(options: argparse.Namespace) -> Any:
     """The cache that a command works on."""
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
 
     return Cache(**{name: getattr(options, name, None) for name in SETTINGS})
 

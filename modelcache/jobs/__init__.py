@@ -7,7 +7,7 @@ jobs = mc.jobs.start()      # in this process, until it ends or jobs.stop()
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from modelcache.cache import Cache
+    from modelcache.caching import Cache
     from modelcache.jobs.daemon import Jobs
 
 
@@ -17,7 +17,7 @@ def start(cache: "Cache | None" = None) -> "Jobs":
     `modelcache jobs start` is what to run where they are to go on. UsageError for a configuration file that cannot be
     read.
     """
-    from modelcache.api import default
+    from modelcache.api import cache as default
     from modelcache.jobs import daemon
 
     return daemon.start(cache or default)

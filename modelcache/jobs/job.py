@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, Protocol, TypeVar, get_args
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import UsageError
 from modelcache.rows import Report
 

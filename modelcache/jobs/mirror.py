@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import ModelCacheError, UsageError
 from modelcache.jobs.job import Clock, Config, options_of
 from modelcache.outcome import File

@@ -5,7 +5,7 @@ Leaves to others: schedules (`schedule`), runs (`ledger`).
 
 import time
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import UsageError
 from modelcache.jobs.job import Clock
 from modelcache.jobs.ledger import Ledger, Run, in_order

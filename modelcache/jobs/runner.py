@@ -18,7 +18,7 @@ import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
-from modelcache.cache import Cache
+from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelCacheError, StoreError, UsageError
 from modelcache.jobs.job import Clock, Config, Job
 from modelcache.jobs.ledger import MOST_RUNS, Claim, Ledger, Run, Status
