@@ -159,7 +159,10 @@ def test_every_import_goes_down() -> None:
 @pytest.mark.parametrize(
     ("sources", "fault"),
     [
-        ({"errors": "from modelcache.caching import Cache", "caching": ""}, "errors imports caching, which is above it"),
+        (
+            {"errors": "from modelcache.caching import Cache", "caching": ""},
+            "errors imports caching, which is above it",
+        ),
         ({"errors": "import modelcache.caching as c", "caching": ""}, "errors imports caching, which is above it"),
         ({"errors": "from . import caching", "caching": ""}, "errors imports caching, which is above it"),
         ({"store.disk": "from ..caching import Cache", "caching": ""}, "store.disk imports caching, which is above it"),
@@ -174,7 +177,10 @@ def test_every_import_goes_down() -> None:
         ({"remotes.ipfs": "import modelcache.remotes.oci", "remotes.oci": ""}, "sources do not import each other"),
         ({"testing.wire": "from modelcache.errors import StoreError", "errors": ""}, "testing stands alone"),
         ({"wiring": "from modelcache.testing.wire import Wire", "testing.wire": ""}, "testing.wire, which is above it"),
-        ({"caching": "from modelcache import fetch", "modelcache": ""}, "caching imports modelcache, which is above it"),
+        (
+            {"caching": "from modelcache import fetch", "modelcache": ""},
+            "caching imports modelcache, which is above it",
+        ),
         ({"store.a": "from . import b", "store.b": "from modelcache.store.a import x"}, "a cycle: store."),
         ({"newcomer": ""}, "newcomer has no place: add it to LINES"),
         ({"store": "", "newcomers.one": ""}, "newcomers.one has no place"),

@@ -762,7 +762,7 @@ def test_the_kind_to_prefer_is_kept(cache, cache_root, origin, monkeypatch) -> N
         asked.append(wish.prefer)
         return begun(roots, ref, wish, progress)
 
-    for module in ("cache", "steering"):
+    for module in ("caching", "steering"):
         monkeypatch.setattr(f"modelcache.{module}.begun", watched)
     origin.faults(Status(500), path="a.bin")
     cache = Cache(cache_root, backoff=0.01)
