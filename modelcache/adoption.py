@@ -21,7 +21,7 @@ from modelcache.foreign.tier import Abandoned, Found, Left, Tier
 from modelcache.install import install
 from modelcache.model import ModelFile, Span
 from modelcache.order import Order, Workshop
-from modelcache.progress import shown
+from modelcache.progress.show import shown
 from modelcache.refs import Ref
 from modelcache.rows import Report
 from modelcache.sampling import Sampler

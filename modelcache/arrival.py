@@ -16,7 +16,7 @@ from modelcache.install import install
 from modelcache.model import Manifest, ModelFile
 from modelcache.order import Fetched, Order, Workshop
 from modelcache.outcome import Model, in_place_text
-from modelcache.progress import shown
+from modelcache.progress.show import shown
 from modelcache.refs import is_alias, scheme_of_id
 from modelcache.sampling import Sampler
 from modelcache.states import State

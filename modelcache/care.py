@@ -82,7 +82,7 @@ def refresh(roots: Roots, models: Collection[str], stop: "threading.Event | None
 @contextmanager
 def _shown(progress: Show, held: Held) -> Iterator[Workshop]:
     """The workshop, while the events of a model are shown."""
-    from modelcache.progress import shown
+    from modelcache.progress.show import shown
 
     runtime, record = held
     with shown(progress, runtime.shop.dispatcher, record.id, {file.path: max(0, file.size) for file in record.files}):

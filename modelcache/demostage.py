@@ -19,7 +19,7 @@ from modelcache.caching import Cache
 from modelcache.manifests import make
 from modelcache.model import Manifest
 from modelcache.outcome import Model
-from modelcache.progress import subscriber_for
+from modelcache.progress.show import subscriber_for
 from modelcache.settings import Settings
 from modelcache.testing import Corrupt, CutAt, Origin, Slow
 from modelcache.units import in_units

@@ -15,7 +15,7 @@ from modelcache.events import DownloadComplete, Event, Fact, Progress
 from modelcache.history import Note
 
 Subscriber = Callable[[dict[str, Any]], None]
-Show = bool | Subscriber | None  # `progress` as users give it: see `progress.subscriber_for`
+Show = bool | Subscriber | None  # `progress` as users give it: see `progress.show.subscriber_for`
 Kept = Fact | DownloadComplete | Note
 Sink = Callable[[Sequence[Kept]], None]
 _Letter = tuple[Event | Note, Subscriber | None]

@@ -30,7 +30,7 @@ from modelcache.events import Fact
 from modelcache.findings import completing
 from modelcache.model import MAX_ALIASES, MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Workshop
-from modelcache.progress import shown
+from modelcache.progress.show import shown
 from modelcache.rows import Report
 from modelcache.sampling import Sampler
 from modelcache.store import blobs

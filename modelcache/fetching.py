@@ -72,7 +72,7 @@ class Request:
 
     def _look_again(self, order: Order, known: str, progress: Show) -> None:
         """Asks beside what runs whether what the order asks for is still the version that is known."""
-        from modelcache.progress import subscriber_for
+        from modelcache.progress.show import subscriber_for
         from modelcache.refresh import Question
 
         self.runtime.look_again(Question(order, known, self.order, subscriber_for(progress, order.id)))
@@ -128,7 +128,7 @@ def _download(request: Request, order: Order, here: Result | None, progress: Sho
     """Not begun yet, but known to this process."""
     from modelcache.again import to_text
     from modelcache.download import Download
-    from modelcache.progress import subscriber_for
+    from modelcache.progress.show import subscriber_for
 
     runtime = request.runtime
     if here is None and order.cached:

@@ -89,7 +89,7 @@ def import_all() -> None:
     import modelcache.check
     import modelcache.cli
     import modelcache.download
-    import modelcache.progress
+    import modelcache.progress.show
     import modelcache.remotes.http
     import modelcache.store.removal  # noqa: F401
 

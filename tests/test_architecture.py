@@ -39,7 +39,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "modelfetch",
     "errand",
     "download refresh renewal mending",
-    "adopt check progress maintenance past eviction reporting.*",
+    "adopt check progress.* maintenance past eviction reporting.*",
     "cleaning findings",
     "surroundings",
     "doctor",

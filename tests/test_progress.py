@@ -17,7 +17,8 @@ import pytest
 
 from modelcache.errors import UsageError
 from modelcache.events import Fact, Progress
-from modelcache.progress import LINE_EVERY_S, Lines, subscriber_for
+from modelcache.progress.lines import LINE_EVERY_S, Lines
+from modelcache.progress.show import subscriber_for
 from modelcache.units import in_units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +187,7 @@ def test_an_unknown_mode_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 DRAW = """
 import json, os, sys
-from modelcache.progress import Bars
+from modelcache.progress.bars import Bars
 sizes, events = json.loads(sys.argv[1])
 bars = Bars(sizes)
 for event in events:

@@ -19,7 +19,7 @@ from modelcache.errors import LockedError, PausedError, StoreError, UsageError
 from modelcache.mending import Repairer
 from modelcache.order import Workshop
 from modelcache.outcome import Audit
-from modelcache.progress import shown
+from modelcache.progress.show import shown
 from modelcache.sampling import Sampler
 from modelcache.state.looks import Look, Looks
 from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
