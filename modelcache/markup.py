@@ -1,18 +1,35 @@
-"""HTML that needs nothing but itself: escaped text, tables, and the page around them.
+"""HTML that needs nothing but itself: escaped text, tables, and the page or the frame around them.
 
 Responsible for: a page that works offline, in light and dark and on paper, without a script, and that asks nobody for
-anything: its own policy forbids it. Leaves to others: what it says.
+anything: its own policy forbids it; a frame for a notebook's output, in the colours of whatever shows it. Leaves to
+others: what they say.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 Shown = Callable[[str, object], str]  # (key, value) as people read it
+MOST_CELL = 200  # characters of a cell, before the middle of it goes
+MOST_TITLE = 1000  # and of what a browser shows to whoever points at it
 
 
 def text(value: object) -> str:
     """What may be anything, as text of a page: no mark-up, and nothing that cannot be seen or turns it round."""
     return escape("".join(each if each.isprintable() else " " for each in str(value)))
+
+
+def name(value: object, most: int = 60) -> str:
+    """A text of any length: where it is longer than so many characters, its two ends, and all of it as a title."""
+    whole = str(value)
+    if len(whole) <= most:
+        return text(whole)
+    return f'<span title="{text(_cut(whole, MOST_TITLE))}">{text(_cut(whole, most))}</span>'
+
+
+def _cut(whole: str, most: int) -> str:
+    """Without its middle: names differ at their ends."""
+    ahead = (most - 1) // 2
+    return whole if len(whole) <= most else f"{whole[:ahead]}…{whole[len(whole) - (most - 1 - ahead) :]}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], shown: Shown) -> str:
@@ -21,7 +38,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], shown: Shown
     marks = [' class="n"' if _is_number([row[index] for row in body]) else "" for index in range(len(columns))]
     head = "".join(f"<th{mark}>{text(key.replace('_', ' '))}</th>" for key, mark in zip(columns, marks, strict=True))
     lines = (
-        "".join(f"<td{mark}>{text(shown(*pair))}</td>" for pair, mark in zip(zip(columns, row), marks))  # noqa: B905
+        "".join(f"<td{mark}>{name(shown(*pair), MOST_CELL)}</td>" for pair, mark in zip(zip(columns, row), marks))  # noqa: B905
         for row in body
     )
     cells = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -37,6 +54,11 @@ def _is_number(values: Sequence[object]) -> bool:
 def page(title: str, body: str) -> str:
     """A whole document. `body` is mark-up already."""
     return _PAGE.format(title=text(title), style=_STYLE, body=body)
+
+
+def framed(body: str) -> str:
+    """What a notebook shows. `body` is mark-up already; its classes are those of a page, and it reads without them."""
+    return f'<div class="modelcache"><style>{_FRAME}</style>{body}</div>'
 
 
 _PAGE = """<!doctype html>
@@ -102,4 +124,37 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.87rem; margin-top: 0
 footer { margin-top: 3rem; border-top: 1px solid var(--faint); padding-top: 0.75rem; }
 @media print { body { font-size: 11px; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
   svg.full { min-width: 0; } figure, tr, .tiles { break-inside: avoid; } .tiles li { border: 1px solid var(--faint); } }
+""".strip()
+
+# In a notebook. Colours are JupyterLab's, else VS Code's, else those of the text around, for light and dark at once;
+# Jupyter's own rules for tables are outdone by naming the class twice.
+_FRAME = """
+.modelcache { --ink: var(--jp-ui-font-color1, inherit); --faint: var(--jp-border-color2, #8885); --hint: #8882;
+  --soft: var(--jp-ui-font-color2, var(--vscode-descriptionForeground, #808080));
+  --good: var(--jp-success-color1, #2e9e5b); --bad: var(--jp-error-color1, #d64541);
+  --c0: #4385d1; --c1: #dd8a2e; --c2: #3ea57e; --c3: #946bc4; --c4: #c75f8b; --c5: #8893a0;
+  color: var(--ink); font: 13px/1.5 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 62rem; }
+.modelcache h3 { font-size: 14px; font-weight: 600; margin: 6px 0 2px; }
+.modelcache figure h3 { font-size: 12px; font-weight: 500; color: var(--soft); }
+.modelcache p { margin: 2px 0; } .modelcache figure { margin: 8px 0; min-width: 0; }
+.modelcache .soft { color: var(--soft); } .modelcache .good { color: var(--good); }
+.modelcache .bad { color: var(--bad); }
+.modelcache .wide { overflow-x: auto; }
+.modelcache.modelcache table { border-collapse: collapse; margin: 4px 0; font-size: 12px; table-layout: auto;
+  font-variant-numeric: tabular-nums; border: 0; color: inherit; }
+.modelcache.modelcache tr { background: none; }
+.modelcache.modelcache tbody tr:hover { background: var(--hint); }
+.modelcache.modelcache :is(th, td) { padding: 3px 16px 3px 0; text-align: left; vertical-align: top; max-width: 28rem;
+  border: 0; border-bottom: 1px solid var(--faint); }
+.modelcache.modelcache th { font-weight: 500; color: var(--soft); white-space: nowrap; background: none; }
+.modelcache.modelcache td:not(.n) { overflow-wrap: anywhere; min-width: 4rem; white-space: normal; }
+.modelcache.modelcache .n { text-align: right; white-space: nowrap; }
+.modelcache.modelcache tbody tr:last-child td { border-bottom: 0; }
+.modelcache svg { display: block; width: 100%; height: auto; } .modelcache .grid { stroke: var(--faint); }
+.modelcache svg text { fill: var(--soft); font-size: 11px; }
+.modelcache .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 16px; }
+.modelcache.modelcache .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 0; padding: 0; list-style: none;
+  color: var(--soft); }
+.modelcache .legend li::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 2px;
+  margin-right: 6px; background: var(--hue); }
 """.strip()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DIGEST_SHOWN = 12
 LEAST_NAME = 16  # of a file or path that is shortened to make a table fit
+MOST_ROWS = 100  # in a notebook, which keeps what it shows
 GAP = "  "
 MOST = 1 << 63  # beyond it a number is no size and no rate
 _HEX = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -68,7 +69,7 @@ class Report:
         from modelcache.markup import page
         from modelcache.store.disk import output_mode, write_atomic
 
-        text = self.page() if self.page else page(self.title, self._repr_html_())
+        text = self.page() if self.page else page(self.title, self._markup())
         write_atomic(os.path.abspath(path), text.encode(errors="replace"), output_mode())
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
@@ -81,13 +82,21 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        from modelcache.markup import framed
+
+        return framed(self._markup(MOST_ROWS))
+
+    def _markup(self, most: int | None = None) -> str:
+        """Of all rows, or of the first so many."""
         from modelcache.markup import table, text
 
         notes = "".join(f"<p>{text(note)}</p>" for note in self.notes)
         if not self.rows:
             return f"<h3>{text(self.title)}: nothing</h3>{notes}"
-        rows = ([row.get(key) for key in self._shown_keys] for row in self.rows)
-        return f"<h3>{text(self.title)}</h3>{notes}{table(self._shown_keys, rows, shown)}"
+        rows = ([row.get(key) for key in self._shown_keys] for row in self.rows[:most])
+        left = len(self.rows) - most if most else 0
+        more = f'<p class="soft">and {left:,} more rows: df has them all</p>' if left > 0 else ""
+        return f"<h3>{text(self.title)}</h3>{notes}{table(self._shown_keys, rows, shown)}{more}"
 
     def __str__(self) -> str:
         notes = "".join(f"\n{note}" for note in self.notes)
