@@ -162,11 +162,11 @@ class Events:
     def progress(self) -> list[dict[str, Any]]:
         return self.of("model_download_progress")
 
-    def wait_until(self, condition: Callable[["Events"], object], timeout: float = 20) -> None:
+    def wait_until(self, condition: Callable[["Events"], object], timeout: float = 60) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: condition(self), timeout), f"not so in {timeout} s"
 
-    def wait_for(self, kind: str, timeout: float = 20) -> dict[str, Any]:
+    def wait_for(self, kind: str, timeout: float = 60) -> dict[str, Any]:
         with self._changed:
             assert self._changed.wait_for(lambda: self.of(kind), timeout), f"no {kind} in {timeout} s"
         return self.of(kind)[0]

@@ -59,7 +59,7 @@ def run(home: Path, *arguments: str, **more: str) -> "subprocess.CompletedProces
     )
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
     """Looks until it holds. False: it did not, in time."""
     end, pause = time.monotonic() + within_s, threading.Event()
     while not condition():

@@ -79,7 +79,7 @@ class Served:
         return True
 
     def reached(self) -> bool:
-        return self._hold.reached.wait(20)
+        return self._hold.reached.wait(60)
 
     def release(self) -> bool:
         self._hold.release.set()

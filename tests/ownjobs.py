@@ -45,7 +45,7 @@ def odd(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
 
 
 def asks(config: Config, *, stop: threading.Event, clock: Clock) -> None:
-    requests.get(str(config.options["url"]), timeout=20)
+    requests.get(str(config.options["url"]), timeout=60)
 
 
 def fills(config: Config, *, stop: threading.Event, clock: Clock) -> Report:

@@ -7,7 +7,7 @@ import pytest
 
 from modelcache.abreast import Going, abreast
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 def readers() -> list[threading.Thread]:

@@ -448,7 +448,7 @@ def test_a_model_that_is_being_fetched_is_left_and_the_others_are_taken(hub: Hub
     hold = Hold(100_000)
     hub.faults(hold)
     download = cache.fetch(REF, wait=False)
-    hold.reached.wait(10)
+    assert hold.reached.wait(60)
     hub_cache(theirs, FILES)
     hub_cache(theirs, {"other.bin": Content.of(b"other")}, name="models--org--other")
     left = [row for row in cache.adopt("hf") if row["outcome"] == "left"]

@@ -335,7 +335,7 @@ class Meeting(Control):
         super().check()
         if not getattr(self._seen, "already", False):
             self._seen.already = True
-            self._met.wait(20)
+            self._met.wait(60)
 
 
 def verified(cache: Cache, folder: str, control: Control, *, strict: bool = False) -> list[tuple[str, str]]:

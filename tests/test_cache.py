@@ -522,7 +522,7 @@ def test_path_says_why_a_model_is_not_available(cache: Cache, cache_root: Path, 
     hold = Hold(100_000)
     origin.faults(hold)
     download = cache.fetch(url, wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert reason_of(cache, url) == "downloading"
     assert reason_of(Cache(cache_root), url) == "downloading"  # as another process sees it
     download.pause()
@@ -587,13 +587,13 @@ def test_a_model_that_is_removed_takes_nothing_from_one_that_is_being_installed(
     (other,) = set(FILES) - {shared}
     origin.faults(hold, path=other)
     download = cache.fetch(model, wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     deadline = time.monotonic() + 20
     while download.progress.completed_files < 1 and time.monotonic() < deadline:
         download.wait_stopped(0.02)
     cache.remove("a")
     hold.release.set()
-    found = download.result(20)
+    found = download.result(60)
     assert {file.name: data(file) for file in found.files} == {path: each.read() for path, each in FILES.items()}
     assert cache.path(model.id) == found.path
     assert {row["finding"] for row in cache.verify()} == {"whole"}
@@ -627,7 +627,7 @@ def test_a_model_is_not_removed_while_it_is_fetched(cache: Cache, origin: Origin
     hold = Hold(1000)
     origin.faults(hold, path="big.gguf")
     download = cache.fetch(manifest_of(origin, {"big.gguf": BIG}, version="2"), wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     with pytest.raises(LockedError, match="in use by this process"):
         cache.remove("m", "1")
     hold.release.set()
@@ -678,7 +678,7 @@ def test_threads_that_want_the_same_share_one_download(cache: Cache, origin: Ori
     hold = Hold(100_000)
     origin.faults(hold)
     first = cache.fetch(url, sha256=sha256, wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     told = Events()
     second = cache.fetch(url, sha256=sha256, wait=False, progress=told)
     told.wait_for("started")
@@ -692,12 +692,12 @@ def test_processes_that_want_the_same_share_one_download(cache: Cache, origin: O
     hold = Hold(100_000)
     origin.faults(hold)
     process = start("fetch", url)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     told = Events()
     download = cache.fetch(url, wait=False, progress=told)
     told.wait_for("started")
     hold.release.set()
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=60)
     assert download.result().path == output.strip()
     assert len(origin.requests) == 1
 
@@ -706,7 +706,7 @@ def test_who_waits_gives_up_in_time_and_names_the_holder(cache_root: Path, origi
     hold = Hold(100_000)
     origin.faults(hold)
     holder = start("fetch", origin.url("small.gguf"))
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     with pytest.raises(LockedError, match=f"process {holder.pid} on .* without progress for 0.1 s") as failure:
         Cache(cache_root, lock_timeout=0.1).fetch(origin.url("small.gguf"))
     assert failure.value.exit_code == 7

@@ -231,9 +231,9 @@ def test_an_interrupt_keeps_the_bytes_and_says_how_many(
     hold = Hold(2_000_000, times=1)
     origin.faults(hold)
     process = start("fetch", origin.url("m.gguf"), "--sha256", CONTENT.sha256)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "")
     words = errors.split()
     assert errors.startswith("modelcache: interrupted; ")
@@ -252,9 +252,9 @@ def test_an_interrupt_reaches_a_job_in_the_background(origin: Origin) -> None:
     process = subprocess.Popen(
         ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command], stderr=subprocess.PIPE, text=True
     )
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1].count("\n") == 1
+    assert process.communicate(timeout=60)[1].count("\n") == 1
     assert process.returncode == 130
 
 
@@ -262,10 +262,10 @@ def test_interrupts_that_do_not_stop_leave_a_valid_state(origin: Origin) -> None
     hold = Hold(2_000_000, times=1)
     origin.faults(hold)
     process = start("fetch", origin.url("m.gguf"), "--sha256", CONTENT.sha256)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     for _ in range(20):
         process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in errors
     assert run("fetch", origin.url("m.gguf"), "--sha256", CONTENT.sha256).returncode == 0
@@ -466,7 +466,7 @@ def test_an_interrupt_before_anything_was_read_ends_it_without_a_word(tmp_path: 
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1] == ""
+    assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == -signal.SIGINT
 
 

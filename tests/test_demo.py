@@ -102,7 +102,7 @@ def test_stopped_in_the_middle_it_leaves_nothing(home: Path, stop: signal.Signal
         assert child.poll() is None
     child.stderr.readline()  # bytes move
     child.send_signal(stop)
-    _, err = child.communicate(timeout=10)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == code
     assert "demo: stopped" in err and "Traceback" not in err
     assert left(home) == []

@@ -100,7 +100,7 @@ def test_room_that_a_killed_run_reserved_counts_for_the_next(disk: Path) -> None
         words = ["fetch", origin.url("m.bin"), "--sha256", content.sha256, "--quiet"]
         origin.faults(hold)
         child = begin(disk, *words)
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
         assert eventually(lambda: partial_bytes(disk / "partials") > 2 * MIB)
         child.kill()
         child.communicate(timeout=30)
@@ -256,7 +256,7 @@ def test_jobs_look_after_the_fallback_where_nothing_can_be_written_to_the_root(
     assert run(home, "add", str(source), "--model", "mine", MODELCACHE_FALLBACK=str(fallback)).returncode == 0
     everything = ("--set", 'share="full"', "--set", "older_than=0")
     verified = run(home, "jobs", "run", "verify", *everything, MODELCACHE_FALLBACK=str(fallback))
-    assert (verified.returncode, "1 files verified" in verified.stdout) == (0, True)
+    assert (verified.returncode, "1 file verified" in verified.stdout) == (0, True)
     assert f"left out: {home}" in verified.stdout
     cleaned = run(home, "jobs", "run", "clean", MODELCACHE_FALLBACK=str(fallback))
     assert (cleaned.returncode, f"left out: {home}" in cleaned.stdout) == (0, True)

@@ -28,11 +28,11 @@ def test_what_gathered_while_a_sink_was_busy_comes_at_once() -> None:
     def sink(kept: Sequence[Kept]) -> None:
         sizes.append(len(kept))
         entered.set()
-        assert may_go.wait(10)
+        assert may_go.wait(60)
 
     dispatcher.attach(sink)
     dispatcher.note(Use("first"))
-    assert entered.wait(10)
+    assert entered.wait(60)
     for _ in range(5):
         dispatcher.note(Use("more"))
     may_go.set()
@@ -72,11 +72,11 @@ def test_progress_that_nobody_has_looked_at_is_overwritten_and_facts_are_not() -
     def slow(event: dict[str, Any]) -> None:
         seen.append((event["type"], event.get("bytesDownloaded", 0)))
         begun.set()
-        assert goes_on.wait(10)
+        assert goes_on.wait(60)
 
     dispatcher.subscribe(slow)
     dispatcher.publish(Fact("started", "m", ""))
-    assert begun.wait(10)
+    assert begun.wait(60)
     for here in range(5):
         dispatcher.publish(Progress("m", "downloading", "a.bin", here))
     dispatcher.publish(Progress("m", "downloading", "b.bin", 7))

@@ -239,7 +239,7 @@ def test_who_holds_a_lock_is_named_and_a_suspended_one_is_wrong(home: Path, orig
     origin.faults(hold)
     child = begin(home, "fetch", origin.url("big.bin"), "--sha256", BIG.sha256, "--quiet")
     try:
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
         assert eventually(lambda: any(f"is held by process {child.pid} on" in line for line in notes(home)))
         assert wrong(home) == []
         child.send_signal(signal.SIGSTOP)

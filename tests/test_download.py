@@ -49,7 +49,7 @@ def hold(origin: Origin) -> Hold:
 
 def test_a_download_goes_through_its_states(cache: Cache, origin: Origin, hold: Hold) -> None:
     download = cache.fetch(origin.url("m.gguf"), wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert download.state is State.DOWNLOADING
     assert download.state_text == "Downloading files..."
     with pytest.raises(TimeoutError, match="is still downloading after 0 s"):
@@ -66,16 +66,16 @@ def test_a_download_goes_through_its_states(cache: Cache, origin: Origin, hold: 
 
 def test_pause_keeps_every_byte_and_resume_fetches_the_rest(cache: Cache, origin: Origin, hold: Hold) -> None:
     download = cache.fetch(origin.url("m.gguf"), sha256=CONTENT.sha256, wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     download.pause()
     with pytest.raises(PausedError, match="was paused") as stop:
-        download.result(20)
+        download.result(60)
     assert (download.state, stop.value.exit_code) == (State.PAUSED, 130)
     kept = stop.value.kept_bytes
     assert 1_000_000 <= kept <= 2_000_000
     assert download.kept_bytes == kept
     download.resume()
-    file = download.result(20)
+    file = download.result(60)
     assert isinstance(file, File)
     assert (file.status, file.bytes_resumed, file.bytes_fetched) == ("resumed", kept, CONTENT.size - kept)
     assert [seen.range for seen in origin.requests] == [None, f"bytes={kept}-"]
@@ -83,10 +83,10 @@ def test_pause_keeps_every_byte_and_resume_fetches_the_rest(cache: Cache, origin
 
 def test_resume_while_a_pause_takes_effect_goes_on(cache: Cache, origin: Origin, hold: Hold) -> None:
     download = cache.fetch(origin.url("m.gguf"), wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     download.pause()
     download.resume()
-    assert Path(download.result(20)).read_bytes() == CONTENT.read()
+    assert Path(download.result(60)).read_bytes() == CONTENT.read()
 
 
 def test_pause_after_that_resume_counts(cache: Cache, origin: Origin, hold: Hold) -> None:
@@ -94,17 +94,17 @@ def test_pause_after_that_resume_counts(cache: Cache, origin: Origin, hold: Hold
     endless = Hold(1_000_000)
     origin.faults(endless)
     download = cache.fetch(origin.url("m.gguf"), wait=False)
-    assert endless.reached.wait(20)
+    assert endless.reached.wait(60)
     download.pause()
     download.resume()
     download.pause()
     with pytest.raises(PausedError):
-        download.result(20)
+        download.result(60)
 
 
 def test_a_ready_download_is_left_alone(cache: Cache, origin: Origin) -> None:
     download = cache.fetch(origin.url("m.gguf"), wait=False)
-    file = download.result(20)
+    file = download.result(60)
     for act in (download.pause, download.resume, download.retry, download.cancel):
         act()
         assert (download.state, download.result()) == (State.READY, file)
@@ -113,34 +113,34 @@ def test_a_ready_download_is_left_alone(cache: Cache, origin: Origin) -> None:
 
 def test_cancel_removes_what_is_not_complete(cache: Cache, origin: Origin, hold: Hold) -> None:
     download = cache.fetch(origin.url("m.gguf"), wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert partials(cache)
     download.cancel()
     with pytest.raises(CancelledError):
-        download.result(20)
+        download.result(60)
     assert not partials(cache)
     download.retry()
-    assert download.result(20).status == "fetched"  # type: ignore[union-attr]
+    assert download.result(60).status == "fetched"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("paused_for_long", [True, False])
 def test_cancel_counts_after_a_pause_too(cache: Cache, origin: Origin, hold: Hold, paused_for_long: bool) -> None:
     download = cache.fetch(origin.url("m.gguf"), wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     download.pause()
     if paused_for_long:
         assert download.wait_stopped(20)
         assert partials(cache)
     download.cancel()
     with pytest.raises(CancelledError):
-        download.result(20)
+        download.result(60)
     assert not partials(cache)
 
 
 def test_cancel_leaves_nothing_beside_an_output(cache: Cache, origin: Origin, hold: Hold, tmp_path: Path) -> None:
     place = tmp_path / "out" / "m.gguf"
     download = cache.fetch(origin.url("m.gguf"), wait=False, cache=False, output=place)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     download.cancel()
     assert download.wait_stopped(20)
     assert list(place.parent.iterdir()) == []
@@ -153,15 +153,15 @@ def test_cancel_takes_nothing_away_from_another_download(cache: Cache, origin: O
     origin.faults(first, path="m.gguf")
     origin.faults(second, path="same.gguf")
     stopped = cache.fetch(origin.url("m.gguf"), sha256=CONTENT.sha256, wait=False)
-    assert first.reached.wait(20)
+    assert first.reached.wait(60)
     stopped.pause()
     assert stopped.wait_stopped(20)
     other = Cache(cache_root)
     going = other.fetch(origin.url("same.gguf"), sha256=CONTENT.sha256, wait=False)
-    assert second.reached.wait(20)
+    assert second.reached.wait(60)
     stopped.cancel()
     second.release.set()
-    file = going.result(20)
+    file = going.result(60)
     assert isinstance(file, File)
     assert file.bytes_resumed >= 900_000
 
@@ -170,11 +170,11 @@ def test_retry_after_a_failure(cache: Cache, origin: Origin) -> None:
     origin.faults(Status(404))
     download = cache.fetch(origin.url("m.gguf"), wait=False)
     with pytest.raises(AllSourcesFailedError):
-        download.result(20)
+        download.result(60)
     assert (download.state, download.to_json()["status"]) == (State.FAILED, "failed")
     origin.heal()
     download.retry()
-    assert Path(download.result(20)).read_bytes() == CONTENT.read()
+    assert Path(download.result(60)).read_bytes() == CONTENT.read()
 
 
 def test_what_a_file_needed_on_its_way_goes_when_it_is_here(cache: Cache, origin: Origin) -> None:
@@ -182,7 +182,7 @@ def test_what_a_file_needed_on_its_way_goes_when_it_is_here(cache: Cache, origin
     for path, content in files.items():
         origin.put(path, content)
     download = cache.fetch(manifest_of(origin, files), wait=False)
-    download.result(20)
+    download.result(60)
     gc.collect()
     left = sum(isinstance(one, Transfer) and one.file.path in files for one in gc.get_objects())
     assert left == 0
@@ -204,7 +204,7 @@ def test_a_download_that_finds_everything_is_ready_at_once(cache: Cache, origin:
 
 def test_closing_a_cache_pauses_what_runs(cache: Cache, origin: Origin, hold: Hold) -> None:
     download = cache.fetch(origin.url("m.gguf"), wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     cache.close()
     assert download.state is State.PAUSED
 
@@ -263,13 +263,13 @@ def test_the_last_words_of_a_failure(cache: Cache, origin: Origin) -> None:
 def test_the_last_words_of_a_pause(cache: Cache, origin: Origin, hold: Hold) -> None:
     told = Events()
     download = cache.fetch(origin.url("m.gguf"), wait=False, progress=told)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     download.pause()
     assert download.wait_stopped(20)
     assert (told.all[-1]["status"], told.all[-1]["done"]) == ("paused", True)
     hold.release.set()
     download.resume()
-    download.result(20)
+    download.result(60)
     assert told.all[-1]["type"] == "download_complete"
 
 
@@ -314,7 +314,7 @@ def test_subscribers_are_told_of_their_own_download_alone(cache: Cache, origin: 
     unsubscribe = cache.on_event(all_told)
     one = cache.fetch(origin.url("m.gguf"), wait=False, progress=mine)
     two = cache.fetch(origin.url("other.gguf"), wait=False, progress=others)
-    paths = {one.result(20).path, two.result(20).path}
+    paths = {one.result(60).path, two.result(60).path}
     assert [event["filepath"] for event in mine.of("download_complete")] == [one.result().path]
     assert {event["modelId"] for event in others.all if "modelId" in event} == {two.order.id}
     assert {event["filepath"] for event in all_told.of("download_complete")} == paths
@@ -426,9 +426,9 @@ def test_after_an_interrupt_the_same_kernel_can_go_on(origin: Origin, hold: Hold
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPT, origin.url("m.gguf"), CONTENT.sha256], stdout=subprocess.PIPE, text=True
     )
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     os.kill(process.pid, signal.SIGINT)
-    first, second = process.communicate(timeout=20)[0].splitlines()
+    first, second = process.communicate(timeout=60)[0].splitlines()
     kept = int(first.split(" bytes kept")[0].replace(",", ""))
     assert second == f"resumed {kept}"
     assert 1_000_000 <= kept <= 2_000_000

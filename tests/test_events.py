@@ -112,7 +112,7 @@ def test_a_pause_ends_a_run_and_a_resume_begins_where_it_was(cache: Cache, origi
     hold = Hold(4_000_000, times=1)
     origin.faults(hold)
     download = cache.fetch(origin.url("m.gguf"), sha256=CONTENT.sha256, wait=False, progress=told)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     told.wait_until(lambda told: any(event["bytesDownloaded"] >= 3_000_000 for event in told.progress))
     download.pause()
     assert download.wait_stopped(20)
@@ -123,7 +123,7 @@ def test_a_pause_ends_a_run_and_a_resume_begins_where_it_was(cache: Cache, origi
     hold.release.set()
     origin.faults(Slow(2_000_000))
     download.resume()
-    download.result(20)
+    download.result(60)
     resumed = told.progress[len(paused) :]
     check_progress(resumed, download.order.id)
     assert min(event["bytesDownloaded"] for event in resumed if event["status"] == "downloading") >= 3_000_000
@@ -251,15 +251,15 @@ def test_a_slow_subscriber_gets_every_fact_in_order(cache: Cache, origin: Origin
 
     def slow(event: dict[str, Any]) -> None:
         if event["type"] == "model_download_progress" and event["status"] == "downloading":
-            goes_on.wait(20)
+            goes_on.wait(60)
         told(event)
         if event["type"] == "download_complete":
             ended.set()
 
     download = cache.fetch(origin.url("m.gguf"), sha256=CONTENT.sha256, wait=False, progress=slow)
-    assert Path(download.result(20).path).read_bytes() == CONTENT.read()
+    assert Path(download.result(60).path).read_bytes() == CONTENT.read()
     goes_on.set()
-    assert ended.wait(20)
+    assert ended.wait(60)
     assert told.progress[-1]["done"]
     kinds = [event["type"] for event in told.all]
     assert [kind for kind in kinds if kind in ("started", "file_ready", "installed", "completed")] == [

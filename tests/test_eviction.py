@@ -220,7 +220,7 @@ def test_what_is_being_fetched_stays(origin: Origin, models: Cache, cache_root: 
     listing = Path(models.root).parent / "a.json"
     listing.write_text(json.dumps(manifest_of(origin, {"more": FILES["more"]}, model="a", version="2").to_json()))
     child = begin(cache_root, "fetch", "--manifest", str(listing), "--quiet")
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     idle(models, "a", 9)
     limited = Cache(models.root, unused_age=2 * HOUR)
     assert removed(limited, dry_run=True) == removed(limited) == ["b", "c"]

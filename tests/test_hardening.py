@@ -39,7 +39,7 @@ def test_a_cancel_ends_where_partials_can_no_longer_be_listed(cache: Cache) -> N
         partials.write_bytes(b"")
         download.cancel()
         with pytest.raises((CancelledError, StoreError)):
-            download.result(timeout=20)
+            download.result(timeout=60)
 
 
 def test_a_download_ends_where_its_thread_cannot_be_started(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,23 +48,23 @@ def test_a_download_ends_where_its_thread_cannot_be_started(cache: Cache, monkey
             without_threads(patch, "modelcache-download")
             download = cache.fetch(origin.url("a"), wait=False, progress=False)
         with pytest.raises(StoreError, match="thread"):
-            download.result(timeout=20)
+            download.result(timeout=60)
         assert download.wait_stopped(1)
         download.resume()
-        assert download.result(timeout=20).path
+        assert download.result(timeout=60).path
 
 
 def test_a_download_ends_where_no_file_thread_can_be_started(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     without_threads(monkeypatch, "modelcache-file")
     with Origin({"a": CONTENT}) as origin, pytest.raises(StoreError, match="thread"):
-        cache.fetch(origin.url("a"), wait=False, progress=False).result(timeout=20)
+        cache.fetch(origin.url("a"), wait=False, progress=False).result(timeout=60)
 
 
 def test_a_download_succeeds_where_nobody_can_be_told(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.on_event(lambda event: None)
     without_threads(monkeypatch, "modelcache-dispatcher")
     with Origin({"a": CONTENT}) as origin:
-        assert cache.fetch(origin.url("a"), wait=False, progress=False).result(timeout=20).path
+        assert cache.fetch(origin.url("a"), wait=False, progress=False).result(timeout=60).path
 
 
 @pytest.mark.parametrize("cached", [True, False])

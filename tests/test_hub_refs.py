@@ -155,7 +155,7 @@ def test_its_stages_are_told(hub: Hub, cache: Cache) -> None:
     hold = Hold(0)
     hub.faults(hold, path="api/models/org/name/revision/main")
     download = cache.fetch(REF, wait=False, progress=events)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert download.state == "resolving"
     assert download.state_text == f"Pulling manifest from 127.0.0.1:{hub.port}..."
     assert download.to_json()["manifest_pulled"] is False
@@ -171,10 +171,10 @@ def test_a_pause_ends_the_question_at_once_and_resume_asks_again(hub: Hub, cache
     events, hold = Events(), Hold(0)
     hub.faults(hold, path="api/models/org/name/revision/main")
     download = cache.fetch(REF, wait=False, progress=events)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     download.pause()
     with pytest.raises(mc.PausedError):
-        download.result(5)
+        download.result(60)
     hold.release.set()
     hub.heal()
     download.resume()

@@ -31,14 +31,14 @@ def interrupted(hub: Hub, cache: Cache) -> None:
     hold = Hold(1_000_000, times=1)
     hub.faults(hold, path=BIG)
     process = start("fetch", REF, "--quiet")
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     blobs = [Path(cache.root, "blobs", "sha256", each.sha256[:2], each.sha256) for each in FILES.values()]
     end = time.monotonic() + 20
     while sum(blob.exists() for blob in blobs) < len(FILES) - 1:
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 130
 
 
@@ -159,9 +159,9 @@ def test_a_pause_tells_what_is_kept_of_all_files(hub: Hub, cache: Cache) -> None
         hub.faults(hold, path=f"org/name/resolve/{COMMIT}/{name}")
     process = start("fetch", REF, "--quiet")
     for hold in holds:
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=20)[1]
+    said = process.communicate(timeout=60)[1]
     kept = said.split("; ")[1]
     assert 1_000_000 < int(kept.split()[0].replace(",", "")) <= 1_200_000 and kept.endswith(" bytes kept")
     log = Path(cache.root, "logs", f"{ID}.jsonl").read_text().splitlines()

@@ -54,7 +54,7 @@ class Lab:
         options = f'file = "{self.folder}/{name}"\nuntil = "{self.folder}/until"'
         return f'[jobs.{name}]\nrun = "ownjobs:{function}"\ncron = "{cron}"\n{options}\n{more}\n'
 
-    def start(self, patience_s: float = 20.0, look_every_s: float = 0.1) -> "Process":
+    def start(self, patience_s: float = 60.0, look_every_s: float = 0.1) -> "Process":
         return Process(self, (str(patience_s), str(look_every_s)), self._stack)
 
     def runs(self, name: str = "mine") -> dict[str, str]:

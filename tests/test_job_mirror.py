@@ -73,7 +73,7 @@ def test_refresh_that_is_told_to_stop_gives_up_what_it_asks(hub: Hub, cache: Cac
         assert time.monotonic() < end
         time.sleep(0.01)
     stop.set()
-    thread.join(10)
+    thread.join(60)
     hold.release.set()
     assert [list(report) for report in reports] == [[]]
 
@@ -153,9 +153,9 @@ def test_mirror_that_is_told_to_stop_keeps_what_it_has(hub: Hub, cache: Cache) -
     reports: list[Report] = []
     thread = threading.Thread(target=lambda: reports.append(mirrored(cache, stop)))
     thread.start()
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     stop.set()
-    thread.join(20)
+    thread.join(60)
     hold.release.set()
     assert rows(reports[0]) == [("hf:org/name@main", "", "stopped")] and reports[0].findings == 0
     (row,) = mirrored(cache)

@@ -282,13 +282,13 @@ def test_where_the_kernel_cannot_lock_a_lease_does(home: Path, origin: Origin, s
     command = [sys.executable, "-m", "modelcache", "fetch", origin.url("m.bin")]
     preload = {"MODELCACHE_HOME": str(home), "LD_PRELOAD": str(shim), "FLOCK_SHIM": "none"}
     begun.append(child(*command, **preload))
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert list((home / "locks").glob("model-*.lock.lease"))
     begun.append(child(*command, MODELCACHE_PROGRESS="text", **preload))
     assert begun[1].stderr is not None
     assert f"waiting for process {begun[0].pid} on " in begun[1].stderr.readline()
     hold.release.set()
-    assert [process.wait(20) for process in begun] == [0, 0]
+    assert [process.wait(60) for process in begun] == [0, 0]
     assert len(origin.requests) == 1
     assert not list((home / "locks").glob("*.lease"))
     check_store(home)
@@ -391,7 +391,7 @@ print("had")
 def test_a_dead_lease_is_taken_over_where_names_cannot_be_swapped(marker: Path, shim: Path, begun) -> None:
     elsewhere(marker)
     begun.append(child(sys.executable, "-c", NFS, str(marker), LD_PRELOAD=str(shim), FLOCK_SHIM="nfs"))
-    output, errors = begun[0].communicate(timeout=20)
+    output, errors = begun[0].communicate(timeout=60)
     assert output.strip() == "had", errors
 
 
@@ -418,15 +418,15 @@ def test_who_wakes_up_after_another_has_taken_its_bytes_publishes_nothing_wrong(
     command = [sys.executable, "-m", "modelcache", "fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet"]
     preload = {"MODELCACHE_HOME": str(home), "LD_PRELOAD": str(shim), "FLOCK_SHIM": "lies"}
     begun.append(child(*command, **preload))
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     os.kill(begun[0].pid, signal.SIGSTOP)
     hold.release.set()
     origin.heal()
     begun.append(child(*command, **preload))
-    assert begun[1].wait(20) == 0
+    assert begun[1].wait(60) == 0
     check_store(home)
     os.kill(begun[0].pid, signal.SIGCONT)
-    _, errors = begun[0].communicate(timeout=20)
+    _, errors = begun[0].communicate(timeout=60)
     assert len(lines(errors)) <= 1, errors
     check_store(home)
     assert not list((home / "partials").iterdir())
@@ -438,12 +438,12 @@ def test_two_hosts_without_locks_share_a_folder(home: Path, origin: Origin, shim
     fetch = [sys.executable, "-m", "modelcache", "fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet"]
     preload = {"MODELCACHE_HOME": str(home), "LD_PRELOAD": str(shim), "FLOCK_SHIM": "lies"}
     begun.append(child(*away, *fetch, **preload))
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     origin.heal()
     begun.append(child(*fetch, **preload))
-    assert begun[1].wait(20) == 0
+    assert begun[1].wait(60) == 0
     hold.release.set()
-    begun[0].communicate(timeout=20)
+    begun[0].communicate(timeout=60)
     check_store(home)
     assert run(home, "verify").returncode == 0
 
@@ -457,7 +457,7 @@ def test_the_holder_on_another_host_is_named(lock: str, away: list[str], begun) 
     ):
         pass
     assert "kill" not in refused.value.next_step
-    begun[0].communicate("\n", timeout=20)
+    begun[0].communicate("\n", timeout=60)
 
 
 WATCH = """

@@ -44,7 +44,7 @@ def killed(origin: Origin, home: Path, *more: str, at: int = 3 * MIB) -> None:
     hold = Hold(at)
     origin.faults(hold)
     child = begin(home, "fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet", *more)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert eventually(lambda: partial_bytes(home / "partials") > at - MIB)
     child.kill()
     child.communicate(timeout=30)
@@ -117,7 +117,7 @@ def test_what_somebody_is_fetching_is_nothing_that_was_left(origin: Origin, cach
     origin.faults(hold)
     child = begin(cache_root, "fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet")
     try:
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
         aged(the_partial(cache_root), 30)
         assert len(cache.check_at_start()) == 0
         assert "partial" not in by_kind(cache.clean())
@@ -617,7 +617,7 @@ def test_a_model_that_is_being_fetched_is_not_reset(origin: Origin, cache: Cache
     origin.faults(hold)
     child = begin(cache_root, "fetch", origin.url("m.bin"), "--sha256", FILE.sha256, "--quiet")
     try:
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
         refused = run("reset", origin.url("m.bin"))
         assert (refused.returncode, len(refused.stderr.splitlines())) == (7, 1)
     finally:

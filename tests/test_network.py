@@ -93,7 +93,7 @@ def test_a_link_that_goes_down_three_times_costs_no_byte_twice(
     origin.faults(*holds)
     child = begin_near(link, cache_root, ENDURING, "fetch", origin.url("m.bin"), *ONE)
     for hold in holds:
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
         link.down(end)
         hold.release.set()
         told = said(child, "; again in ")
@@ -114,7 +114,7 @@ def test_a_link_that_stays_down_is_exit_5_and_the_next_run_goes_on_at_the_missin
     origin.faults(hold)
     words = ("fetch", origin.url("m.bin"), *ONE, "--json")
     child = begin_near(link, cache_root, IMPATIENT, *words, "--quiet")
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     link.down(end)
     hold.release.set()
     output, errors = child.communicate(timeout=60)

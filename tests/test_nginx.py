@@ -66,7 +66,7 @@ class Nginx:
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(10)
+        self._process.wait(60)
 
     def put(self, name: str, content: bytes) -> str:
         (self.data / name).write_bytes(content)
@@ -113,7 +113,7 @@ def _pause_at(cache: mc.Cache, url: str, sha256: str, least: int) -> mc.Download
     assert reached.wait(30)
     download.pause()
     with pytest.raises(mc.PausedError):
-        download.result(10)
+        download.result(60)
     return download
 
 

@@ -87,11 +87,11 @@ def test_while_layers_come_it_says_so(registry: Registry, cache: Cache, one_conn
     hold = Hold(1_000_000)
     registry.faults(hold, path=f"v2/library/tiny/blobs/sha256:{MODEL.sha256}")
     download = cache.fetch("ollama:tiny", wait=False)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert download.state_text == "Downloading model layers..."
     assert download.to_json()["manifest_pulled"] is True
     hold.release.set()
-    assert download.result(20)
+    assert download.result(60)
 
 
 def test_two_licenses_are_two_files(registry: Registry, cache: Cache) -> None:

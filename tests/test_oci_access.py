@@ -102,7 +102,7 @@ def test_all_that_are_refused_at_the_same_time_share_one_new_token(registry: Reg
 
     def ask(headers: Mapping[str, str]) -> str:
         if "Authorization" not in headers:
-            refused.wait(20)
+            refused.wait(60)
             raise ChallengedError(challenge, is_inside=True)
         return headers["Authorization"]
 
@@ -114,7 +114,7 @@ def test_all_that_are_refused_at_the_same_time_share_one_new_token(registry: Reg
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(got) == 8 and len(set(got)) == 1
     assert len(registry.asked("/token")) == 1
 

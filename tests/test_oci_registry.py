@@ -76,7 +76,7 @@ class DockerRegistry:
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(10)
+        self._process.wait(60)
 
     def push(self, repository: str, tag: str, manifest: bytes, *contents: Content) -> str:
         base = f"http://{self.host}/v2/{repository}"
@@ -136,7 +136,7 @@ def test_a_fetch_that_is_killed_in_mid_layer_goes_on_there(registry: DockerRegis
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert partials(cache)
     done = run("fetch", "ollama:tiny:1b", "--quiet", "--json")
     (told,) = json.loads(done.stdout)

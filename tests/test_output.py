@@ -177,10 +177,10 @@ def test_two_processes_may_want_the_same_output(origin: Origin, tmp_path: Path) 
     place = tmp_path / "out" / "m.gguf"
     wanted = ["fetch", origin.url("m.gguf"), "--sha256", CONTENT.sha256, "--output", str(place), "--no-cache", "--json"]
     first = start(*wanted)
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     second = start(*wanted)
     hold.release.set()
-    ends = [process.communicate(timeout=20) for process in (first, second)]
+    ends = [process.communicate(timeout=60) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], ends
     assert place.read_bytes() == CONTENT.read()
     assert names(place.parent) == ["m.gguf"]

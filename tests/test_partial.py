@@ -25,6 +25,8 @@ from modelcache.errors import FencedError, StoreError, VerificationError
 from modelcache.model import Digest, ModelFile, PieceDigests, Span
 from modelcache.pieces import Checks
 from modelcache.spans import END
+from modelcache.store import claim as claims
+from modelcache.store import journal as journals
 from modelcache.store.follower import Follower
 from modelcache.store.partial import Partial, SpanWriter, found
 from modelcache.store.writeback import SYNC_EVERY, WriteBack
@@ -33,7 +35,7 @@ MIB = 1 << 20
 KEY = "sha256-key"
 DATA = random.Random(1).randbytes(50_000)
 BIG = random.Random(2).randbytes(6 * MIB + 12_345)
-PATIENCE_S = 20  # for what must happen, and would never if it did not
+PATIENCE_S = 60  # for what must happen, and would never if it did not
 
 
 def wanted(data: bytes = DATA, *, digest: bool = True, size: bool = True, piece: int = 0) -> ModelFile:
@@ -1415,3 +1417,24 @@ def test_who_gives_reserved_room_back_takes_no_byte_of_whom_it_made_room_for(ope
     with open(partial.path, "rb") as stream:
         stream.seek(half)
         assert stream.read(10_000) == b"y" * 10_000
+
+
+@pytest.mark.parametrize("made", ["data", "journal"])
+def test_a_folder_that_another_host_takes_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    """Where locks lie: it sees the name, and not yet the lock."""
+    create, taken = claims.create, []
+
+    def taken_now(path: str, *more: int) -> int:
+        if not taken and path.endswith(made):
+            folder = os.path.dirname(path)
+            taken.append(folder)
+            os.rename(folder, tmp_path / "theirs")
+        return create(path, *more)
+
+    for module in (claims, journals):
+        monkeypatch.setattr(module, "create", taken_now)
+    partial = Partial.open(str(tmp_path / "partials"), KEY, FILE)
+    assert taken != [partial.folder]
+    partial.close()

@@ -147,7 +147,7 @@ def test_clean_forgets_what_was_asked_when_it_is_old(cache: Cache, origin: Origi
         assert [path.stem for path in asked(cache)] == [kept]
     finally:
         running.kill()
-        running.communicate(timeout=20)
+        running.communicate(timeout=60)
 
 
 def test_a_model_of_a_manifest_is_resumed_in_another_process(cache: Cache, origin: Origin) -> None:
@@ -184,7 +184,7 @@ def test_what_another_process_fetches_is_not_cancelled_and_reads_as_paused_once_
             cache.cancel(rows[0]["id"])
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     (row,) = cache.downloads("paused")
     assert row["id"] == rows[0]["id"]
     origin.heal()

@@ -114,13 +114,13 @@ def test_no_more_than_allowed_are_fetched_at_the_same_time(cache_root, origin) -
     for name in "abc":
         queue.add(origin.url(f"{name}.bin"))
     queue.start()
-    assert holds[0].reached.wait(20)
-    assert holds[1].reached.wait(20)
+    assert holds[0].reached.wait(60)
+    assert holds[1].reached.wait(60)
     assert [row["status"] for row in queue.entries()] == ["running", "running", "waiting"]
     assert not holds[2].reached.is_set()
     for hold in holds:
         hold.release.set()
-    assert holds[2].reached.wait(20)
+    assert holds[2].reached.wait(60)
     queue.run(progress=False)
     queue.stop()
     assert len(queue) == 0
@@ -134,7 +134,7 @@ def test_a_pause_holds_everything_and_keeps_the_bytes(cache_root, origin) -> Non
     queue.add(origin.url("a.bin"))
     queue.add(origin.url("b.bin"))
     queue.start()
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     queue.pause()
     assert eventually(lambda: [row["status"] for row in queue.entries() if row["ref"].endswith("a.bin")] == ["waiting"])
     queue.run(progress=False)  # comes back: nothing is fetched while it is paused
@@ -154,7 +154,7 @@ def test_what_is_taken_out_while_it_is_fetched_ends(cache_root, origin) -> None:
     queue = Queue(Cache(cache_root))
     entry = queue.add(origin.url("a.bin"))
     queue.start()
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     queue.remove(entry)
     queue.run(progress=False)
     queue.stop()
@@ -191,7 +191,7 @@ def test_a_killed_process_leaves_its_entry_to_the_next(cache_root, origin) -> No
     origin.faults(hold, path="a.bin")
     first = start("fetch", "--queue", origin.url("a.bin"), origin.url("b.bin"), "--quiet")
     try:
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait(10)
@@ -207,9 +207,9 @@ def test_an_interrupted_run_keeps_what_waits(cache_root, origin) -> None:
     hold = Hold(200_000)
     origin.faults(hold, path="a.bin")
     first = start("fetch", "--queue", origin.url("a.bin"), "--quiet")
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=20)
+    _, errors = first.communicate(timeout=60)
     hold.release.set()
     assert first.returncode == 130
     assert "Traceback" not in errors
@@ -303,7 +303,7 @@ def test_what_a_container_that_is_gone_was_fetching_waits_again(cache, cache_roo
     assert [(row["status"], row["by"]) for row in queue.entries()] == [("waiting", "")] * 3
     running = threading.Thread(target=queue.run, kwargs={"progress": False}, daemon=True)
     running.start()
-    running.join(20)
+    running.join(60)
     assert not running.is_alive()
     assert len(queue) == 0
 
@@ -312,7 +312,7 @@ def test_whoever_only_waits_says_for_whom_and_others_see_it(cache_root, origin) 
     hold = Hold(200_000)
     origin.faults(hold, path="a.bin")
     first = start("fetch", "--queue", origin.url("a.bin"), "--quiet")
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     who = f"process {first.pid} on "
     (row,) = Queue(Cache(cache_root)).entries()
     assert (row["status"], row["by"].startswith(who)) == ("running", True)
@@ -320,8 +320,8 @@ def test_whoever_only_waits_says_for_whom_and_others_see_it(cache_root, origin) 
     assert second.stderr is not None
     assert second.stderr.readline().startswith(f"waiting for {who}")
     hold.release.set()
-    assert second.communicate(timeout=20)[1] == ""
-    assert (first.communicate(timeout=20)[1], first.returncode, second.returncode) == ("", 0, 0)
+    assert second.communicate(timeout=60)[1] == ""
+    assert (first.communicate(timeout=60)[1], first.returncode, second.returncode) == ("", 0, 0)
 
 
 def test_a_try_more_for_what_is_being_fetched_changes_nothing(cache_root, origin) -> None:
@@ -330,7 +330,7 @@ def test_a_try_more_for_what_is_being_fetched_changes_nothing(cache_root, origin
     queue = Queue(Cache(cache_root))
     entry = queue.add(origin.url("a.bin"))
     queue.start()
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     queue.retry(entry)
     assert [row["status"] for row in queue.entries()] == ["running"]
     hold.release.set()
@@ -553,7 +553,7 @@ def test_after_two_interrupts_nothing_is_stuck(cache_root, origin) -> None:
                 raise KeyboardInterrupt
 
             download.wait_stopped = wait_stopped
-            assert hold.reached.wait(20)
+            assert hold.reached.wait(60)
             return download
 
     def interrupt(_: object) -> None:
@@ -582,10 +582,10 @@ def test_in_the_background_an_error_is_logged_once_and_outlived(cache, cache_roo
     log.addHandler(handler)
     try:
         queue.start()
-        assert logged.wait(20)
+        assert logged.wait(60)
         place.unlink()
         queue.add(origin.url("a.bin"))
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
     finally:
         log.removeHandler(handler)
         hold.release.set()
@@ -604,7 +604,7 @@ def test_what_is_cancelled_leaves_the_queue(cache, origin) -> None:
     queue = Queue(cache)
     queue.add(origin.url("a.bin"))
     queue.start()
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     (download,) = cache.downloads()
     cache.cancel(download["id"])
     hold.release.set()
@@ -618,9 +618,9 @@ def test_what_is_cancelled_while_it_waits_leaves_the_queue(cache, cache_root, or
     hold = Hold(200_000)
     origin.faults(hold, path="a.bin")
     first = start("fetch", "--queue", origin.url("a.bin"), "--quiet")
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=20)
+    first.communicate(timeout=60)
     hold.release.set()
     (download,) = cache.downloads()
     assert run("cancel", download["id"]).returncode == 0
@@ -653,7 +653,7 @@ def held(cache_root, origin) -> Iterator[tuple[Cache, Queue, Hold]]:
     queue = Queue(cache)
     queue.add(origin.url("a.bin"), sha256=FILES["a.bin"].sha256)
     queue.start()
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     yield cache, queue, hold
     hold.release.set()
     queue.stop()
@@ -720,7 +720,7 @@ def test_the_end_of_a_cache_pauses_no_entry(held, origin) -> None:
     again = Hold(250_000, times=1)
     origin.faults(again, path="a.bin")
     cache.close()
-    assert again.reached.wait(20)  # whoever runs the queue goes on
+    assert again.reached.wait(60)  # whoever runs the queue goes on
     queue.stop()
     again.release.set()
     assert [row["status"] for row in queue.entries()] == ["waiting"]
@@ -742,13 +742,13 @@ def test_what_another_process_fetches_without_the_queue_is_not_paused_from_here(
     hold = Hold(200_000)
     origin.faults(hold, path="a.bin")
     other = start("fetch", origin.url("a.bin"), "--quiet")
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert eventually(lambda: [row["status"] for row in cache.downloads()] == ["in_progress"])
     (download,) = cache.downloads()
     with pytest.raises(LockedError, match="by another process"):
         cache.pause(download["id"])
     hold.release.set()
-    other.communicate(timeout=20)
+    other.communicate(timeout=60)
     assert cache.pause(download["id"]).status == "success"
 
 

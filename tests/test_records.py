@@ -136,7 +136,7 @@ def test_rot_found_while_other_files_are_fetched_is_not_installed_but_mended(cac
         hold = Hold(50_000)
         origin.faults(hold)
         download = fetching.fetch(manifest, wait=False)
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(60)
         rot(folder / "a", 1000)
         cache.verify("m")
         with pytest.raises(ModelNotAvailableError, match="error"):

@@ -154,7 +154,7 @@ def test_one_account_resumes_what_was_killed_of_the_other(home: Path, origin: Or
     hold = Hold(6 * MIB, times=1)
     origin.faults(hold, path="m.bin")
     pid, reading = begun(ANNA, fetching(home, origin))
-    assert hold.reached.wait(20)
+    assert hold.reached.wait(60)
     assert eventually(lambda: partial_bytes(home / "partials") > 4 * MIB)
     os.kill(pid, 9)
     os.waitpid(pid, 0)

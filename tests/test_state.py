@@ -234,7 +234,7 @@ def test_a_child_after_a_fork_writes_nothing_of_its_parent(state: State) -> None
     context = multiprocessing.get_context("fork")
     child = context.Process(target=lambda: sys.exit(len(state.uses.take()[0])))
     child.start()
-    child.join(20)
+    child.join(60)
     assert child.exitcode == 0
     assert len(state.uses.take()[0]) == 1
 

@@ -230,7 +230,7 @@ def test_models_of_one_file_each_are_read_side_by_side(cache: Cache, six: Mappin
         def is_set(self) -> bool:
             mine.calls = getattr(mine, "calls", 0) + 1
             if threading.current_thread().name == "modelcache-reader" and mine.calls == 2:  # first, whether to begin
-                met.wait(20)
+                met.wait(60)
             return False
 
     assert len(swept(cache.sweep(share="full", strict=True, stop=Meeting(), clock=in_days(11)))) == 6

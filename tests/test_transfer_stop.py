@@ -247,7 +247,7 @@ def test_in_a_body_that_nothing_can_wake(tmp_path, stubborn) -> None:
     stopped = Stopped(tmp_path, [source]).when(source.reached.is_set)
     assert stopped.outcome.left == MIB
     source.release.set()
-    assert source.ended.wait(10)
+    assert source.ended.wait(60)
     assert left_in(tmp_path) == MIB
 
 
@@ -314,7 +314,7 @@ def test_several_connections_end_together(tmp_path) -> None:
         wait_for(lambda: sum(seen.bytes_sent >= MIB for seen in origin.requests) == 4)
         began = time.monotonic()
         control.stop(PausedError("paused"))
-        thread.join(10)
+        thread.join(60)
         print(f"stopped after {1000 * (time.monotonic() - began):.0f} ms")
     assert outcome[0].left >= 3 * MIB
 
@@ -327,7 +327,7 @@ def test_a_name_that_does_not_resolve_in_time_is_followed_by_the_next_source(tmp
     done = run(tmp_path, wanted(MODEL), [source, origin.url("m")], connect_timeout=0.2)
     assert (done.content, "did not resolve" in done.facts("source_failed")[0][0]) == (DATA, True)
     source.release.set()
-    assert source.ended.wait(10)
+    assert source.ended.wait(60)
 
 
 def test_a_disk_that_refuses_ends_the_other_connections(tmp_path, origin) -> None:

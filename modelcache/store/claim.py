@@ -23,6 +23,7 @@ from modelcache.spans import END, SpanSet
 from modelcache.store.disk import (
     READ,
     WRITE,
+    again_where_taken,
     chunks_of,
     create,
     disk_errors,
@@ -56,11 +57,15 @@ def claim(base: str, key: str, file: ModelFile, model: str = "") -> Claim:
     """
     make_directories(base)
     with disk_errors(base):
-        for name in found(base, key):
-            claimed = _taken(base, name, key, file)
-            if claimed:
-                return claimed
-        return _begun(os.path.join(base, _token_of(key)), key, file, model)
+        return again_where_taken(lambda: _claimed(base, key, file, model))
+
+
+def _claimed(base: str, key: str, file: ModelFile, model: str) -> Claim:
+    for name in found(base, key):
+        claimed = _taken(base, name, key, file)
+        if claimed:
+            return claimed
+    return _begun(os.path.join(base, _token_of(key)), key, file, model)
 
 
 def found(base: str, key: str) -> list[str]:

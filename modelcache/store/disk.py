@@ -13,11 +13,12 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from modelcache.errors import ShortageError, StoreError, UsageError
 from modelcache.store.modes import FOLDER, is_shared, mode_in
 
+T = TypeVar("T")
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -229,8 +230,9 @@ def temporary(folder: str, new_name: Callable[[], str], mode: int | None = None)
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
 
 
-def again_where_swept(work: Callable[[], None]) -> None:
-    """A link that a clean took before it had its last name is made again: it cannot be locked before it is one."""
+def again_where_taken(work: Callable[[], T]) -> T:
+    """What was taken away while it was made is made again: a link, which a clean sees before anybody can lock it, or
+    what another host takes where locks lie. FileNotFoundError where that goes on and on."""
     for _ in range(SWEEPS):
         with suppress(FileNotFoundError):
             return work()

@@ -22,7 +22,7 @@ from modelcache.model import Digest
 from modelcache.store import blobs
 from modelcache.store.disk import (
     READ,
-    again_where_swept,
+    again_where_taken,
     check_no_links,
     chunks_of,
     disk_errors,
@@ -184,7 +184,7 @@ def _linked(
         is_named = _is_named(layout, path, stamp, reading)
 
     with disk_errors(layout.blob(reading.sha256)):
-        again_where_swept(name)
+        again_where_taken(name)
     return Taken(reading, stamp, is_copy=False) if is_named else None
 
 

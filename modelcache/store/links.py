@@ -16,7 +16,7 @@ from modelcache.model import Digest
 from modelcache.names import cut
 from modelcache.store.disk import (
     READ,
-    again_where_swept,
+    again_where_taken,
     chunks_of,
     disk_errors,
     make_directories,
@@ -50,7 +50,7 @@ def link(blob: str, target: str, sha256: Digest, proven: Stamp) -> Stamp:
         if _same_inode(blob, target):
             return proven
         try:
-            again_where_swept(lambda: _link(blob, target))
+            again_where_taken(lambda: _link(blob, target))
         except OSError:
             if not os.path.isfile(blob) or os.path.isdir(target):
                 raise
