@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from modelcache.configuration import checked, root_of
 from modelcache.dispatch import Show
 from modelcache.errors import UsageError
 from modelcache.fetching import begun, check_order, fetched, laid_out, unpacked, waited
@@ -21,7 +22,6 @@ from modelcache.refs import Ref
 from modelcache.roots import Roots, model_of, ref_of
 from modelcache.rows import Report, joined
 from modelcache.settings import Settings
-from modelcache.wiring import checked, root_of
 from modelcache.wish import Wish, chosen_of, digests_of
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from modelcache.catalog import ids
+from modelcache.configuration import PREFIX, settings_for
 from modelcache.errors import ModelCacheError, StoreError
 from modelcache.findings import Finding, command, fetch_of, quoted, quoted_some, some
 from modelcache.rows import Report
@@ -32,7 +33,7 @@ from modelcache.store.shelf import Shelf
 from modelcache.surroundings import network, other_caches, tokens
 from modelcache.units import as_age, in_bytes
 from modelcache.urls import without_secrets
-from modelcache.wiring import PREFIX, settings_for, tier_of
+from modelcache.wiring import tier_of
 
 LEAST_FREE = 1 << 30  # bytes; below that hardly any model fits
 LEAST_FILES = 1000

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from modelcache.configuration import settings_for
 from modelcache.dispatch import Show
 from modelcache.errors import ModelNotAvailableError, NotFoundError, StoreError, UsageError
 from modelcache.hits import hit
@@ -24,7 +25,6 @@ from modelcache.roots import Roots
 from modelcache.runtime import STOP_WITHIN_S, Runtime
 from modelcache.settings import Settings
 from modelcache.store.resolved import Resolved
-from modelcache.wiring import settings_for
 from modelcache.wish import Wish
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from modelcache.configuration import fallback_for
 from modelcache.errors import UsageError
 from modelcache.names import checked_path
 from modelcache.refs import Ref
 from modelcache.runtime import Runtime
 from modelcache.store.installed import Installed
-from modelcache.wiring import fallback_for
 
 Held = tuple[Runtime, Installed]  # a version of a model, and the root that it is in
 

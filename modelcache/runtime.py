@@ -1,8 +1,8 @@
 """What a root is in one process: its models, and threads, locks, connections and what runs.
 
 Responsible for: making them when they are first needed, making them anew in a child after a fork, which inherits none
-of them, and ending them. Leaves to others: using them (`fetching`, `inventory`, `cache`), settings and sources
-(`wiring`).
+of them, and ending them. Leaves to others: using them (`fetching`, `inventory`, `caching`), settings and sources
+(`wiring`, `configuration`).
 """
 
 import os
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from modelcache.configuration import settings_for
 from modelcache.errors import UsageError
 from modelcache.history import Use
 from modelcache.order import Order, Workshop
@@ -22,7 +23,7 @@ from modelcache.state.uses import Uses
 from modelcache.store.disk import check_no_links, make_directories, make_root
 from modelcache.store.layout import Layout
 from modelcache.store.shelf import Shelf
-from modelcache.wiring import Sources, settings_for, tiers_for
+from modelcache.wiring import Sources, tiers_for
 
 if TYPE_CHECKING:
     from modelcache.download import Download

@@ -1,6 +1,6 @@
 """Every number a user may turn, with its default, once.
 
-Responsible for: names, types, defaults and bounds. Leaves to `wiring`: reading them from arguments,
+Responsible for: names, types, defaults and bounds. Leaves to `configuration`: reading them from arguments,
 environment and configuration file.
 """
 

@@ -28,7 +28,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "plan",
     "catalog openfiles",
     "store.* remotes.*",
-    "state.* foreign.* probing othertools rows",
+    "state.* foreign.* probing othertools rows configuration",
     "transfer.* archives.* order",
     "tiers",
     "unpack layouts install filefetch wiring logbook sampling verdict",

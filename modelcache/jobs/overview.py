@@ -6,13 +6,13 @@ Leaves to others: schedules (`schedule`), runs (`ledger`).
 import time
 
 from modelcache.caching import Cache
+from modelcache.configuration import fallback_for
 from modelcache.errors import UsageError
 from modelcache.jobs.job import Clock
 from modelcache.jobs.ledger import Ledger, Run, in_order
 from modelcache.jobs.schedule import Schedule, schedules
 from modelcache.rows import Report
 from modelcache.store.layout import Layout
-from modelcache.wiring import fallback_for
 
 
 def listed(cache: Cache, clock: Clock = time.time) -> Report:

@@ -19,6 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from modelcache.caching import Cache
+from modelcache.configuration import fallback_for
 from modelcache.errors import LockedError, ModelCacheError, StoreError, UsageError
 from modelcache.jobs.job import Clock, Config, Job
 from modelcache.jobs.ledger import MOST_RUNS, Claim, Ledger, Run, Status
@@ -28,7 +29,6 @@ from modelcache.rows import Report
 from modelcache.store.disk import make_root
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
-from modelcache.wiring import fallback_for
 
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())

@@ -2,7 +2,7 @@
 
 Responsible for: reading them strictly; what is wrong with one job is kept with that job, so that the others run; and
 which run is due. A run is called by its slot: the instant its cron line means, in UTC, however late it begins.
-Leaves to others: reading the file (`wiring`), waking up (`daemon`), and whether a slot has been run (`ledger`).
+Leaves to others: reading the file (`configuration`), waking up (`daemon`), and whether a slot has been run (`ledger`).
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from datetime import UTC, datetime, tzinfo
 from importlib.util import find_spec
 from typing import Any
 
+from modelcache.configuration import job_tables
 from modelcache.errors import UsageError
 from modelcache.jobs.cron import Cron
 from modelcache.jobs.job import BUILT_IN
 from modelcache.store.modes import is_shared
 from modelcache.urls import checked_url
-from modelcache.wiring import job_tables
 
 GRACE_S = 3600.0  # what begins later than that is left out
 MAX_RUNTIME_S = 6 * 3600.0
