@@ -103,8 +103,12 @@ def evict(layout: Layout, registry: Registry, one: Evicted) -> int:
 
     def check() -> None:
         marks = Marks(layout)
-        if time.time() - marks.last_used(record) <= RECENT_S or marks.is_pinned(record.id, record.version):
+        is_pinned = marks.is_pinned(record.id, record.version)
+        if is_pinned or time.time() - marks.last_used(record) <= RECENT_S:
             raise LockedError(f"{record.id} was asked for or pinned just now")
+        if time.time() - marks.take(record) <= RECENT_S:  # from here on nobody believes what he sees of it (`hits`)
+            marks.used(record.id, record.version)
+            raise LockedError(f"{record.id} was asked for just now")
 
     remove(layout, registry, record, check)
     return one.size

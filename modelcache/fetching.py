@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from modelcache.configuration import settings_for
 from modelcache.dispatch import Show
 from modelcache.errors import ModelNotAvailableError, NotFoundError, StoreError, UsageError
-from modelcache.hits import hit
+from modelcache.hits import hit, kept_hit
 from modelcache.model import Manifest
 from modelcache.order import Order
 from modelcache.ordering import order_of
@@ -57,10 +57,10 @@ class Request:
         """
         runtime, order = self.runtime, self.order()
         if order.asks is None or not order.cached or not self._fresh_s(order.asks):
-            return order, hit(order, runtime.shelf.layout)
+            return order, self._hit(order)
         with suppress(NotFoundError):  # its hub may have it by now
             older = order_of(runtime.shelf, self.ref, self.wish)
-            if (here := hit(older, runtime.shelf.layout)) is not None and not self._is_behind(older, order.asks):
+            if (here := self._hit(older)) is not None and not self._is_behind(older, order.asks):
                 self._look_again(order, older.version, progress)
                 return older, here
         return order, None
@@ -78,9 +78,16 @@ class Request:
         self.runtime.look_again(Question(order, known, self.order, subscriber_for(progress, order.id)))
 
     def renewed(self, meaning: Manifest | None) -> tuple[Order, Result | None]:
-        """The same, once a hub has been asked, or another process has ended."""
-        order = self.order(meaning)
-        return order, hit(order, self.runtime.shelf.layout)
+        """The same, once a hub has been asked, or another process has ended. Nobody evicts it: its lock is held."""
+        order, shelf = self.order(meaning), self.runtime.shelf
+        here = hit(order, shelf.layout)
+        if here is not None and order.cached and self.wish.counted:
+            shelf.marks.used(order.id, here.version)
+        return order, here
+
+    def _hit(self, order: Order) -> Result | None:
+        shelf = self.runtime.shelf
+        return kept_hit(order, shelf) if self.wish.counted else hit(order, shelf.layout)
 
     def check(self, order: Order) -> None:
         """UsageError where the id stands for something else already. What it stands for in a catalog, that says."""

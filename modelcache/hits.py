@@ -1,7 +1,7 @@
 """Whether what is wanted is here already, and looks as it did when it was last verified.
 
-Responsible for: the answer, at one stat a file: no byte is read. Leaves to others: what is wanted (`ordering`), reading
-what is here (`filefetch`).
+Responsible for: the answer, at one stat a file: no byte is read; and that what it names is not evicted in that moment.
+Leaves to others: what is wanted (`ordering`), reading what is here (`filefetch`), what goes (`eviction`).
 """
 
 from modelcache.model import ModelFile
@@ -10,7 +10,8 @@ from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.store.blobs import agrees
 from modelcache.store.installed import Installed, InstalledFile
 from modelcache.store.layout import Layout
-from modelcache.store.shelf import is_same_ref
+from modelcache.store.locks import is_held
+from modelcache.store.shelf import Shelf, is_same_ref
 
 
 def hit(order: Order, layout: Layout) -> Model | File | None:
@@ -32,6 +33,15 @@ def hit(order: Order, layout: Layout) -> Model | File | None:
     if order.single:
         return files[0]
     return Model(order.ref, order.id, order.version, folder, tuple(files), order.lacking, order.missing)
+
+
+def kept_hit(order: Order, shelf: Shelf) -> Model | File | None:
+    """The same, which stays for an hour. None also where somebody may be evicting it: whoever does so holds the lock of
+    the model, and has taken its mark away."""
+    here = hit(order, shelf.layout)
+    if here is None or not order.cached or shelf.marks.used(order.id, here.version):
+        return here
+    return None if is_held(shelf.layout.model_lock(order.id)) else hit(order, shelf.layout)
 
 
 def _as_verified(

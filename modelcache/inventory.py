@@ -20,7 +20,19 @@ from modelcache.store.shelf import Shelf
 
 
 def path_of(roots: Roots, ref: Ref) -> str:
-    """Where a model or a file is. ModelNotAvailableError says why it is not."""
+    """Where a model or a file is, which stays for an hour. ModelNotAvailableError says why it is not."""
+    runtime, record, part = _ready(roots, ref)
+    shelf = runtime.shelf
+    if not shelf.marks.used(record.id, record.version):  # somebody may be evicting it: see `hits`
+        if is_held(shelf.layout.model_lock(record.id)):
+            raise shelf.unknown(ref, "downloading")
+        runtime, record, part = _ready(roots, ref)
+    _warn_of_catalogs(runtime.shelf, ref, record)
+    return record.place(part.files[0]) if ref.path or ref.url else record.folder
+
+
+def _ready(roots: Roots, ref: Ref) -> tuple[Runtime, Installed, Installed]:
+    """The root that has it, its record, and as much of that as is asked for."""
     runtime = roots.holder(ref)
     record = runtime.shelf.record(ref)
     if record is None:
@@ -31,9 +43,7 @@ def path_of(roots: Roots, ref: Ref) -> str:
     is_ready = part.condition() == "right" if ref.path else runtime.shelf.status(record) == "ready"
     if not is_ready:
         raise _not_right(runtime.shelf, part)
-    runtime.shelf.marks.used(record.id, record.version)
-    _warn_of_catalogs(runtime.shelf, ref, record)
-    return record.place(part.files[0]) if ref.path or ref.url else record.folder
+    return runtime, record, part
 
 
 def _not_right(shelf: Shelf, part: Installed) -> ModelNotAvailableError:

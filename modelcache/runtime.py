@@ -139,8 +139,6 @@ class Runtime:
             return
         files = () if here is None else here.files if isinstance(here, Model) else (here,)
         self._uses.count(Use(order.id, order.name, sum(file.size for file in files), is_hit=here is not None))
-        if here is not None:
-            self.shelf.marks.used(order.id, here.version)
         if not self._writes_uses:
             import atexit
 

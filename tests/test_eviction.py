@@ -17,20 +17,26 @@ from caches import manifest_of, nested, rot, run
 from crash import begin, check_store
 
 from modelcache.caching import Cache
+from modelcache.download import Download
 from modelcache.errors import LockedError, ModelNotAvailableError
 from modelcache.eviction import Candidate, Evicted, Limits, candidates, chosen, evict, taken
+from modelcache.fetching import Request
+from modelcache.outcome import Model
 from modelcache.store.installed import Installed
 from modelcache.store.layout import Layout
+from modelcache.store.locks import Patience, Subject, locked
 from modelcache.store.marks import Marks
 from modelcache.store.registry import Registry
 from modelcache.store.removal import remove
 from modelcache.store.shelf import Shelf
 from modelcache.testing import Content, Hold, Origin, Status
+from modelcache.wish import Wish
 
 MIB = 1 << 20
 HOUR, DAY = 3600.0, 86_400.0
 NOW = 1_000 * DAY
 FILES = {name: Content.generated(MIB, seed=seed) for seed, name in enumerate(("a", "b", "c", "shared", "more"))}
+A = {name: FILES[name] for name in ("a", "shared")}
 
 
 # -- the rule ---------------------------------------------------------------------------------------------------------
@@ -255,6 +261,74 @@ def test_what_was_asked_for_before_its_lock_was_held_stays(models: Cache, monkey
     monkeypatch.setattr("modelcache.eviction.remove", asked_for_meanwhile)
     assert removed(with_less(models, 1)) == []
     assert here(models) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("ask", ["path", "fetch"])
+def test_what_is_asked_for_before_its_mark_is_taken_stays(
+    origin: Origin, models: Cache, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """After the first look at its mark, and before it is taken: the last moment that counts."""
+    take, given = Marks.take, list[str]()
+
+    def asked_for_before(marks: Marks, record: Installed) -> float:
+        given.append(asked(models, origin, ask) if record.id == "a" else record.id)
+        return take(marks, record)
+
+    monkeypatch.setattr(Marks, "take", asked_for_before)
+    assert removed(with_less(models, 0.9)) == ["b"]
+    assert len(given) == 2 and Path(given[0], "a").is_file()
+    monkeypatch.undo()
+    assert removed(with_less(models, 0.9)) == ["c"], "it was given out within the hour"
+
+
+def test_who_asks_once_the_mark_is_taken_gets_no_path_that_goes(
+    origin: Origin, models: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record and files are there still when they are looked at."""
+    take = Marks.take
+    fetched: list[Download] = []
+
+    def asked_for_after(marks: Marks, record: Installed) -> float:
+        when = take(marks, record)
+        with pytest.raises(ModelNotAvailableError):
+            models.path("a")
+        marks.forget("a", "1")
+        fetched.append(models.fetch(manifest_of(origin, A, model="a"), wait=False))
+        return when
+
+    monkeypatch.setattr(Marks, "take", asked_for_after)
+    assert removed(with_less(models, 0.9)) == ["a"]
+    (download,) = fetched
+    assert isinstance(model := download.result(60), Model)
+    assert {file.status for file in model.files} == {"fetched", "linked"}
+    assert Path(model.path, "a").stat().st_size == MIB
+
+
+def test_what_turns_out_to_be_here_once_the_lock_is_held_is_used_too(origin: Origin, models: Cache) -> None:
+    with locked(str(Path(models.root, "locks", "model-a.lock")), Subject("a"), Patience(0.0)):
+        _, found = Request(models._runtime, manifest_of(origin, A, model="a"), Wish()).renewed(None)
+    assert isinstance(found, Model)
+    assert removed(with_less(models, 0.9)) == ["b"]
+
+
+def test_a_mark_that_was_lost_costs_no_fetch(origin: Origin, models: Cache) -> None:
+    for ask in ("path", "fetch"):
+        shutil.rmtree(Path(models.root, "used"))
+        before = len(origin.requests)
+        assert Path(asked(models, origin, ask)).is_dir()
+        assert Path(models.root, "used", "a", "1").exists()
+        assert len(origin.requests) == before
+    locked_up = Path(models.root, "locks", "model-a.lock")
+    with locked(str(locked_up), Subject("a"), Patience(0.0)):  # while another version is fetched
+        assert Path(asked(models, origin, "path")).is_dir()
+
+
+def asked(cache: Cache, origin: Origin, how: str) -> str:
+    if how == "path":
+        return cache.path("a")
+    model = cache.fetch(manifest_of(origin, A, model="a"))
+    assert {file.status for file in model.files} == {"hit"}
+    return model.path
 
 
 def test_nothing_is_removed_through_a_link_where_marks_should_be(

@@ -10,6 +10,7 @@ model is used costs a hit one system call.
 Responsible for: these marks. Leaves to others: what follows from them (`eviction`).
 """
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -31,8 +32,11 @@ class Marks:
 
     # -- use ----------------------------------------------------------------------------------------------------------
 
-    def used(self, model_id: str, version: str) -> None:
-        """Somebody asked for it just now. Raises nothing: where that cannot be noted, the date of its files counts."""
+    def used(self, model_id: str, version: str) -> bool:
+        """Somebody asked for it just now. False where it had no mark until now: whoever evicts it takes that first.
+
+        Raises nothing: where it cannot be noted, the date of its files counts.
+        """
         path = self._use(model_id, version)
         try:
             if not link_towards(self._layout.root, os.path.dirname(path)):
@@ -40,18 +44,34 @@ class Marks:
         except FileNotFoundError:
             with suppress(OSError, StoreError):
                 self._make(path)
+                return False
         except OSError:
             pass
+        return True
+
+    def take(self, record: Installed) -> float:
+        """As `last_used`, and its mark is gone: `used` tells whoever asks from now on. Raises StoreError.
+
+        Who asked before has dated the file that is looked at here, though it has no name any more.
+        """
+        path = self._use(record.id, record.version)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return self.last_used(record)  # there is none: whoever asks now makes it
+        try:
+            self._removed(path)
+            return _counted(os.fstat(fd).st_mtime, record)
+        finally:
+            os.close(fd)
 
     def last_used(self, record: Installed) -> float:
         """In seconds since 1970, never in the future. Where no mark tells, or one from the future (I14): when its files
         came."""
-        now = time.time()
+        used = math.inf
         with suppress(OSError):
             used = os.lstat(self._use(record.id, record.version)).st_mtime
-            if used < now + FUTURE_S:
-                return min(used, now)
-        return min(max((file.stamp.mtime_ns / 1e9 for file in record.files), default=0.0), now)
+        return _counted(used, record)
 
     # -- pins ---------------------------------------------------------------------------------------------------------
 
@@ -100,6 +120,12 @@ class Marks:
             is_there = os.path.lexists(path)
             remove_tree(path)  # somebody may have made a folder of it
         return is_there
+
+
+def _counted(used: float, record: Installed) -> float:
+    now = time.time()
+    came = max((file.stamp.mtime_ns / 1e9 for file in record.files), default=0.0)
+    return min(used if used < now + FUTURE_S else came, now)
 
 
 def _below(folder: str, name: str) -> str:
