@@ -252,7 +252,8 @@ def test_a_kill_while_a_folder_is_made_keeps_nobody_out(home: Path, origin: Orig
     pid, reading = begun(ANNA, killed)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     os.close(reading)
-    assert done_by(BERT, fetching(home, origin)) == ["fetched", True]
+    status, is_right = done_by(BERT, fetching(home, origin))
+    assert is_right and status in ("fetched", "resumed", "linked"), "which folder is the last one threads decide"
     assert done_by(ANNA, fetching(home, origin)) == ["hit", True]
 
 
