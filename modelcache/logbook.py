@@ -91,7 +91,12 @@ class Logbook:
 
 def export(rows: list[Row], path: str) -> None:
     """Writes rows to a file, one line of JSON each. Raises StoreError."""
-    write_atomic(os.path.abspath(path), b"".join(_encoded(row) for row in rows))
+    write_atomic(os.path.abspath(path), as_lines(rows))
+
+
+def as_lines(rows: list[Row]) -> bytes:
+    """Of JSON, without secrets."""
+    return b"".join(_encoded(row) for row in rows)
 
 
 def _opened(folder: int, model: str) -> int:

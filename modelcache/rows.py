@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from modelcache.units import as_percent, in_units, moment, short
 
@@ -56,21 +56,27 @@ class Report:
 
         return pd.DataFrame(list(self.rows), columns=list(self._keys))
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Replaces a file by the rows as CSV, as a whole. StoreError."""
+    def to_csv(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Replaces a file by the rows as CSV, as a whole, or writes them to a stream. StoreError."""
         from modelcache.sheets import write_csv
         from modelcache.store.disk import output_mode, replacing
 
+        if not isinstance(path, str | os.PathLike):
+            write_csv(path, self._keys, self.rows)
+            return
         with replacing(os.path.abspath(path), output_mode()) as stream:
             write_csv(stream, self._keys, self.rows)
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Replaces a file by a page of its own, which needs nothing else. StoreError."""
+    def to_html(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Replaces a file by a page of its own, which needs nothing else, or writes it to a stream. StoreError."""
         from modelcache.markup import page
         from modelcache.store.disk import output_mode, write_atomic
 
-        text = self.page() if self.page else page(self.title, self._markup())
-        write_atomic(os.path.abspath(path), text.encode(errors="replace"), output_mode())
+        text = (self.page() if self.page else page(self.title, self._markup())).encode(errors="replace")
+        if isinstance(path, str | os.PathLike):
+            write_atomic(os.path.abspath(path), text, output_mode())
+        else:
+            path.write(text)
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Replaces a file by the rows in Parquet. UsageError where the extra `parquet` is missing, StoreError."""

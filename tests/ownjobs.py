@@ -26,7 +26,28 @@ def finds(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
 
 
 def raises(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
-    raise ValueError("https://host/model?token=" + "".join(("SEC", "RET")))
+    _opened("https://host/model?token=" + "".join(("SEC", "RET")), "PASSPHRASE")
+
+
+def _opened(url: str, _phrase: str) -> None:
+    raise ValueError(f"no model at {url}")
+
+
+def refuses(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    raise PermissionError("401 for the token " + "".join(("SEC", "RET")))
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("SECRET")
+
+
+def mute(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    raise MuteError
+
+
+def recurses(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    return recurses(config, stop=stop, clock=clock)
 
 
 def leaves(config: Config, *, stop: threading.Event, clock: Clock) -> None:

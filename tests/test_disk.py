@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from modelcache.errors import StoreError
 from modelcache.store.disk import (
     BUFFER,
+    chosen_by,
     chunks_of,
     disk_errors,
     make_directories,
@@ -196,3 +197,18 @@ def test_where_no_room_can_be_reserved_nothing_is_raised(tmp_path, small_disk) -
     assert not reserve(write_fd, 0, 1 << 20)
     os.close(read_fd)
     os.close(write_fd)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "choose another reports_dir, or mend its permissions"),
+        (errno.EROFS, "choose another reports_dir"),
+        (errno.ENOTDIR, "move it away, or choose another reports_dir"),
+        (errno.EMFILE, "raise `ulimit -n`"),
+    ],
+)
+def test_advice_about_a_place_names_what_the_user_chose_it_by(number: int, advice: str) -> None:
+    with pytest.raises(StoreError) as failure, chosen_by("reports_dir"), disk_errors("/srv/x"):
+        raise OSError(number, os.strerror(number))
+    assert failure.value.next_step == advice

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from ownjobs import fill
 from modelcache.caching import Cache
 from modelcache.errors import LockedError, StoreError, UsageError
 from modelcache.jobs import ledger
+from modelcache.jobs.failure import MOST_PLACES
 from modelcache.jobs.ledger import Ledger
 from modelcache.jobs.overview import history, listed
 from modelcache.jobs.ping import ping
@@ -125,11 +127,14 @@ def test_a_job_runs_once_at_a_time_whatever_the_slot(cache: Cache, tmp_path: Pat
 @pytest.mark.parametrize(
     ("function", "error"),
     [
-        ("raises", "ownjobs:raises raised ValueError"), ("leaves", "ownjobs:leaves raised SystemExit"),
-        ("absent", "ownjobs:absent raised AttributeError"),
+        ("raises", "ownjobs:raises raised ValueError: no model at https://host/model"),
+        ("leaves", "ownjobs:leaves raised SystemExit: 7"),
+        ("absent", "ownjobs:absent raised AttributeError: module 'ownjobs' has no attribute 'absent'"),
+        ("refuses", "ownjobs:refuses raised PermissionError: 401 for the token ..."),
+        ("mute", "ownjobs:mute raised MuteError"),
     ],
 )  # fmt: skip
-def test_what_a_job_raises_is_told_by_its_kind_alone(
+def test_what_a_job_raises_is_told_without_secrets(
     cache: Cache, function: str, error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = runner(cache).run(job(function), SLOT, threading.Event())
@@ -173,9 +178,31 @@ def test_a_title_and_an_error_without_end_are_kept_in_part(cache: Cache) -> None
     assert [row["status"] for row in history(cache)] == ["failed", "ok"]
 
 
+def test_where_a_job_raised_is_told_without_a_line_of_its_source(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner(cache).run(job("raises"), SLOT, threading.Event())
+    (said,) = [one.getMessage() for one in caplog.records if "raised at" in one.getMessage()]
+    first, *places = said.splitlines()
+    assert first == "mine: raised at"
+    assert [re.sub(r"\S*/(ownjobs.py):\d+", r"\1:N", place) for place in places] == [
+        "  ownjobs.py:N in raises",
+        "  ownjobs.py:N in _opened",
+    ]
+    text = caplog.text + record(cache).read_text()
+    assert "PASSPHRASE" not in text and "raise ValueError" not in text
+
+
+def test_a_recursion_without_end_is_told_by_its_last_places(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    run = runner(cache).run(job("recurses"), SLOT, threading.Event())
+    assert run.error.startswith("ownjobs:recurses raised RecursionError: maximum recursion depth")
+    (said,) = [one.getMessage() for one in caplog.records if "raised at" in one.getMessage()]
+    assert len(said.splitlines()) == 1 + MOST_PLACES and "in recurses" in said.splitlines()[-1]
+
+
 def test_a_module_that_is_not_there_is_a_run_that_failed(cache: Cache) -> None:
     run = runner(cache).run(Schedule("mine", "no.such.module:job"), SLOT, threading.Event())
-    assert (run.status, run.error) == ("failed", "no.such.module:job raised ModuleNotFoundError")
+    assert (run.status, run.error) == ("failed", "no.such.module:job raised ModuleNotFoundError: No module named 'no'")
 
 
 def test_a_run_that_takes_too_long_is_told_to_stop(cache: Cache, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_the_command_shows_and_exports_it(cache: Cache, tmp_path: Path) -> None:
     target = tmp_path / "report.jsonl"
     assert run("logs", "--export", str(target)).stdout.strip() == str(target)
     assert [row["model_name"] for row in lines(target)] == ["m", "n"]
+    assert run("logs", "--export", "-").stdout.encode() == target.read_bytes()
     nothing = run("logs", "x")
     assert (nothing.returncode, nothing.stdout) == (4, "")
     assert nothing.stderr.startswith("modelcache: Model x is not available: not_installed; ")

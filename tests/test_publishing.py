@@ -398,7 +398,7 @@ def test_a_full_folder_leaves_what_was_there_and_says_so_in_a_line(home: Path, s
     keep(home, *[GOOD] * 5000)
     with pytest.raises(StoreError, match="disk is full") as failure:
         cache.publish_metrics()
-    assert "\n" not in failure.value.line()
+    assert "\n" not in failure.value.line() and "; free space, or choose another reports_dir" in failure.value.line()
     assert {path: path.read_bytes() for path in (small_disk / "reports").iterdir()} == before
 
 
@@ -412,8 +412,9 @@ def test_a_folder_that_cannot_be_written_to_is_named(home: Path, tmp_path: Path)
 
 def test_a_folder_that_is_a_file_or_a_link_is_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StoreError, match="file"):
+    with pytest.raises(StoreError, match="file") as failure:
         Cache(home, reports_dir=str(tmp_path / "file")).publish_metrics()
+    assert failure.value.next_step == "move it away, or choose another reports_dir"
     home.mkdir()
     (tmp_path / "elsewhere").mkdir()
     (home / "reports").symlink_to(tmp_path / "elsewhere")

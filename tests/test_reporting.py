@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import math
 import random
 import sqlite3
@@ -302,6 +303,28 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, sma
     assert sorted(path.name for path in small_disk.iterdir()) == ["a.csv", "full", "rest"]
     with pytest.raises(StoreError):
         found.to_csv(tmp_path / "no" / "such" / "folder.csv")
+
+
+def test_the_dash_is_stdout(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("report", "--csv", "-").stdout.splitlines() == [",".join(SUMMARY)]
+    page = run("report", "--html", "-", "--csv", "a.csv").stdout
+    assert page.startswith("<!doctype html>") and "a.csv" not in page.splitlines()[-1]
+    assert run("logs", "--export", "-").stdout == ""
+    for twice in (("--csv", "-", "--html", "-"), ("--csv", "-", "--json")):
+        assert run("report", *twice).returncode == 2
+    assert run("logs", "--export", "-", "--json").returncode == 2
+    assert run("fetch", "http://127.0.0.1:1/m", "--output", "-").returncode == 2
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "f").write_text("x")
+    assert json.loads(run("manifest", "make", "folder", "--output", "-").stdout)["id"] == "folder"
+    assert sorted(path.name for path in tmp_path.iterdir() if path != home) == ["a.csv", "folder"]
+
+
+def test_a_file_that_cannot_be_written_is_told_with_its_option(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("report", "--csv", str(tmp_path / "file" / "week.csv"))
+    assert (done.returncode, ", or choose another --csv" in done.stderr) == (6, True), done.stderr
 
 
 def test_the_package_reports_on_the_default_cache(home: Path) -> None:

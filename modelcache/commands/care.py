@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from modelcache.commands.common import Commands, add_json, add_model, cache_of, named, print_json, printable
+from modelcache.errors import UsageError
 from modelcache.rows import Report
 from modelcache.units import in_bytes
 
@@ -27,7 +28,7 @@ def add_to(commands: Commands) -> None:
     add_json(commands.add("doctor", "say what is wrong with the cache, and which command helps", _doctor))
     logs = commands.add("logs", "show what happened to models", _logs)
     logs.add_argument("model", nargs="?", metavar="MODEL")
-    logs.add_argument("--export", metavar="FILE", help="write it to a file, as lines of JSON, for a bug report")
+    logs.add_argument("--export", metavar="FILE", help="write it as lines of JSON, for a bug report; - for stdout")
     add_json(logs)
 
 
@@ -93,7 +94,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _logs(options: argparse.Namespace) -> int:
     report = cache_of(options).logs(options.model)
-    if options.export is not None:
+    if options.export == "-":
+        from modelcache.logbook import as_lines
+
+        if options.json:
+            raise UsageError("one thing at a time goes to stdout: --export - or --json")
+        sys.stdout.write(as_lines(list(report)).decode())
+    elif options.export is not None:
         from modelcache.logbook import export
 
         export(list(report), options.export)

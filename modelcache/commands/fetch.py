@@ -136,6 +136,8 @@ def _check_fetch(options: argparse.Namespace, targets: list[Any]) -> None:
     given = [name for name in single if getattr(options, name) not in (None, [])]
     if len(targets) > 1 and given:
         raise UsageError(f"--{given[0].replace('_', '-')} goes with one target, not with {len(targets)}")
+    if "-" in (options.output, options.output_dir):
+        raise UsageError("a model does not go to stdout", next_step="cat what `modelcache path` names, or say ./-")
     if options.output is not None and options.output_dir is not None:
         raise UsageError("--output and --output-dir are the same for a manifest: give one")
     if options.output_dir is not None and options.manifest is None:

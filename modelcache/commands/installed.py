@@ -46,7 +46,7 @@ def _add_manifest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dir", metavar="DIR")
     sub.add_argument("--model", metavar="ID", help="default: the name of the folder")
     sub.add_argument("--base-url", default="", metavar="URL", help="where the folder will be served")
-    sub.add_argument("--output", metavar="FILE", help="default: stdout")
+    sub.add_argument("--output", metavar="FILE", help="default, and - : stdout")
 
 
 def _ls(options: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def _manifest(options: argparse.Namespace) -> int:
     from modelcache.manifests import make
 
     folder = os.path.abspath(options.dir)
-    target = "" if options.output is None else os.path.abspath(options.output)
+    target = "" if options.output in (None, "-") else os.path.abspath(options.output)
     manifest = make(folder, options.model or os.path.basename(folder), options.base_url, leave_out=target)
     text = json.dumps(manifest.to_json(), indent=1)
     if target:

@@ -14,13 +14,13 @@ import operator
 import sys
 import threading
 import time
-import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from modelcache.caching import Cache
 from modelcache.configuration import fallback_for
 from modelcache.errors import LockedError, ModelCacheError, StoreError, UsageError
+from modelcache.jobs.failure import what, where
 from modelcache.jobs.job import Clock, Config, Job
 from modelcache.jobs.ledger import MOST_RUNS, Claim, Ledger, Run, Status
 from modelcache.jobs.ping import ping
@@ -149,9 +149,9 @@ def _outcome(work: _Work, was_told: bool, why: str) -> tuple[Status, str]:
     if isinstance(error, ModelCacheError):
         is_stopped = was_told and error.kind == "interrupted"
         return ("stopped", why or error.line()) if is_stopped else ("failed", error.line())
-    if error is not None:  # its text may hold anything, a URL with its token for example (I22)
-        log.error("%s: %s", work.schedule.name, "".join(traceback.format_tb(error.__traceback__)))
-        return "failed", f"{work.schedule.target} raised {type(error).__name__}"
+    if error is not None:
+        log.error("%s: raised at\n%s", work.schedule.name, where(error))
+        return "failed", f"{work.schedule.target} raised {what(error)}"
     if was_told:
         return "stopped", why
     return ("findings" if work.report is not None and work.report.findings else "ok"), ""

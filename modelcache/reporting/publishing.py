@@ -37,7 +37,14 @@ from modelcache.rows import Report
 from modelcache.sheets import write_csv, write_parquet
 from modelcache.state.hauls import Hauls
 from modelcache.state.state import State
-from modelcache.store.disk import check_no_links, make_directories, make_output_directories, output_mode, replacing
+from modelcache.store.disk import (
+    check_no_links,
+    chosen_by,
+    make_directories,
+    make_output_directories,
+    output_mode,
+    replacing,
+)
 from modelcache.store.layout import Layout
 from modelcache.store.leftovers import entries_of, remove_temporary, removed, temporary_in
 from modelcache.store.modes import is_shared
@@ -93,6 +100,7 @@ class _Press:
         self._now_ms = now_ms
         self._window = Window.since(wishes.since, now_ms)
         self._is_ours = not wishes.folder
+        self._chosen_by = "MODELCACHE_HOME or reports_dir" if self._is_ours else "reports_dir"
         self._folder = os.path.expanduser(wishes.folder) or _folder_of(shelf.layout)
 
     def works(self) -> Iterator[Callable[[], None]]:
@@ -108,9 +116,10 @@ class _Press:
         yield self._remove_old
 
     def _begin(self) -> None:
-        if self._is_ours:
-            check_no_links(self._shelf.layout.root, self._folder)
-        (make_directories if self._is_ours else make_output_directories)(self._folder)
+        with chosen_by(self._chosen_by):
+            if self._is_ours:
+                check_no_links(self._shelf.layout.root, self._folder)
+            (make_directories if self._is_ours else make_output_directories)(self._folder)
 
     # -- a day --------------------------------------------------------------------------------------------------------
 
@@ -180,7 +189,7 @@ class _Press:
 
     @contextmanager
     def _written(self, path: str) -> Iterator[BinaryIO]:
-        with replacing(path, None if self._is_ours else output_mode()) as stream:
+        with chosen_by(self._chosen_by), replacing(path, None if self._is_ours else output_mode()) as stream:
             yield stream
         self._tell(path, os.stat(path).st_size)
 

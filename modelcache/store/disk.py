@@ -28,17 +28,18 @@ SWEEPS = 100  # that may come just then
 # linux/falloc.h; unlike posix_fallocate it never writes zeros where there is no support
 _FS_IOC_RESVSP, _FS_IOC_UNRESVSP = 0x40305828, 0x4030582B
 
+_PLACE = "MODELCACHE_HOME or --output"
 _ADVICE = {
     errno.ENOSPC: ("the disk is full", "free space"),
     errno.EDQUOT: ("the disk quota is used up", "free space"),
-    errno.EROFS: ("the file system is read-only", "choose another MODELCACHE_HOME or --output"),
-    errno.EACCES: ("permission denied", "choose another MODELCACHE_HOME or --output, or mend its permissions"),
-    errno.EPERM: ("not permitted", "choose another MODELCACHE_HOME or --output, or mend its permissions"),
+    errno.EROFS: ("the file system is read-only", f"choose another {_PLACE}"),
+    errno.EACCES: ("permission denied", f"choose another {_PLACE}, or mend its permissions"),
+    errno.EPERM: ("not permitted", f"choose another {_PLACE}, or mend its permissions"),
     errno.EFBIG: ("the file is too large for this file system or limit", "choose a file system without that limit"),
     errno.EMFILE: ("too many open files", "raise `ulimit -n`"),
     errno.ENFILE: ("too many open files on this machine", "close some programs"),
     errno.EIO: ("the disk failed to read or write", "check the disk"),
-    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter --output"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.ELOOP: ("a symbolic link is in the way", "remove the link"),
     errno.ENOTDIR: ("a file is where a folder should be", "move it away"),
     errno.EISDIR: ("a folder is where a file should be", "move it away"),
@@ -64,6 +65,19 @@ def disk_errors(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise store_error(error, path) from error
+
+
+@contextmanager
+def chosen_by(name: str) -> Iterator[None]:
+    """StoreErrors inside are about a place that the user chose by that setting or option: their advice says so."""
+    try:
+        yield
+    except ShortageError:
+        raise
+    except StoreError as error:
+        advice = error.next_step.replace(_PLACE, name)
+        error.next_step = advice if name in advice else f"{advice}, or choose another {name}"
+        raise
 
 
 def sync_directory(path: str) -> None:
