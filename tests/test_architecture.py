@@ -62,7 +62,18 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "__main__",
 ]
 # What the sources share. They do not import each other otherwise: each can be understood, and left out, alone.
-SHARED_BY_REMOTES = {"source", "connection", "reply", "body", "http", "document", "access", "inline", "tokens"}
+SHARED_BY_REMOTES = {
+    "source",
+    "connection",
+    "reply",
+    "body",
+    "http",
+    "document",
+    "access",
+    "inline",
+    "tokens",
+    "unheard",
+}
 SLOW_TO_IMPORT = ["requests", "pandas", "filelock", "sqlite3", "tqdm", "ipywidgets", "apscheduler", "dataclasses"]
 
 Sources = Mapping[str, str]  # the text of each module, by its name without `modelcache.`

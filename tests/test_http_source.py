@@ -362,8 +362,18 @@ def test_a_host_that_cannot_be_is_our_error(source_of, url):
         read(source_of(url))
 
 
+def test_what_a_program_logs_of_all_libraries_has_nothing_of_our_requests(source_of, caplog):
+    caplog.set_level("DEBUG")
+    with Origin({"f": CONTENT}) as origin, Origin({"g": CONTENT}) as cdn:
+        origin.faults(Redirect(cdn.url("g?sig=s3cret"), 302), path="f")
+        assert read(source_of(origin.url("f?sig=s3cret"))) == CONTENT
+        assert "sig" not in caplog.text
+        requests.get(cdn.url("g?of=another"), timeout=20)
+    assert "of=another" in caplog.text  # what the program itself asks is heard
+
+
 def test_a_secret_query_is_in_no_error_and_no_log(source_of, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     with Wire(b"HTTP/1.1 500 Oops\r\nno colon here\r\nX: y\r\n\r\n") as wire, pytest.raises(TransientError) as caught:
         read(source_of(wire.url("f?sig=s3cret")))
     assert "s3cret" not in caught.value.line() + caplog.text

@@ -5,13 +5,12 @@ The watchman sounds the alarm when nobody comes. The URL is a secret: no message
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from modelcache.remotes.unheard import unheard
 
 log = logging.getLogger(__name__)
 
 WITHIN_S = 10.0
-LOGGERS = ("urllib3.connection", "urllib3.connectionpool", "urllib3.util.retry")
 
 
 def ping(job: str, url: str) -> None:
@@ -29,26 +28,8 @@ def _asked(job: str, url: str) -> None:
     import requests
 
     try:
-        with _unheard(), requests.get(url, timeout=WITHIN_S / 2, allow_redirects=False, stream=True) as reply:
+        with unheard(), requests.get(url, timeout=WITHIN_S / 2, allow_redirects=False, stream=True) as reply:
             if not reply.ok:
                 log.warning("%s: its ping was answered with %d", job, reply.status_code)
     except Exception as error:  # noqa: BLE001 - the text of foreign errors holds the URL
         log.warning("%s: its ping failed: %s", job, type(error).__name__)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """urllib3 logs whole URLs. What other threads ask meanwhile is heard as before."""
-    thread = threading.get_ident()
-
-    def is_of_others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    for each in loggers:
-        each.addFilter(is_of_others)
-    try:
-        yield
-    finally:
-        for each in loggers:
-            each.removeFilter(is_of_others)

@@ -31,6 +31,7 @@ from urllib3.util import wait_for_write
 from modelcache.errors import AbortedError, ModelCacheError, ShortageError, SourceError, TransientError
 from modelcache.remotes.source import Abort
 from modelcache.remotes.tokens import Tokens
+from modelcache.remotes.unheard import unheard
 from modelcache.urls import is_private
 
 KEPT_CONNECTIONS = 16
@@ -123,8 +124,6 @@ class _HandsOverSockets(HTTPConnection):
             if not self.proxy:
                 hop.admit(str(self.sock.getpeername()[0]))
         hop.connected, hop.sock = True, self.sock
-        if self._response_options is not None:  # urllib3 logs this URL where headers are malformed (I22)
-            self._response_options = self._response_options._replace(request_url="")
         super().putrequest(method, url, skip_host, skip_accept_encoding)
 
 
@@ -222,9 +221,10 @@ class Connector:
         try:
             limits = (self.timeouts.connect_s, self.timeouts.stall_s)
             proxies = settings["proxies"]
-            return self._session.send(
-                prepared, stream=True, timeout=limits, verify=bundle, proxies=proxies, allow_redirects=False
-            )
+            with unheard():
+                return self._session.send(
+                    prepared, stream=True, timeout=limits, verify=bundle, proxies=proxies, allow_redirects=False
+                )
         finally:
             _hop.reset(token)
 
