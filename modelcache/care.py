@@ -76,7 +76,8 @@ def refresh(roots: Roots, models: Collection[str], stop: "threading.Event | None
     stop = stop or threading.Event()
     rows = [row for runtime in roots.all() for row in renewed(runtime.shelf, runtime.shop, models, stop)]
     failed = sum(row["outcome"] == "failed" for row in rows)
-    return Report("what branches and tags mean", tuple(rows), hidden=("whole",), findings=failed)
+    none = "no model here has any"
+    return Report("what branches and tags mean", tuple(rows), hidden=("whole",), findings=failed, none=none)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from modelcache.units import DAY_S, as_age, in_units
 
 FOREIGN_AGE_S = DAY_S  # Ollama and huggingface_hub go on with what is younger
 _DAMAGED = re.compile(r".+\.db\.damaged-[0-9]+(-wal|-shm)?", re.DOTALL)
-ENDED = "; it was ended before its time: the next run goes on there"
+ENDED = "; it was ended before its time, and the next run goes on there"
 STILL_OVER = "{} over the budget: what is left is pinned, in use, shared, or was asked for within the hour"
 
 

@@ -29,8 +29,9 @@ class Report:
     """`rows` are dicts with the same keys; `title` says what they are about.
 
     `hidden` are the keys that only programs need: people have them in the title, or know. `findings` is how many rows
-    somebody has to act upon. `columns` are the keys where there may be no row, `notes` what a reader has to know of the
-    rows, and `page` makes the page that `to_html` writes, where that is more than a table.
+    somebody has to act upon. `columns` are the keys where there may be no row, and `none` is what people read there.
+    `notes` are what a reader has to know of the rows, and `page` makes the page that `to_html` writes, where that is
+    more than a table.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Report:
     findings: int = 0
     columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    none: str = "nothing"
     page: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -98,7 +100,7 @@ class Report:
 
         notes = "".join(f"<p>{text(note)}</p>" for note in self.notes)
         if not self.rows:
-            return f"<h3>{text(self.title)}: nothing</h3>{notes}"
+            return f"<h3>{text(self.title)}: {text(self.none)}</h3>{notes}"
         rows = ([row.get(key) for key in self._shown_keys] for row in self.rows[:most])
         left = len(self.rows) - most if most else 0
         more = f'<p class="soft">and {left:,} more rows: df has them all</p>' if left > 0 else ""
@@ -107,7 +109,7 @@ class Report:
     def __str__(self) -> str:
         notes = "".join(f"\n{note}" for note in self.notes)
         if not self.rows:
-            return f"{self.title}: nothing{notes}"
+            return f"{self.title}: {self.none}{notes}"
         return f"{self.title}{notes}\n{_table(self.rows, self._shown_keys)}"
 
     @property

@@ -25,6 +25,10 @@ def finds(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     return Report("found", ({"what": "rot"}, {"what": "whole"}), findings=1)
 
 
+def leaves_out(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
+    return Report("looked", (), notes=("left out: a model",))
+
+
 def raises(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     _opened("https://host/model?token=" + "".join(("SEC", "RET")), "PASSPHRASE")
 

@@ -251,7 +251,8 @@ def test_the_command_starts_the_daemon_and_stops_with_0(lab: Lab) -> None:
     lab.configure()
     with started("jobs", "start") as daemon:
         assert daemon.stderr is not None
-        assert "none runs by itself" in daemon.stderr.readline()
+        said = daemon.stderr.readline()
+        assert "none runs by itself; settings count as they are now, until it is started again" in said
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(30) == 0
 
@@ -287,6 +288,35 @@ def test_the_exit_code_tells_how_a_run_was(lab: Lab, own_jobs: None, function: s
     lab.configure(lab.job(function))
     done = command("jobs", "run", "mine")
     assert (done.returncode, words in done.stdout + done.stderr) == (code, True)
+
+
+@pytest.mark.parametrize(("function", "words"), [("count", ""), ("finds", "rot"), ("raises", "raised ValueError")])
+def test_a_quiet_run_prints_only_what_somebody_has_to_know(lab: Lab, own_jobs: None, function: str, words: str) -> None:
+    lab.configure(lab.job(function))
+    done = command("jobs", "run", "mine", "--quiet")
+    printed = done.stdout + done.stderr
+    assert (words in printed, bool(printed)) == (True, bool(words))
+
+
+def test_a_quiet_run_prints_what_was_left_out_and_why_it_was_stopped(lab: Lab, own_jobs: None) -> None:
+    lab.configure(lab.job("leaves_out"), lab.job("works", name="long", more="max_runtime = 0.1\n"))
+    assert command("jobs", "run", "mine", "--quiet").stdout == "looked: nothing\nleft out: a model\n"
+    assert "it took longer than 0.1 s" in command("jobs", "run", "long", "--quiet").stderr
+
+
+def test_jobs_with_nothing_to_tell_say_so_in_words_that_fit(cache: Cache, tmp_path: Path) -> None:
+    def said(*arguments: str) -> str:
+        return command("jobs", *arguments).stdout.strip()
+
+    assert said("history") == "runs of jobs: none yet"
+    assert said("run", "verify") == "0 files verified, 0 B: nothing was due"
+    (tmp_path / "m.bin").write_bytes(b"weights")
+    cache.add(tmp_path / "m.bin", "m")
+    everything = ("--set", "share=full", "--set", "older_than=0")
+    assert said("run", "verify", *everything) == "1 file verified, 7 B: nothing wrong"
+    assert said("run", "refresh") == "what branches and tags mean: no model here has any"
+    assert said("run", "mirror") == "mirrored models: none was asked for that is here"
+    assert said("run", "clean", "--set", "dry_run=true") == "would be removed: nothing"
 
 
 def test_rows_of_any_kind_are_printed_after_the_run(lab: Lab, own_jobs: None) -> None:

@@ -49,6 +49,7 @@ def test_cron_understands_each_line_of_the_crontab() -> None:
         assert Cron(" ".join(fields)).next(0.0)
         assert "%" not in command  # which crontab(5) takes for the end of the line
         check_command(shlex.split(command))
+        assert "--quiet" in shlex.split(command)  # whatever it prints is a mail, each night
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

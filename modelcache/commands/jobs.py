@@ -5,10 +5,14 @@ import logging
 import sys
 import threading
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
 from modelcache.errors import ModelCacheError, UsageError
 from modelcache.rows import Report
+
+if TYPE_CHECKING:
+    from modelcache.jobs.ledger import Run
 
 COULD_NOT_RUN = 2
 STATUS_CODES = {"ok": 0, "findings": 1, "failed": COULD_NOT_RUN}
@@ -17,6 +21,7 @@ LAST = 20
 
 def add_to(commands: Commands) -> None:
     sub = commands.add("jobs", "run what looks after the cache, now or when it is due", _jobs)
+    sub.epilog = "`start` reads settings when it starts: restart it, and it reads them again; nothing is lost by that."
     sub.add_argument("action", choices=["run", "start", "list", "history"])
     sub.add_argument("name", nargs="?", metavar="NAME", help="of a job; `history` without one is of all")
     sub.add_argument(
@@ -24,6 +29,7 @@ def add_to(commands: Commands) -> None:
     )
     sub.add_argument("--slot", metavar="SLOT", help="with `run`: the slot, as 20261123T0300Z, which runs once")
     sub.add_argument("--last", type=int, default=LAST, metavar="N", help="with `history`: so many runs of each job")
+    sub.add_argument("--quiet", action="store_true", help="with `run`: print nothing where all is well")
     add_json(sub)
 
 
@@ -49,7 +55,7 @@ def _jobs(options: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace) -> int:
     from modelcache.jobs.daemon import serve
 
-    _log_to_stderr()
+    _log_to_stderr(logging.INFO)
     serve(cache_of(options))
     return 0
 
@@ -62,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
     from modelcache.jobs.schedule import schedule
     from modelcache.jobs.signals import Signals
 
-    _log_to_stderr()
+    _log_to_stderr(logging.WARNING if options.quiet else logging.INFO)
     cache, stop = cache_of(options), threading.Event()
     try:
         job = schedule(cache.root, options.name)
@@ -78,11 +84,16 @@ def _run(options: argparse.Namespace) -> int:
         if run.report is not None:
             run = replace(run, report=replace(run.report, rows=tuple(plain(run.report))))
         print_json(run_row(run))
-    elif run.report is not None:
+    elif run.report is not None and not (options.quiet and _is_well(run)):
         _print(run.report, options)
     if run.status == "stopped":
         return signals.code or COULD_NOT_RUN  # without a signal `max_runtime` has ended it
     return STATUS_CODES[run.status]
+
+
+def _is_well(run: "Run") -> bool:
+    """There is nothing that somebody has to know."""
+    return run.status == "ok" and run.report is not None and not run.report.notes
 
 
 def _print(report: Report, options: argparse.Namespace) -> int:
@@ -115,8 +126,8 @@ def _options(given: list[str]) -> dict[str, object]:
     return options
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(level: int) -> None:
     for each in ("urllib3", "requests"):
         logging.getLogger(each).propagate = False  # they log whole URLs, with secrets (I22)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("modelcache.jobs").setLevel(logging.INFO)
+    logging.getLogger("modelcache.jobs").setLevel(level)

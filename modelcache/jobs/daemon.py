@@ -85,7 +85,8 @@ class Daemon:
 
     def _has_started(self, _event: object) -> None:
         self._started.set()
-        log.info("jobs of %s: %s", self._root, _plan(self.schedules, self._clock()))
+        plan = _plan(self.schedules, self._clock())
+        log.info("jobs of %s: %s; settings count as they are now, until it is started again", self._root, plan)
 
     def stop(self) -> None:
         """Tells what runs to stop at its next checkpoint, and returns when it has: within its patience."""

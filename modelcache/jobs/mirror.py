@@ -43,7 +43,8 @@ def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
     options = checked(config.options)
     ranking = [row["model_id"] for row in config.cache.usage()][: options.top]
     rows = tuple(row for model in ranking for row in _mirrored(config.cache, model, stop))
-    return Report("mirrored models", rows, findings=sum(row["outcome"] in FINDINGS for row in rows))
+    findings = sum(row["outcome"] in FINDINGS for row in rows)
+    return Report("mirrored models", rows, findings=findings, none="none was asked for that is here")
 
 
 def _mirrored(cache: Cache, model: str, stop: threading.Event) -> Iterator[dict[str, Any]]:

@@ -43,7 +43,7 @@ def history(cache: Cache, job: str | None = None, most: int = 20) -> Report:
         raise UsageError(f"no job {job!r}", next_step="see `modelcache jobs list`")
     runs = [run for name in ([job] if job else ran) for run in ledger.runs(name, max(0, most))]
     rows = tuple(run_row(run) for run in sorted(runs, key=lambda run: (in_order(run.slot), run.job), reverse=True))
-    return Report("runs of jobs", rows, hidden=("report",))
+    return Report("runs of jobs", rows, hidden=("report",), none="none yet")
 
 
 def run_row(run: Run) -> dict[str, object]:

@@ -35,6 +35,7 @@ log.addHandler(logging.NullHandler())
 
 LOOK_S = 0.1
 BEAT_S = 10.0
+_LEVELS: dict[Status, int] = {"failed": logging.ERROR, "stopped": logging.WARNING}
 PATIENCE_S = 30.0  # with a job that was told to stop
 
 
@@ -136,7 +137,7 @@ class Runner:
             log.warning("%s %s: how it ended could not be recorded: %s", claim.run.job, claim.run.slot, refusal.line())
             run = claim.run
             self._unrecorded.add((run.job, run.slot))
-        level = logging.ERROR if status == "failed" else logging.INFO
+        level = _LEVELS.get(status, logging.INFO)
         log.log(level, "%s %s: %s%s", run.job, run.slot, _told(status, run.findings), f": {error}" if error else "")
         return run
 

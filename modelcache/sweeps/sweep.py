@@ -102,11 +102,12 @@ class _Tally:
             self.size += one.audit.size if is_read else 0
 
     def report(self) -> Report:
-        rest = "" if self.is_over else "; it was ended before its time: the next run goes on there"
+        rest = "" if self.is_over else "; it was ended before its time, and the next run goes on there"
         files = "1 file" if self.files == 1 else f"{self.files:,} files"
         title = f"{files} verified, {in_units(self.size)}{rest}"
         notes = tuple(f"left out: {error.message}" for error in self.refused)
-        return Report(title, tuple(self.rows), findings=self.findings, notes=notes)
+        none = "nothing was due" if self.is_over and not self.files else "nothing wrong"
+        return Report(title, tuple(self.rows), findings=self.findings, none=none, notes=notes)
 
 
 def sweep(
