@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
+import yaml
 
 from modelcache.cli import parser
 from modelcache.jobs.cron import Cron
 from modelcache.jobs.job import BUILT_IN
+from modelcache.jobs.runner import PATIENCE_S
 
 JOBS = Path(__file__).parent.parent / "jobs"
 PROGRAMS = sorted(JOBS.glob("*.py"))
@@ -76,19 +79,16 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     assert (done.returncode, about_ours) == (0, [])
 
 
-def test_the_cron_job_of_kubernetes_is_never_run_twice_at_a_time() -> None:
-    text = (JOBS / "kubernetes-cronjob.yaml").read_text()
-    assert "\t" not in text and "concurrencyPolicy: Forbid\n" in text and "backoffLimit: 0\n" in text
-    (line,) = re.findall(r'^  schedule: "(.*)"$', text, re.M)
-    assert Cron(line).next(0.0)
-    (words,) = re.findall(r"^ +command: \[(.*)\]$", text, re.M)
-    check_command(words.replace('"', "").split(", "))
-
-
-def test_the_cron_job_of_kubernetes_is_yaml() -> None:
-    yaml = pytest.importorskip("yaml")
-    spec = yaml.safe_load((JOBS / "kubernetes-cronjob.yaml").read_text())["spec"]
+def test_the_cron_job_of_kubernetes_runs_a_job_and_never_twice_at_a_time() -> None:
+    (cron_job,) = yaml.safe_load_all((JOBS / "kubernetes-cronjob.yaml").read_text())
+    assert (cron_job["apiVersion"], cron_job["kind"]) == ("batch/v1", "CronJob")
+    spec = cron_job["spec"]
+    assert Cron(spec["schedule"], ZoneInfo(spec["timeZone"])).next(0.0)
+    assert (spec["concurrencyPolicy"], spec["jobTemplate"]["spec"]["backoffLimit"]) == ("Forbid", 0)
     template = spec["jobTemplate"]["spec"]["template"]["spec"]
-    assert template["restartPolicy"] == "Never"
-    mounted = {mount["name"] for container in template["containers"] for mount in container["volumeMounts"]}
-    assert mounted == {volume["name"] for volume in template["volumes"]}
+    assert template["restartPolicy"] == "Never" and template["terminationGracePeriodSeconds"] > PATIENCE_S
+    (container,) = template["containers"]
+    check_command(container["command"])
+    (mount,), (volume,) = container["volumeMounts"], template["volumes"]
+    assert mount["name"] == volume["name"]
+    assert {"name": "MODELCACHE_HOME", "value": mount["mountPath"]} in container["env"]

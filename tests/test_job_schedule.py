@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from zoneinfo import TZPATH, ZoneInfo
 
 import pytest
 from caches import run
 
 from modelcache.errors import UsageError
 from modelcache.jobs.cron import Cron
+from modelcache.jobs.localtime import local_time
 from modelcache.jobs.schedule import Schedule, schedule, schedules
 
 BERLIN = ZoneInfo("Europe/Berlin")  # 02:00 became 03:00 on 2026-03-29, 03:00 becomes 02:00 on 2026-10-25
@@ -251,14 +253,50 @@ def test_in_a_root_of_a_group_nobody_else_chooses_what_runs(home: Path) -> None:
     assert "others can write" in {one.name: one.fault for one in schedules(str(home))}["mine"]
 
 
-@pytest.mark.parametrize("zone", ["Nonsense", "CET-1CEST", "/nonexistent", "../../etc/passwd"])
-def test_a_zone_that_there_is_not_is_named(home: Path, zone: str) -> None:
-    done = run("jobs", "list", TZ=zone)
-    assert done.returncode == 0 and f"TZ={zone!r} names no time zone" in done.stdout
+@pytest.mark.parametrize("zone", ["Nonsense", "/nonexistent", "../../etc/passwd", "/etc/passwd", "Europe"])
+@pytest.mark.parametrize("action", ["list", "start"])
+def test_a_zone_that_there_is_not_is_said_once(home: Path, zone: str, action: str) -> None:
+    done = run("jobs", action, TZ=zone)
+    assert (done.returncode, done.stdout, done.stderr.count("TZ=")) == (2, "", 1)
+    assert f"TZ={zone!r} names no time zone" in done.stderr
 
 
-def test_the_zone_is_that_of_the_machine() -> None:
+@pytest.mark.parametrize(
+    ("zone", "found"),
+    [
+        ("Asia/Tokyo", "2026-01-10T18:00"), (":Asia/Tokyo", "2026-01-10T18:00"), ("JST-9", "2026-01-10T18:00"),
+        ("<+09>-9", "2026-01-10T18:00"),
+        ("EST5EDT", "2026-01-10T08:00"), ("", "2026-01-10T03:00"),
+    ],
+)  # fmt: skip
+def test_the_zone_is_what_tz_says_in_whatever_form(zone: str, found: str) -> None:
     program = f"from modelcache.jobs.cron import Cron; print(Cron('0 3 * * *').next({at('2026-01-10T00:00')}))"
-    environment = os.environ | {"TZ": "Asia/Tokyo"}
+    environment = os.environ | {"TZ": zone}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert float(done.stdout) == at("2026-01-10T18:00")
+    assert float(done.stdout) == at(found)
+
+
+def test_a_zone_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [path for folder in TZPATH if (path := Path(folder, "Asia", "Tokyo")).exists()]
+    if not files:
+        pytest.skip("this machine has no files of zones")
+    monkeypatch.setenv("TZ", str(files[0]))
+    assert Cron("0 3 * * *").next(at("2026-01-10T00:00")) == at("2026-01-10T18:00")
+
+
+def test_the_time_of_the_c_library_is_that_of_the_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each half hour of a year, in both senses of those that come twice, and those that clocks leave out."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        here, begin = local_time(), at("2026-01-01T00:00")
+        for number in range(2 * 24 * 365):
+            moment = begin + 1800 * number
+            mine, there = datetime.fromtimestamp(moment, here), datetime.fromtimestamp(moment, BERLIN)
+            assert (mine.replace(tzinfo=None), mine.fold, mine.timestamp()) == (
+                there.replace(tzinfo=None), there.fold, moment,
+            )  # fmt: skip
+        for fold in (0, 1):
+            left_out = datetime(2026, 3, 29, 2, 30, fold=fold)
+            assert left_out.replace(tzinfo=here).timestamp() == left_out.replace(tzinfo=BERLIN).timestamp()
+    time.tzset()

@@ -5,13 +5,13 @@ day of the month and one of the week are either, and an hour that the clocks go 
 Leaves to others: what runs then (`schedule`), and waking up (`daemon`).
 """
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, tzinfo
 
 from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
 
 from modelcache.errors import UsageError
+from modelcache.jobs.localtime import local_time
 
 DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 MOST_CHARACTERS = 200
@@ -23,7 +23,7 @@ class Cron:
 
     def __init__(self, line: str, zone: tzinfo | None = None) -> None:
         self.line = line
-        fields, zone = line.split(), zone or _zone()
+        fields, zone = line.split(), zone or local_time()
         if len(fields) != 5 or len(line) > MOST_CHARACTERS:
             raise UsageError(f"cron = {line[:MOST_CHARACTERS]!r}: minute, hour, day, month and weekday are expected")
         try:
@@ -77,18 +77,6 @@ class Cron:
                 meant = datetime.fromtimestamp(instant, self.zone)
                 if meant.replace(tzinfo=None) != wall.replace(tzinfo=None) and instant > now.timestamp():
                     yield meant
-
-
-def _zone() -> tzinfo:
-    """That of the machine, or of TZ."""
-    try:
-        zone: tzinfo = CronTrigger.from_crontab("* * * * *").timezone
-    except (LookupError, ValueError, OSError) as error:
-        name = os.environ.get("TZ", "")[:MOST_CHARACTERS]
-        raise UsageError(
-            f"TZ={name!r} names no time zone", next_step="name one, as Europe/Berlin, or unset it"
-        ) from error
-    return zone
 
 
 def _split(fields: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from modelcache.configuration import job_tables
 from modelcache.errors import UsageError
 from modelcache.jobs.cron import Cron
 from modelcache.jobs.job import BUILT_IN
+from modelcache.jobs.localtime import local_time
 from modelcache.store.modes import is_shared
 from modelcache.urls import checked_url
 
@@ -91,9 +92,10 @@ def slot_of(instant: float, form: str = SLOT) -> str:
 
 
 def schedules(root: str, zone: tzinfo | None = None) -> tuple[Schedule, ...]:
-    """All jobs, those that are off or wrong included. UsageError where the file itself cannot be read."""
+    """All jobs, those that are off or wrong included. UsageError where the file itself cannot be read, or TZ means
+    nothing."""
     path, tables = job_tables(root)
-    found = []
+    zone, found = zone or local_time(), []
     for name in dict.fromkeys([*DEFAULTS, *tables]):
         try:
             found.append(_schedule(path, name, tables.get(name, {}), zone))
