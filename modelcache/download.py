@@ -8,6 +8,8 @@ was proven, and the next request does only what is left. Leaves to others: one t
 import os
 import threading
 import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 from modelcache.announcing import Announcer
@@ -22,6 +24,27 @@ from modelcache.tally import Tally
 from modelcache.transfer.control import Control
 
 WAIT_S = 0.2
+STOP_WITHIN_S = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a download ended, for now or for good: with a result, or with an error."""
+
+    state: State
+    result: Result | None
+    error: BaseException | None
+
+    @property
+    def is_pause(self) -> bool:
+        return isinstance(self.error, PausedError) and not isinstance(self.error, CancelledError)
+
+    def outcome(self) -> Result:
+        """Raises the error, if it is one."""
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
 
 
 class Download:
@@ -55,6 +78,8 @@ class Download:
         self._cancelled = False
         self._is_held = False
         self._thread: threading.Thread | None = None
+        self._end_told: End | None = None  # from when it is told, a moment before it counts
+        self._tell: tuple[Callable[[End], None], ...] = ()  # at each end
 
     def __repr__(self) -> str:
         return f"<Download {self.order.ref} {self._ended or self._tally.stage}>"
@@ -87,6 +112,17 @@ class Download:
         return self._tally.sample(self.state)
 
     @property
+    def files(self) -> tuple[Progress, ...]:
+        """Of each file, in the order of the model."""
+        tasks, completed = self._tally.tasks, self._tally.completed
+        return tuple(task.sample(self.order.id, completed, len(tasks)) for task in tasks)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended it; None while it runs and when it is ready."""
+        return self._error
+
+    @property
     def kept_bytes(self) -> int:
         """What of the unfinished files a later run need not fetch again."""
         return self._tally.kept_bytes
@@ -111,10 +147,56 @@ class Download:
                 if self._thread is not None and not self._thread.is_alive():
                     self._end(State.FAILED, RuntimeError("the thread of this download died"))
                 self._changed.wait(WAIT_S)  # short, so that Ctrl-C is seen at once
-        if self._error is not None:
-            raise self._error
-        assert self._result is not None
-        return self._result
+        return End(self._ended, self._result, self._error).outcome()
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        """As `result`, in an event loop; but a pause is waited through, until somebody goes on or cancels.
+
+        Whoever cancels the task that waits pauses the download: what was written is kept.
+        """
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Result:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[End] = loop.create_future()
+
+        def settle(end: End) -> None:
+            if not future.done():
+                future.set_result(end)
+
+        def tell(end: End) -> None:
+            if not (self._is_held and end.is_pause):
+                loop.call_soon_threadsafe(settle, end)
+
+        forget = self.when_ended(tell)
+        try:
+            end = await future
+        except asyncio.CancelledError:
+            self.pause()
+            await asyncio.to_thread(self.wait_stopped, STOP_WITHIN_S)
+            raise
+        finally:
+            forget()
+        return end.outcome()
+
+    def when_ended(self, tell: Callable[[End], None]) -> Callable[[], None]:
+        """Calls this at each end, before `result` returns, in the thread that ended it; at once if it has ended.
+
+        What it returns ends that. It must be quick, and must not raise.
+        """
+        with self._changed:
+            self._tell = (*self._tell, tell)
+            end = self._end_told
+        if end:
+            tell(end)
+
+        def forget() -> None:
+            with self._changed:
+                self._tell = tuple(each for each in self._tell if each is not tell)
+
+        return forget
 
     @property
     def is_held(self) -> bool:
@@ -145,8 +227,8 @@ class Download:
             was_over = self._ended is not None
         if was_over:
             discard_rest(self._tally, self._shop)
-            self._error = self._cancellation()
-            self._announcer.record(State.PAUSED, self._error)
+            self._announcer.end(State.PAUSED, error := self._cancellation(), None)
+            self._end(State.PAUSED, error)
 
     def resume(self) -> None:
         """Goes on after a pause or a failure; a download that runs or is ready is left alone."""
@@ -184,7 +266,7 @@ class Download:
         self._tally.found(result)
         self._result = result
         self._announcer.end(State.READY, None, result)
-        self._ended = State.READY
+        self._end(State.READY, None)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -204,25 +286,42 @@ class Download:
 
     def _settle(self, state: State, error: BaseException | None) -> bool:
         """Ends in this state; False if it is to go on after all. A cancel that came late counts, too."""
-        with self._changed:
-            if self._goes_on and state is State.PAUSED:
-                self._reset()
-                return False
-            late = self._cancelled and state is not State.READY and not isinstance(error, CancelledError)
-        if late:
-            discard_rest(self._tally, self._shop)
-            state, error = State.PAUSED, self._cancellation()
-            self._announcer.record(state, error)
-        self._end(state, error)
-        return True
+        is_told = False
+        while True:
+            with self._changed:
+                if self._goes_on and state is State.PAUSED:
+                    self._reset()
+                    return False
+                late = self._cancelled and state is not State.READY and not isinstance(error, CancelledError)
+                if is_told and not late:
+                    self._set_ended(state, error)
+                    return True
+            if late:
+                discard_rest(self._tally, self._shop)
+                state, error = State.PAUSED, self._cancellation()
+                self._announcer.record(state, error)
+            self._tell_end(state, error)
+            is_told = True
 
     def _end(self, state: State, error: BaseException | None) -> None:
+        self._tell_end(state, error)
+        self._set_ended(state, error)
+
+    def _tell_end(self, state: State, error: BaseException | None) -> None:
+        """Comes first, so that whoever waits for the end finds all of it done."""
+        with self._changed:
+            end = self._end_told = End(state, self._result, error)
+            listeners = self._tell
+        for tell in listeners:
+            tell(end)
+
+    def _set_ended(self, state: State, error: BaseException | None) -> None:
         with self._changed:
             self._ended, self._error = state, error
             self._changed.notify_all()
 
     def _reset(self) -> None:
-        self._ended, self._error, self._control = None, None, Control()
+        self._ended, self._error, self._end_told, self._control = None, None, None, Control()
         self._goes_on = self._cancelled = False
         self._tally.begin_again()
 

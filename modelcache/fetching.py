@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelcache.configuration import settings_for
-from modelcache.dispatch import Show
+from modelcache.dispatch import Show, Subscriber
 from modelcache.errors import ModelNotAvailableError, NotFoundError, StoreError, UsageError
 from modelcache.hits import hit, kept_hit
 from modelcache.model import Manifest
@@ -110,17 +110,23 @@ def fetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Re
     if here is not None and not somebody_listens:
         roots.own.count(order, here)
         return here
-    return waited(begun(roots, ref, wish, progress))
+    return waited(begun(roots, ref, wish, progress, waits=True))
 
 
-def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
-    """Under way, or ended already where everything is here. What has to be written goes where that can be."""
+def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show, *, waits: bool = False) -> "Download":
+    """Under way, or ended already where everything is here. What has to be written goes where that can be.
+
+    `waits`: whoever calls does nothing else before the end.
+    """
+    from modelcache.progress.show import appear, subscriber_for
+
     request = Request(roots.own, ref, wish)
     order, here = request.at_hand(progress)
     if here is None and (other := roots.fallback()):
         request = replace(request, runtime=other)
         order, here = request.at_hand(progress)
-    download = _download(request, order, here, progress)
+    show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files}, waits=waits)
+    download = _download(request, order, here, show)
     if here is not None:
         download.be_ready(here)
         return download
@@ -128,14 +134,14 @@ def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> "Dow
         with suppress(StoreError):  # whoever writes there first says so
             request.runtime.make_root()
     download.begin()
+    appear(show, order.name or order.ref, download)
     return download
 
 
-def _download(request: Request, order: Order, here: Result | None, progress: Show) -> "Download":
+def _download(request: Request, order: Order, here: Result | None, show: Subscriber | None) -> "Download":
     """Not begun yet, but known to this process."""
     from modelcache.again import to_text
     from modelcache.download import Download
-    from modelcache.progress.show import subscriber_for
 
     runtime = request.runtime
     if here is None and order.cached:
@@ -143,7 +149,6 @@ def _download(request: Request, order: Order, here: Result | None, progress: Sho
         runtime.check_at_start()
     if request.wish.counted:
         runtime.count(order, here)
-    show = subscriber_for(progress, order.id, {file.path: file.size for file in order.files})
     download = Download(order, runtime.shop, request.renewed, show, to_text(request.ref, request.wish))
     runtime.runs(download)
     return download

@@ -179,7 +179,7 @@ def test_a_function_gets_the_events_of_its_model_alone() -> None:
 
 def test_an_unknown_mode_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELCACHE_PROGRESS", "loud")
-    with pytest.raises(UsageError, match="MODELCACHE_PROGRESS = 'loud': one of auto, text, off"):
+    with pytest.raises(UsageError, match="MODELCACHE_PROGRESS = 'loud': one of auto, widget, html, text, off"):
         subscriber_for(True, "m")
 
 

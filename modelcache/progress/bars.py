@@ -91,7 +91,7 @@ class Bars:
             self._end(file, "done" if ended else "wrong" if event["source"] == "cache" else "failed")
 
     def _draw_sum(self, event: dict[str, Any], resumed: bool) -> None:
-        before = self._sum.add(event, resumed)
+        before = self._sum.hear(event, resumed)
         bar = self._bar("", _of_all(event["totalFiles"]))
         note = f"{event['completedFiles']} done"
         bar.move(self._sum.here, self._sum.total or 0, event["timestamp"], note, before)

@@ -36,13 +36,16 @@ class Sum:
         """Its files are known only now: so many bytes in all."""
         self._expected = 0 if self._sizes else total
 
-    def add(self, event: dict[str, Any], resumed: bool = False) -> int:
+    def add(self, file: str, here: int, total: int, resumed: bool = False) -> int:
         """Takes a sample of a file; returns how many of its bytes did not come, but were here."""
-        file, here = event["file"], event["bytesDownloaded"]
         before = here - self._here.get(file, 0) if resumed or file not in self._here else 0
         self._here[file] = here
-        self._sizes[file] = event["totalBytes"] or self._sizes.get(file)
+        self._sizes[file] = total or self._sizes.get(file)
         return before
+
+    def hear(self, event: dict[str, Any], resumed: bool = False) -> int:
+        """The same, of a progress event."""
+        return self.add(event["file"], event["bytesDownloaded"], event["totalBytes"], resumed)
 
 
 class Gauge:

@@ -40,7 +40,7 @@ class Lines:
         if event["type"] in self._told:
             self._print(sentence(event))
         elif event["type"] == "model_download_progress" and event["file"]:
-            self._sum.add(event)
+            self._sum.hear(event)
             if self._clock() - self._last >= LINE_EVERY_S:
                 self._last = self._clock()
                 self._print(self._state(event))

@@ -1,0 +1,172 @@
+"""What a notebook shows while something is fetched or verified, and what stays of it.
+
+Responsible for: the one thread that paints, and what can be pressed when. What is told only marks the panel as changed,
+so that no download waits for a front end. Leaves to others: what is known (`board`), the words at the end (`endings`),
+how it looks (`drawn`), where it is painted (`surfaces`).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelcache.progress import drawn
+from modelcache.progress.board import Board, View
+from modelcache.progress.drawn import Line, Phase
+from modelcache.progress.endings import ending
+from modelcache.progress.gauge import Sizes
+from modelcache.progress.surfaces import Html, Output, Picture, Surface, Widgets
+
+if TYPE_CHECKING:
+    from modelcache.download import Download, End
+
+log = logging.getLogger(__name__)
+Level = Literal["widget", "html"]
+PAINTED_WITHIN_S = 3.0
+ASKED = {"Pause": "pausing…", "Cancel": "cancelling…"}  # until it has happened
+BUTTONS: dict[Phase, tuple[str, ...]] = {
+    "running": ("Pause", "Cancel"), "paused": ("Resume", "Cancel"), "failed": ("Retry", "Cancel"),
+}  # fmt: skip
+
+
+class Panel:
+    """Hears events, of one model if that is named. Nothing is displayed before `appear`.
+
+    `waits`: the cell that called waits for the end. Nothing can be pressed meanwhile, and what stays is not alive.
+    """
+
+    def __init__(self, model: str, sizes: Sizes | None, level: Level, *, waits: bool) -> None:
+        self._model = model
+        self._level = level
+        self._waits = waits
+        self._board = Board(sizes)
+        self._output = Output()
+        self._surface: Surface | None = None  # while it is alive
+        self._download: Download | None = None
+        self._title = self._words = ""
+        self._asked = ""  # what was pressed, until it shows
+        self._changed = threading.Event()
+        self._stop = threading.Event()
+        self._last: Line | None = None  # how it ended
+        self._stays = False  # alive though it ended: it can be gone on with here
+        self._painter: threading.Thread | None = None
+        self._began, self._ran_s = 0.0, 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """In the dispatcher's thread."""
+        if event["type"] == "download_complete" or (self._model and event["modelId"] != self._model):
+            return
+        self._board.hear(event)
+        if event["type"] == "started" and self._last is not None:
+            self._begin()  # somebody goes on with it
+        self._changed.set()
+
+    # -- its life -----------------------------------------------------------------------------------------------------
+
+    def appear(self, title: str, words: str) -> None:
+        """Displays it in the cell that calls."""
+        self._title, self._words = title, words
+        self._guarded(self._paint)
+        self._begin()
+
+    def follow(self, title: str, download: "Download") -> None:
+        """The same, for a download: its state is shown from now on, and each of its ends."""
+        self._title, self._download = title, download
+        if not download.has_ended:
+            self.appear(title, "")
+        download.when_ended(self._ended)
+
+    def end(self, line: Line, *, stays: bool = False) -> None:
+        """Returns when that is painted, by whoever paints."""
+        painter = self._painter
+        self._ran_s += time.monotonic() - self._began if painter else 0.0
+        self._last, self._stays, self._asked = line, stays, ""
+        if painter is not None and painter.is_alive():
+            self._stop.set()
+            painter.join(PAINTED_WITHIN_S)
+        else:
+            self._guarded(self._paint_end)
+        self._painter = None
+
+    @property
+    def view(self) -> View:
+        return self._board.view()
+
+    @property
+    def ran_s(self) -> float:
+        """Without the time in which it was paused."""
+        return self._ran_s + (time.monotonic() - self._began if self._painter else 0.0)
+
+    def _ended(self, end: "End") -> None:
+        assert self._download is not None
+        how_on = "run the cell again" if self._waits else "" if self._level == "widget" else "call its resume()"
+        line = ending(self._title, end, self._download.progress, self._board.hosts, self.ran_s, how_on)
+        self.end(line, stays=not self._waits and line.phase in BUTTONS)
+
+    # -- painting -----------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._last, self._began, self._stop = None, time.monotonic(), threading.Event()
+        self._painter = threading.Thread(target=self._run, args=(self._stop,), name="modelcache-panel", daemon=True)
+        self._painter.start()
+
+    def _run(self, stop: threading.Event) -> None:
+        hz = Widgets.hz if self._level == "widget" else Html.hz
+        while not stop.wait(1 / hz):
+            if self._changed.is_set():
+                self._changed.clear()
+                self._guarded(self._paint)
+        self._guarded(self._paint_end)
+
+    def _guarded(self, paint: Callable[[], None]) -> None:
+        """A front end that refuses costs the picture, and not the download."""
+        try:
+            paint()
+        except Exception:
+            log.exception("a panel could not be painted")
+
+    def _paint(self) -> None:
+        if self._surface is None:
+            self._surface = self._new_surface()
+        self._surface.paint(self._picture())
+
+    def _paint_end(self) -> None:
+        if self._stays:
+            self._paint()
+            return
+        assert self._last is not None
+        self._output.put({"text/html": drawn.summary(self._last), "text/plain": drawn.plain(self._last)})
+        if self._surface is not None:
+            self._surface.close()
+            self._surface = None
+
+    def _new_surface(self) -> Surface:
+        if self._level == "html":
+            return Html(self._output)
+        download = self._download
+        if download is None or self._waits:
+            return Widgets(self._output, {})
+        acts = {"Pause": download.pause, "Resume": download.resume, "Retry": download.retry, "Cancel": download.cancel}
+        return Widgets(self._output, {word: partial(self._press, word, act) for word, act in acts.items()})
+
+    def _press(self, word: str, act: Callable[[], None]) -> None:
+        """In whichever thread the kernel has for it."""
+        self._asked = ASKED.get(word, "")
+        self._changed.set()
+        act()
+
+    def _picture(self) -> Picture:
+        view = self._board.view()
+        line = self._last or Line(self._title, self._doing(view), "running")
+        buttons = BUTTONS.get(line.phase, ()) if self._download and not self._waits else ()
+        if line.phase != "running":
+            view = replace(view, note="")  # the line says it
+        return Picture(drawn.status(line), drawn.files(view), drawn.plain_files(line, view), buttons)
+
+    def _doing(self, view: View) -> str:
+        words = self._asked or self._words or (self._download.state_text if self._download else "")
+        several = f" {view.done:,} of {view.files:,} done" if view.files > 1 and view.rows else ""
+        return words.replace("...", "…") + several
