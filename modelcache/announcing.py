@@ -9,7 +9,7 @@ from typing import Any
 
 from modelcache.account import Account
 from modelcache.dispatch import Subscriber
-from modelcache.errors import CancelledError, ModelCacheError, NotFoundError, VerificationError, told
+from modelcache.errors import CancelledError, ModelCacheError, NotFoundError, VerificationError, line_of, told
 from modelcache.events import DownloadComplete, Event, Fact, FactType
 from modelcache.order import Fetched, Workshop
 from modelcache.outcome import UNVERIFIED, File, Model, in_place_text
@@ -82,7 +82,7 @@ class Announcer:
     def end(self, state: State, error: BaseException | None, result: Model | File | None) -> None:
         """The last events. Whoever waits for the result has been told all of it when it comes."""
         self.record(state, error)
-        line = error.line() if isinstance(error, ModelCacheError) else told(error)
+        line = line_of(error)
         kind: FactType = "completed" if error is None else "paused" if state is State.PAUSED else "error"
         self.tell(kind, line or f"{self._tally.order.ref} is here")
         self._publish(replace(self._tally.sample(state), done=True, error=told(error)))

@@ -7,13 +7,14 @@ network library and hashes nothing.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from modelcache.configuration import checked, root_of
 from modelcache.dispatch import Show
-from modelcache.errors import UsageError
+from modelcache.errors import ModelCacheError, ModelNotAvailableError, UsageError
 from modelcache.fetching import begun, check_order, fetched, laid_out, unpacked, waited
 from modelcache.model import Manifest
 from modelcache.names import checked_path
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         size: int | None
 
 
+MOST_NAMED = 10
 Path = str | os.PathLike[str]
 
 
@@ -67,6 +69,12 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({self.root!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what is installed."""
+        from modelcache.inventory import overview
+
+        return overview(self._roots)
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
@@ -187,6 +195,41 @@ class Cache:
         from modelcache.inventory import path_of
 
         return path_of(self._roots, ref_of(model, version))
+
+    def __getitem__(self, model: str) -> Model:
+        """What is installed of it, as `fetch` gives it; no network, and nothing is read but stats.
+
+        KeyError where it is not installed; ModelNotAvailableError, as from `path`, where it is and something is wrong.
+        """
+        from modelcache.inventory import model_at
+
+        try:
+            return model_at(self._roots, model_of(model))
+        except ModelNotAvailableError as error:
+            if error.reason != "not_installed":
+                raise
+            some = [*self]
+            more = f" and {len(some) - MOST_NAMED:,} more" if len(some) > MOST_NAMED else ""
+            raise KeyError(f"{error.line()}; here are: {', '.join(some[:MOST_NAMED]) or 'none'}{more}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        """What models here can be called by: their ids and refs. StoreError where they cannot be listed."""
+        from modelcache.inventory import names
+
+        return iter(names(self._roots))
+
+    def __contains__(self, model: str) -> bool:
+        """Whether it is installed, and nothing is known to be wrong with it."""
+        try:
+            return bool(self[model])
+        except (KeyError, ModelNotAvailableError):
+            return False
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What can be typed after `cache["`."""
+        with suppress(ModelCacheError):
+            return [*self]
+        return []
 
     def models(self) -> Report:
         """What is installed: one row a version, with what a catalog says of it; `status` is ready, incomplete (files

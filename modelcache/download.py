@@ -15,16 +15,18 @@ from typing import Any
 from modelcache.announcing import Announcer
 from modelcache.dispatch import Subscriber
 from modelcache.errand import Errand, Renew, Result
-from modelcache.errors import CancelledError, PausedError, StoreError, UsageError
+from modelcache.errors import CancelledError, PausedError, StoreError, UsageError, line_of
 from modelcache.events import Progress
 from modelcache.modelfetch import discard_rest, explained, started
 from modelcache.order import Order, Workshop
 from modelcache.states import REST_STATUS, State, stage_text
 from modelcache.tally import Tally
 from modelcache.transfer.control import Control
+from modelcache.units import part_of
 
 WAIT_S = 0.2
 STOP_WITHIN_S = 1.5
+MOST_LINE = 400  # characters of an error, in a notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,18 @@ class Download:
 
     def __repr__(self) -> str:
         return f"<Download {self.order.ref} {self._ended or self._tally.stage}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how it stands now."""
+        from modelcache.markup import framed, name
+
+        now, label = self._tally.sample(self.state), name(self.order.ref)
+        here = f"{part_of(now.bytes_downloaded, now.total_bytes)}, {now.completed_files} of {now.total_files} files"
+        bar = f'<progress max="100" value="{now.percent}" aria-label="{self.id}"></progress>'
+        tone = "bad" if self.state is State.FAILED else "soft"
+        error = f'<p class="{tone}">{name(line_of(self._error), MOST_LINE)}</p>' if self._error else ""
+        stands = f'<p>{name(self.state_text)}</p><p data-state="{self.state}">{bar} {here}</p>'
+        return framed(f"<h3>{label}</h3>{stands}{error}")
 
     # -- for users ----------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,11 @@ def told(error: BaseException | None) -> str:
     return f"a bug in modelcache: {type(error).__name__}" if error else ""
 
 
+def line_of(error: BaseException | None) -> str:
+    """The same with what was kept and what to do, where the error says that."""
+    return error.line() if isinstance(error, ModelCacheError) else told(error)
+
+
 class UsageError(ModelCacheError):
     """What was asked for cannot be meant: a malformed digest, an unknown scheme, options that contradict."""
 

@@ -8,19 +8,44 @@ import warnings
 from typing import Any
 
 from modelcache import catalog
-from modelcache.errors import ModelNotAvailableError, Reason, UsageError
+from modelcache.errors import ModelCacheError, ModelNotAvailableError, Reason, UsageError
 from modelcache.findings import completing
+from modelcache.outcome import File, Model
 from modelcache.refs import Ref, scheme_of_id
 from modelcache.roots import Roots
-from modelcache.rows import Report
+from modelcache.rows import MOST_ROWS, MOST_TITLE, Report
 from modelcache.runtime import Runtime
 from modelcache.store.installed import Installed, InstalledFile
 from modelcache.store.locks import is_held
 from modelcache.store.shelf import Shelf
+from modelcache.units import in_units
 
 
 def path_of(roots: Roots, ref: Ref) -> str:
     """Where a model or a file is, which stays for an hour. ModelNotAvailableError says why it is not."""
+    part = _at_hand(roots, ref)
+    return part.place(part.files[0]) if ref.path or ref.url else part.folder
+
+
+def model_at(roots: Roots, ref: Ref) -> Model:
+    """What is here of a model, as a fetch would give it. ModelNotAvailableError as of `path_of`."""
+    record = _at_hand(roots, ref)
+    files = tuple(_file(record, each) for each in record.files)
+    return Model(record.ref, record.id, record.version, record.folder, files)
+
+
+def _file(record: Installed, each: InstalledFile) -> File:
+    place, version = record.place(each), record.version
+    return File(place, each.path, each.size, each.sha256, "hit", each.verified, "cache", version=version)
+
+
+def names(roots: Roots) -> list[str]:
+    """What models here can be called by: their ids and refs."""
+    return sorted({name for _, record in roots.models() for name in (record.id, record.ref)})
+
+
+def _at_hand(roots: Roots, ref: Ref) -> Installed:
+    """The record of a model, or as much of it as tells of one file."""
     runtime, record, part = _ready(roots, ref)
     shelf = runtime.shelf
     if not shelf.marks.used(record.id, record.version):  # somebody may be evicting it: see `hits`
@@ -28,7 +53,7 @@ def path_of(roots: Roots, ref: Ref) -> str:
             raise shelf.unknown(ref, "downloading")
         runtime, record, part = _ready(roots, ref)
     _warn_of_catalogs(runtime.shelf, ref, record)
-    return record.place(part.files[0]) if ref.path or ref.url else record.folder
+    return part
 
 
 def _ready(roots: Roots, ref: Ref) -> tuple[Runtime, Installed, Installed]:
@@ -63,7 +88,7 @@ def _warn_of_catalogs(shelf: Shelf, ref: Ref, record: Installed) -> None:
         catalog.find(shelf.layout.catalogs, ref.id)
     except UsageError as error:
         text = f"{error.line()}; until then {ref.id} is {record.version[:12]}, as when it was fetched"
-        warnings.warn(text, stacklevel=4)
+        warnings.warn(text, stacklevel=5)
 
 
 def _why_not(runtime: Runtime, model_id: str) -> Reason:
@@ -78,6 +103,20 @@ def models(roots: Roots) -> Report:
     """One row a version. StoreError where they cannot be listed and there is no fallback."""
     rows = tuple(_row_of(runtime.shelf, record) for runtime, record in roots.models())
     return Report("installed models", rows, hidden=("languages", "default_version"))
+
+
+def overview(roots: Roots) -> str:
+    """What a notebook shows of a cache, as mark-up; a sentence where it cannot be read."""
+    from modelcache.markup import framed, name
+
+    try:
+        report = models(roots)
+        size = sum(row["size"] for row in report)
+        count = "1 model" if len(report) == 1 else f"{len(report):,} models"
+        told = f"<p>{count}, {in_units(size)}</p>{report.to_markup(MOST_ROWS)}"
+    except ModelCacheError as error:
+        told = f'<p class="bad">{name(error.line(), MOST_TITLE)}</p>'
+    return framed(f'<h3>Model cache</h3><p class="soft">{name(roots.own.root, MOST_TITLE)}</p>{told}')
 
 
 def _row_of(shelf: Shelf, record: Installed) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from html import escape
 
 Shown = Callable[[str, object], str]  # (key, value) as people read it
 MOST_CELL = 200  # characters of a cell, before the middle of it goes
+MOST_IN_LINE = 40  # and of one that is not broken
 MOST_TITLE = 1000  # and of what a browser shows to whoever points at it
 
 
@@ -33,16 +34,23 @@ def _cut(whole: str, most: int) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], shown: Shown) -> str:
-    """Columns are keys; one whose values are all numbers, or nothing, is set to the right."""
+    """Columns are keys; those of numbers alone are set to the right, and short ones are not broken."""
     body = [list(row) for row in rows]
-    marks = [' class="n"' if _is_number([row[index] for row in body]) else "" for index in range(len(columns))]
+    cells = [[shown(*pair) for pair in zip(columns, row, strict=True)] for row in body]
+    marks = [_mark([row[at] for row in body], [line[at] for line in cells]) for at in range(len(columns))]
     head = "".join(f"<th{mark}>{text(key.replace('_', ' '))}</th>" for key, mark in zip(columns, marks, strict=True))
-    lines = (
-        "".join(f"<td{mark}>{name(shown(*pair), MOST_CELL)}</td>" for pair, mark in zip(zip(columns, row), marks))  # noqa: B905
-        for row in body
-    )
-    cells = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+    lines = "".join(f"<tr>{_line(line, marks)}</tr>" for line in cells)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _line(cells: Sequence[str], marks: Sequence[str]) -> str:
+    return "".join(f"<td{mark}>{name(cell, MOST_CELL)}</td>" for cell, mark in zip(cells, marks, strict=True))
+
+
+def _mark(values: Sequence[object], cells: Sequence[str]) -> str:
+    if _is_number(values):
+        return ' class="n"'
+    return "" if any(len(cell) > MOST_IN_LINE for cell in cells) else ' class="s"'
 
 
 def _is_number(values: Sequence[object]) -> bool:
@@ -140,6 +148,14 @@ _FRAME = """
 .modelcache .soft { color: var(--soft); } .modelcache .good { color: var(--good); }
 .modelcache .bad { color: var(--bad); }
 .modelcache .wide { overflow-x: auto; }
+.modelcache progress { appearance: none; width: 12rem; height: 8px; border: 0; border-radius: 4px; overflow: hidden;
+  background: var(--faint); vertical-align: middle; --bar: var(--jp-brand-color1, #3b82c4); }
+.modelcache [data-state=ready] progress { --bar: var(--good); }
+.modelcache [data-state=failed] progress { --bar: var(--bad); }
+.modelcache [data-state=paused] progress { --bar: var(--soft); }
+.modelcache progress::-webkit-progress-bar { background: var(--faint); }
+.modelcache progress::-webkit-progress-value { background: var(--bar); }
+.modelcache progress::-moz-progress-bar { background: var(--bar); }
 .modelcache.modelcache table { border-collapse: collapse; margin: 4px 0; font-size: 12px; table-layout: auto;
   font-variant-numeric: tabular-nums; border: 0; color: inherit; }
 .modelcache.modelcache tr { background: none; }
@@ -147,8 +163,9 @@ _FRAME = """
 .modelcache.modelcache :is(th, td) { padding: 3px 16px 3px 0; text-align: left; vertical-align: top; max-width: 28rem;
   border: 0; border-bottom: 1px solid var(--faint); }
 .modelcache.modelcache th { font-weight: 500; color: var(--soft); white-space: nowrap; background: none; }
-.modelcache.modelcache td:not(.n) { overflow-wrap: anywhere; min-width: 4rem; white-space: normal; }
-.modelcache.modelcache .n { text-align: right; white-space: nowrap; }
+.modelcache.modelcache td { overflow-wrap: anywhere; min-width: 12rem; white-space: normal; }
+.modelcache.modelcache :is(.n, .s) { white-space: nowrap; min-width: 0; }
+.modelcache.modelcache .n { text-align: right; }
 .modelcache.modelcache tbody tr:last-child td { border-bottom: 0; }
 .modelcache svg { display: block; width: 100%; height: auto; } .modelcache .grid { stroke: var(--faint); }
 .modelcache svg text { fill: var(--soft); font-size: 11px; }

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modelcache.model import Span
+from modelcache.units import DIGEST_SHOWN, in_units, short_version
 
 Finding = Literal["whole", "corrupt", "missing", "unreadable"]
 Status = Literal["hit", "fetched", "resumed", "repaired", "linked"]
 UNVERIFIED = "unverified"
+MOST_FILES, MOST_PATH = 100, 160  # files, and characters of a path, in a notebook
 _IN_PLACE: dict[Status, str] = {
     "hit": "here already", "linked": "in the store already", "fetched": "fetched", "resumed": "the rest fetched",
     "repaired": "repaired",
@@ -22,7 +24,7 @@ def in_place_text(status: Status, verified: str) -> str:
     return f"{_IN_PLACE[status]}, {UNVERIFIED if verified == UNVERIFIED else f'verified by {verified}'}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class File:
     """One file in place. `path` is absolute, `name` its path inside the model.
 
@@ -51,6 +53,28 @@ class File:
     def __str__(self) -> str:
         return self.unpacked or self.path
 
+    def __repr__(self) -> str:
+        return f"<File {self.name!r}, {in_units(self.size)}, {self.in_words}: {str(self)!r}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from modelcache.markup import framed, name
+
+        return framed(
+            f"<h3>{name(self.name)}</h3><p>{in_units(self.size)}, {_marked(self.in_words, self.is_verified)}</p>"
+            f'<p class="soft">{name(self, MOST_PATH)}</p>'
+        )
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether something vouched for it."""
+        return self.verified != UNVERIFIED
+
+    @property
+    def in_words(self) -> str:
+        """How it came to be in place, and what vouched for it, for people."""
+        return in_place_text(self.status, self.verified)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "path": self.name, "size": self.size, "sha256": self.sha256, "status": self.status,
@@ -59,7 +83,7 @@ class File:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Model:
     """A model in place: `path` is its folder, `model["config.json"]` one of its files.
 
@@ -81,6 +105,39 @@ class Model:
     def __str__(self) -> str:
         return self.path
 
+    def __repr__(self) -> str:
+        return f"<Model {self._whole_name}, {self._in_words}: {self.path!r}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from modelcache.markup import framed, name, table
+
+        rows = [(file.name, file.size, file.in_words, file.sha256[:DIGEST_SHOWN]) for file in self.files[:MOST_FILES]]
+        left = len(self.files) - MOST_FILES
+        absent = [f"{what}: {', '.join(paths)}" for what, paths in self._absent if paths]
+        return framed(
+            f"<h3>{name(self._whole_name)}</h3><p>{_marked(self._in_words, self.is_verified)}</p>"
+            f'<p class="soft">{name(self.path, MOST_PATH)}</p>'
+            + "".join(f"<p>{name(line, MOST_PATH)}</p>" for line in absent)
+            + table(("file", "size", "", "sha256"), rows, _cell)
+            + (f'<p class="soft">and {left:,} more files</p>' if left > 0 else "")
+        )
+
+    @property
+    def _whole_name(self) -> str:
+        return f"{self.id}@{short_version(self.version)}"
+
+    @property
+    def _in_words(self) -> str:
+        count, doubted = len(self.files), sum(not file.is_verified for file in self.files)
+        files = "1 file" if count == 1 else f"{count:,} files"
+        verified = "verified" if not doubted else f"{doubted:,} of them {UNVERIFIED}"
+        return f"{files}, {in_units(sum(file.size for file in self.files))}, {verified}"
+
+    @property
+    def _absent(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        return ("not here, for its hub could not be asked", self.missing), ("its hub does not have", self.lacking)
+
     def __getitem__(self, name: str) -> File:
         """KeyError where the model has no such file."""
         for file in self.files:
@@ -91,7 +148,7 @@ class Model:
     @property
     def is_verified(self) -> bool:
         """Whether something vouched for every file."""
-        return all(file.verified != UNVERIFIED for file in self.files)
+        return all(file.is_verified for file in self.files)
 
     def to_json(self) -> dict[str, Any]:
         """An entry of `modelcache fetch --json`."""
@@ -99,6 +156,17 @@ class Model:
         absent = {"lacking": list(self.lacking), "missing": list(self.missing)}
         more = {name: paths for name, paths in absent.items() if paths}
         return {"ref": self.ref, "id": self.id, "version": self.version, "path": self.path, "files": files} | more
+
+
+def _marked(words: str, is_good: bool) -> str:
+    from modelcache.markup import name
+
+    told = name(words, MOST_PATH)
+    return f'<span class="good">✓</span> {told}' if is_good else f'<span class="bad">{told}</span>'
+
+
+def _cell(_column: str, value: object) -> str:
+    return in_units(value) if isinstance(value, int) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

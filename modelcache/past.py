@@ -24,6 +24,7 @@ from modelcache.store.locks import is_held
 from modelcache.store.shelf import Shelf
 from modelcache.store.waitlist import Waitlist
 
+FOR_PROGRAMS = ("cidId", "downloadPath", "lastAttempt", "currentSize", "hash", "completed_at", "canResume")
 STATUSES = tuple(dict.fromkeys(RECORD_STATUS.values()))
 
 
@@ -35,7 +36,7 @@ def downloads(state: State, shelf: Shelf, status: str | None) -> Report:
         _as_it_is(state, shelf, record).to_row() | {"canResume": bool(state.request_of(record.id))}
         for record in state.downloads(status)
     ]
-    return Report("downloads", tuple(rows))
+    return Report("downloads", tuple(rows), hidden=FOR_PROGRAMS)
 
 
 def download(state: State, shelf: Shelf, download_id: str) -> DownloadRecord:

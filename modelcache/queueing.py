@@ -15,7 +15,8 @@ from modelcache.again import parsed, to_text
 from modelcache.api import cache as default
 from modelcache.caching import Cache, Path
 from modelcache.dispatch import Show
-from modelcache.errors import CancelledError, ModelCacheError, NotFoundError, PausedError, UsageError, told
+from modelcache.errors import CancelledError, ModelCacheError, NotFoundError, PausedError, UsageError, line_of
+from modelcache.markup import framed, text
 from modelcache.model import Manifest
 from modelcache.outcome import File, Model
 from modelcache.rows import Report
@@ -57,6 +58,16 @@ class Queue:
     def _list(self) -> Waitlist:
         """Looked for each time: a root that a group shares holds one for each account, and may not be there yet."""
         return Waitlist(*self._cache.queue_paths)
+
+    def __repr__(self) -> str:
+        return f"Queue({self._cache!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what waits."""
+        try:
+            return self.entries()._repr_html_()
+        except ModelCacheError as error:
+            return framed(f'<p class="bad">{text(error.line())}</p>')
 
     def __len__(self) -> int:
         return len(self._list.read().entries)
@@ -246,7 +257,7 @@ class _Run:
                 self._let_go(entry, download)
                 continue
             else:
-                self._list.fail(entry.id, _line(_advised(error, entry.id)))
+                self._list.fail(entry.id, line_of(_advised(error, entry.id)))
             self._ended(Ended(entry.id, entry.ref, result, error))
 
     def _claim(self, now: Waiting) -> None:
@@ -257,7 +268,7 @@ class _Run:
                 ref, wish = parsed(entry.request)
                 self._running[entry.id] = (entry, self._cache.begin(ref, wish, self._progress))
             except Exception as error:  # noqa: BLE001 - told to whoever runs the queue; the others go on
-                self._list.fail(entry.id, _line(_advised(error, entry.id)))
+                self._list.fail(entry.id, line_of(_advised(error, entry.id)))
                 self._ended(Ended(entry.id, entry.ref, None, error))
 
     def _let_go(self, entry: Entry, download: "Download") -> None:
@@ -307,10 +318,6 @@ def _advised(error: BaseException, entry_id: str) -> BaseException:
     if isinstance(error, ModelCacheError) and (error.again or error.kind == NotFoundError.kind):
         error.again = f"run `modelcache queue retry {entry_id}`"
     return error
-
-
-def _line(error: BaseException) -> str:
-    return error.line() if isinstance(error, ModelCacheError) else told(error)
 
 
 queue = Queue(default)  # `modelcache.queue`: that of the default cache

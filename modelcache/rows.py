@@ -6,22 +6,20 @@ whole. Leaves to others: CSV (`sheets`), HTML (`markup`), and what is on a page 
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from modelcache.units import as_percent, in_units, moment, short
+from modelcache.units import DIGEST_SHOWN, as_percent, in_units, moment, short, short_version
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DIGEST_SHOWN = 12
 LEAST_NAME = 16  # of a file or path that is shortened to make a table fit
+MOST_TITLE = 300  # characters of a title there
 MOST_ROWS = 100  # in a notebook, which keeps what it shows
 GAP = "  "
 MOST = 1 << 63  # beyond it a number is no size and no rate
-_HEX = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +69,15 @@ class Report:
 
     def to_html(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Replaces a file by a page of its own, which needs nothing else, or writes it to a stream. StoreError."""
-        from modelcache.markup import page
+        from modelcache.markup import page, text
         from modelcache.store.disk import output_mode, write_atomic
 
-        text = (self.page() if self.page else page(self.title, self._markup())).encode(errors="replace")
+        whole = self.page() if self.page else page(self.title, f"<h3>{text(self._headline)}</h3>{self.to_markup()}")
+        content = whole.encode(errors="replace")
         if isinstance(path, str | os.PathLike):
-            write_atomic(os.path.abspath(path), text, output_mode())
+            write_atomic(os.path.abspath(path), content, output_mode())
         else:
-            path.write(text)
+            path.write(content)
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Replaces a file by the rows in Parquet. UsageError where the extra `parquet` is missing, StoreError."""
@@ -90,27 +89,34 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from modelcache.markup import framed
+        from modelcache.markup import framed, name
 
-        return framed(self._markup(MOST_ROWS))
+        return framed(f"<h3>{name(self._headline, MOST_TITLE)}</h3>{self.to_markup(MOST_ROWS)}")
 
-    def _markup(self, most: int | None = None) -> str:
-        """Of all rows, or of the first so many."""
+    def to_markup(self, most: int | None = None) -> str:
+        """The notes, and a table of all rows, or of the first so many, to stand under a headline."""
         from modelcache.markup import table, text
 
         notes = "".join(f"<p>{text(note)}</p>" for note in self.notes)
         if not self.rows:
-            return f"<h3>{text(self.title)}: {text(self.none)}</h3>{notes}"
-        rows = ([row.get(key) for key in self._shown_keys] for row in self.rows[:most])
-        left = len(self.rows) - most if most else 0
-        more = f'<p class="soft">and {left:,} more rows: df has them all</p>' if left > 0 else ""
-        return f"<h3>{text(self.title)}</h3>{notes}{table(self._shown_keys, rows, shown)}{more}"
+            return notes
+        rows, left = self.rows[:most], _left(len(self.rows), most)
+        keys = [key for key in self._shown_keys if any(shown(key, row.get(key)) for row in rows)]
+        more = f'<p class="soft">{left}</p>' if left else ""
+        return f"{notes}{table(keys, ([row.get(key) for key in keys] for row in rows), shown)}{more}"
+
+    def _repr_pretty_(self, printer: Any, _is_cycle: bool) -> None:
+        """What IPython shows in a terminal, and a notebook that cannot show HTML."""
+        printer.text(f"{replace(self, rows=self.rows[:MOST_ROWS])}\n{_left(len(self.rows), MOST_ROWS)}".rstrip("\n"))
 
     def __str__(self) -> str:
         notes = "".join(f"\n{note}" for note in self.notes)
-        if not self.rows:
-            return f"{self.title}: {self.none}{notes}"
-        return f"{self.title}{notes}\n{_table(self.rows, self._shown_keys)}"
+        table = f"\n{_table(self.rows, self._shown_keys)}" if self.rows else ""
+        return f"{self._headline}{notes}{table}"
+
+    @property
+    def _headline(self) -> str:
+        return self.title if self.rows else f"{self.title}: {self.none}"
 
     @property
     def _keys(self) -> tuple[str, ...]:
@@ -126,6 +132,11 @@ def joined(reports: Sequence[Report]) -> Report:
     rows = tuple(row for report in reports for row in report)
     notes = tuple(note for report in reports for note in report.notes)
     return replace(reports[0], rows=rows, findings=sum(report.findings for report in reports), notes=notes)
+
+
+def _left(count: int, most: int | None) -> str:
+    """Words for the rows that are not shown."""
+    return f"and {count - most:,} more rows: df has them all" if most and count > most else ""
 
 
 def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
@@ -150,7 +161,7 @@ class _Column:
         self._set([shown(key, value) for value in values])
         known = [value for value in values if value is not None]
         self.is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
-        self.is_number = self.is_number and bool(known) and not key.endswith("_at")
+        self.is_number = self.is_number and bool(known) and not _is_moment(key)
         self._speaks = not self.is_number and not any(isinstance(value, bool) for value in known)
 
     def _set(self, cells: list[str]) -> None:
@@ -193,7 +204,7 @@ def shown(key: str, value: Any) -> str:
         return str(value)
     if isinstance(value, int) and (key.startswith("bytes_") or key.endswith("_bytes")):
         return _size(value)
-    if isinstance(value, int) and key.endswith("_at"):
+    if isinstance(value, int) and _is_moment(key):
         return moment(value)
     by_key: dict[str, Callable[[float], str]] = {
         "size": _size, "bytes": _size, "success_rate": as_percent,
@@ -202,9 +213,8 @@ def shown(key: str, value: Any) -> str:
     return by_key.get(key, str)(value)
 
 
-def short_version(version: str) -> str:
-    """As people compare it: the beginning of a commit or a digest, any other as it is."""
-    return version[:DIGEST_SHOWN] if _HEX.fullmatch(version) else version
+def _is_moment(key: str) -> bool:
+    return key.endswith("_at") or key in ("last_used", "last_success", "last_error")
 
 
 def _size(size: float) -> str:

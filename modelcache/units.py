@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from modelcache.errors import UsageError
 
 DAY_S = 86_400.0
+DIGEST_SHOWN = 12
+_HEX = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -58,6 +60,11 @@ def moment(at_ms: int) -> str:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(at_ms / 1000)) if at_ms > 0 else "never"
     except (OverflowError, ValueError, OSError):
         return "never"
+
+
+def short_version(version: str) -> str:
+    """As people compare it: the beginning of a commit or a digest, any other as it is."""
+    return version[:DIGEST_SHOWN] if _HEX.fullmatch(version) else version
 
 
 def short(name: str, most: int) -> str:

@@ -56,4 +56,4 @@ def test_a_notebook_gets_the_first_rows_of_many_and_a_page_all_of_them() -> None
     report = Report("many", tuple({"file": f"f{number}"} for number in range(3 * MOST_ROWS)))
     shown = Seen(report._repr_html_())
     assert shown.tags.count("td") == MOST_ROWS and f"and {2 * MOST_ROWS} more rows" in shown.text
-    assert Seen(report._markup()).tags.count("td") == 3 * MOST_ROWS
+    assert Seen(report.to_markup()).tags.count("td") == 3 * MOST_ROWS

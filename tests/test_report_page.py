@@ -93,7 +93,7 @@ def test_a_page_about_more_days_than_a_plot_has_room_for_is_made_of_what_is_olde
     cache = Cache(home, metrics_age=900 * 86400.0)
     cache.report("600d").to_html(home / "page.html")
     cache.close()
-    assert "<td>host" in (home / "page.html").read_text("utf-8")
+    assert '<td class="s">host' in (home / "page.html").read_text("utf-8")
 
 
 @pytest.mark.browser

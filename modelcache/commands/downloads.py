@@ -8,8 +8,7 @@ from typing import Any
 
 from modelcache.commands.common import Commands, add_json, cache_of, headers_of, named, print_json
 from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
-from modelcache.rows import DIGEST_SHOWN, short_version
-from modelcache.units import in_units
+from modelcache.units import DIGEST_SHOWN, in_units, short_version
 
 _PINNED = re.compile(r"(?<=[@:/])(?:[0-9a-f]{64}|[0-9a-f]{40})\b")
 

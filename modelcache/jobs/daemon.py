@@ -23,7 +23,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler  # type: ignore[im
 from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped]
 
 from modelcache.caching import Cache
-from modelcache.errors import LockedError, ModelCacheError, StoreError, told
+from modelcache.errors import LockedError, ModelCacheError, StoreError, line_of
 from modelcache.jobs.job import Clock
 from modelcache.jobs.runner import PATIENCE_S, Runner
 from modelcache.jobs.schedule import GRACE_S, Schedule, schedules
@@ -125,7 +125,7 @@ class Daemon:
                     thread.start()
                     self._running[schedule.name] = thread
         except Exception as error:  # noqa: BLE001 - next time it may be begun
-            self._say_once(f"{schedule.name}: {_line(error)}", f"{schedule.name}: {_cause(error)}")
+            self._say_once(f"{schedule.name}: {line_of(error)}", f"{schedule.name}: {_cause(error)}")
 
     def _run(self, schedule: Schedule, slot: str) -> None:
         try:
@@ -135,7 +135,7 @@ class Daemon:
                 if self._runner.is_open(schedule.name, slot):  # else another daemon runs it, as it should be
                     self._say_once(error.message)
         except Exception as error:  # noqa: BLE001 - the next one runs all the same
-            self._say_once(f"{schedule.name}: {_line(error)}", f"{schedule.name}: {_cause(error)}")
+            self._say_once(f"{schedule.name}: {line_of(error)}", f"{schedule.name}: {_cause(error)}")
         finally:
             with self._guard:
                 self._running.pop(schedule.name, None)
@@ -187,10 +187,6 @@ def start(cache: Cache) -> Jobs:
     jobs = Jobs(cache)
     print(jobs, file=sys.stderr)
     return jobs
-
-
-def _line(error: Exception) -> str:
-    return error.line() if isinstance(error, ModelCacheError) else told(error)
 
 
 def _cause(error: Exception) -> str:
