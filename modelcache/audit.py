@@ -5,6 +5,7 @@ marked, which a read from end to end has proven: a disk that fails, or a file th
 Leaves to others: mending it (`mending`), whose turn it is (`sweep`).
 """
 
+import hashlib
 import os
 import threading
 import time
@@ -18,10 +19,11 @@ from modelcache.abreast import Going, abreast
 from modelcache.errors import PausedError, StoreError
 from modelcache.events import Progress
 from modelcache.history import rotten
-from modelcache.model import Digest
+from modelcache.model import Digest, PieceDigests
 from modelcache.order import Workshop
 from modelcache.outcome import Audit
 from modelcache.sampling import Sampler, Speed
+from modelcache.state.looks import Begun
 from modelcache.states import EVENT_STATUS, State
 from modelcache.store import blobs, records
 from modelcache.store.disk import BUFFER
@@ -39,13 +41,16 @@ class Manner:
     """How files are read.
 
     strict: by SHA-256, even where pieces are known. pay: told how many bytes come next; it may wait. may_begin: whether
-    one more file may be begun. clock: what stamps are dated by, in seconds since 1970.
+    one more file may be begun. clock: what stamps are dated by, in seconds since 1970. begun: what an earlier run has
+    read of a file that it could not end. leave: told of each portion that is read of a file, and when that has ended.
     """
 
     strict: bool = False
     pay: Callable[[int], None] = lambda _: None
     may_begin: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.time
+    begun: Callable[[str], Begun | None] = lambda _: None
+    leave: Callable[[str, Begun | None], None] = lambda _, __: None
 
 
 def verify(shop: Workshop, record: Installed, control: Control, manner: Manner | None = None) -> list[Audit]:
@@ -86,10 +91,11 @@ def reading(
     works = (work for file in files if manner.may_begin() for work in file.works())
     try:
         with closing(abreast(works)) as done:
-            for ended in done:
-                if ended is not None:
-                    owners[ended].end(ended)
-                    yield ended.found
+            for file, has_ended in done:
+                file.leave(has_ended=has_ended)
+                if has_ended:
+                    owners[file].end(file)
+                    yield file.found
     finally:
         for one in read_by:
             one.write()
@@ -154,6 +160,10 @@ class _Reading:
         self._is_doubtful = False
         self._size = max(0, file.size)
         self._here = 0
+        self._begun = manner.begun(record.place(file)) if file.size > blobs.PORTION else None
+        self._since = 0  # ms since 1970
+        self._pieces = b""
+        self._done: set[int] = set()  # portions that were right
         self._gauge = Speed()
         self._speed = 0.0
 
@@ -162,8 +172,8 @@ class _Reading:
         assert self.audit is not None
         return self.audit
 
-    def works(self) -> Iterator[Callable[[Going], "_Reading | None"]]:
-        """The last to end gives this reading, with `audit`; the others nothing."""
+    def works(self) -> Iterator[Callable[[Going], "tuple[_Reading, bool]"]]:
+        """Each gives this reading, and whether it was the last to end: then there is `audit`."""
         self._gauge = Speed()
         looks = self._looks() or [lambda _: False]
         self._looking = len(looks)
@@ -183,10 +193,40 @@ class _Reading:
             return []
         if self._manner.strict:
             return [lambda tick: blobs.read_back(place, (sha256,), 0, tick).wrong is None]
-        portions = blobs.portions(pieces)
-        return [bound(blobs.has_pieces, place, stamp, pieces, portion) for portion in portions]
+        return [bound(self._is_right, place, pieces, *each) for each in self._left(stamp, pieces)]
 
-    def _work(self, look: Callable[[Callable[[], None]], bool], going: Going) -> "_Reading | None":
+    def _left(self, stamp: Stamp, pieces: PieceDigests) -> list[tuple[int, range]]:
+        """The portions that no earlier run has read, by their numbers."""
+        portions, begun = dict(enumerate(blobs.portions(pieces))), self._begun
+        self._since, self._pieces = round(1000 * self._manner.clock()), hashlib.sha256(pieces.blake3).digest()
+        if (
+            begun
+            and begun.pieces == self._pieces
+            and begun.stamp == replace(stamp, verified_at=begun.stamp.verified_at)
+        ):
+            self._since = begun.stamp.verified_at
+            self._done = {number for number in begun.done if number < len(portions) - 1}  # one is left to look at
+            self._here = min(self._size, sum(len(portions[number]) for number in self._done) * pieces.size)
+        return [(number, portion) for number, portion in portions.items() if number not in self._done]
+
+    def _is_right(
+        self, place: str, pieces: PieceDigests, number: int, portion: range, tick: Callable[[], None]
+    ) -> bool:
+        assert self.stamp is not None
+        is_right = blobs.has_pieces(place, self.stamp, pieces, portion, tick)
+        if is_right:
+            self._done.add(number)
+        return is_right
+
+    def leave(self, *, has_ended: bool) -> None:
+        """What the next run need not read again, if this one is ended now. By the thread that reads for somebody."""
+        if self._done and self.stamp and not (has_ended or self._is_doubtful):
+            stamp = replace(self.stamp, verified_at=self._since)
+            self._manner.leave(self._place, Begun(stamp, self._pieces, frozenset(self._done)))
+        elif self.file.size > blobs.PORTION:
+            self._manner.leave(self._place, None)
+
+    def _work(self, look: Callable[[Callable[[], None]], bool], going: Going) -> "tuple[_Reading, bool]":
         tick = bound(self._tick, going)
         try:
             is_right = not self._is_doubtful and look(tick)
@@ -196,12 +236,13 @@ class _Reading:
             self._is_doubtful |= not is_right
             self._looking -= 1
             if self._looking:
-                return None
+                return self, False
         audit = self._audit(tick) if self._is_doubtful else self._blank()
         if self.stamp is not None:
-            self.stamp = replace(self.stamp, verified_at=round(1000 * self._manner.clock()))
+            since = self._since if self._begun and not self._is_doubtful else 0
+            self.stamp = replace(self.stamp, verified_at=since or round(1000 * self._manner.clock()))
         self.audit = audit
-        return self
+        return self, True
 
     def _blank(self) -> Audit:
         record, file = self._record, self.file

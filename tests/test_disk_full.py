@@ -357,3 +357,28 @@ def test_too_few_open_files(origin: Origin, tmp_path: Path) -> None:
         assert run(home, *fetch(origin)).returncode == 0
     assert codes.count(6) > 2
     assert codes[-1] == 0
+
+
+@pytest.mark.parametrize("lack", ["bytes", "files"])
+def test_on_a_full_disk_everything_is_verified_and_a_note_says_that_nothing_is_remembered(
+    tmp_path: Path, disk: Path, lack: str
+) -> None:
+    home = disk / "home"
+    (tmp_path / "w.bin").write_bytes(FILE.read(0, MIB))
+    assert run(home, "add", str(tmp_path / "w.bin"), "--model", "m").returncode == 0
+    shutil.rmtree(home / "state", ignore_errors=True)
+    for lock in (home / "locks").iterdir():
+        lock.unlink()
+    fill(disk, lack)
+    ended = run(home, "verify", "--share", "full", "--older-than", "0")
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert "1 file verified" in ended.stderr
+    assert "is not remembered" in ended.stderr
+
+
+def fill(disk: Path, lack: str) -> None:
+    if lack == "files":
+        mount("-o", "remount,nr_inodes=100", str(disk))
+    with pytest.raises(OSError, match="No space"):
+        for number in range(1000):
+            (disk / f"full{number}").write_bytes(bytes(MIB if lack == "bytes" else 0))

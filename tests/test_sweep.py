@@ -18,8 +18,11 @@ from modelcache.caching import Cache
 from modelcache.errors import LockedError, ModelNotAvailableError, UsageError
 from modelcache.jobs import verify
 from modelcache.jobs.job import Config
+from modelcache.model import PieceDigests
 from modelcache.rows import Report
 from modelcache.state.place import Place
+from modelcache.store import blobs
+from modelcache.store.installed import Stamp
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
 from modelcache.testing import Content, Origin, Status
@@ -118,6 +121,29 @@ def test_a_date_from_the_future_is_that_of_nobody(cache: Cache, six: Mapping[str
     assert swept(cache.sweep(share="full")) == []
 
 
+def test_what_was_found_before_is_told_with_the_bytes_that_are_wrong(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(Content.generated(3 * PIECE).read())
+    rot(Path(cache.add(tmp_path / "w.bin", "m").files[0].path), PIECE + 5)
+    found = [cache.sweep(share="full", clock=in_days(day)).rows[0] for day in (11, 12)]
+    assert [row["wrong_bytes"] for row in found] == [f"{PIECE}-{2 * PIECE - 1}"] * 2
+    with closing(sqlite3.connect(looks_of(cache))) as connection, connection:
+        connection.execute("UPDATE wrong SET spans = x'00'")
+    assert cache.sweep(clock=in_days(13)).rows[0]["wrong_bytes"] == ""
+
+
+def test_what_an_older_version_remembers_is_known_still(cache: Cache, six: Mapping[str, Path]) -> None:
+    six["m3"].unlink()
+    six["m3"].symlink_to("/etc/hostname")
+    cache.sweep(share="full", clock=in_days(11))
+    with closing(sqlite3.connect(looks_of(cache))) as connection, connection:
+        connection.executescript("DROP TABLE wrong; DROP TABLE begun; PRAGMA user_version = 1")
+    report = cache.sweep(share="full", clock=in_days(12))
+    assert (report.title, findings(report)) == ("0 files verified, 0 B", {"m3/w.bin": "unreadable"})
+    with closing(sqlite3.connect(looks_of(cache))) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("SELECT count(*) FROM wrong").fetchone() == (0,)
+
+
 @pytest.mark.parametrize("content", [b"garbage", b"", b"SQLite format 3\0" + bytes(5000), None])
 def test_what_sweeps_remember_is_made_anew_when_it_is_garbage(
     cache: Cache, six: Mapping[str, Path], content: bytes | None
@@ -145,8 +171,10 @@ def test_a_memory_that_lies_hides_nothing_for_long(cache: Cache, six: Mapping[st
 
 def test_without_a_place_to_remember_in_it_works_by_the_records(cache: Cache, six: Mapping[str, Path]) -> None:
     looks_of(cache).mkdir(parents=True)
-    runs = [swept(cache.sweep(share="1/3", clock=in_days(day))) for day in (11, 12)]
-    assert runs == [["m0", "m1"], ["m2", "m3"]]
+    reports = [cache.sweep(share="1/3", clock=in_days(day)) for day in (11, 12)]
+    assert [swept(report) for report in reports] == [["m0", "m1"], ["m2", "m3"]]
+    assert [len(report.notes) for report in reports] == [1, 1]
+    assert "is not remembered" in reports[0].notes[0]
 
 
 def test_what_models_share_is_read_once(cache: Cache, tmp_path: Path) -> None:
@@ -263,6 +291,59 @@ def test_a_stop_ends_it_within_a_file_and_the_next_run_goes_on_there(cache: Cach
     assert 0 < len(first) < 4
     assert "the next run goes on there" in report.title
     assert sorted(first + swept(cache.sweep(share="full", clock=in_days(11.1)))) == ["m0", "m1", "m2", "m3"]
+
+
+class Ended(threading.Event):
+    """Set once so many portions of files were right."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+        super().__init__()
+        self.read: list[int] = []
+        has_pieces = blobs.has_pieces
+
+        def counted(path: str, stamp: Stamp, pieces: PieceDigests, portion: range, tick: Callable[[], None]) -> bool:
+            is_right = has_pieces(path, stamp, pieces, portion, tick)
+            self.read.append(portion.start)
+            if len(self.read) == after:
+                self.set()
+            return is_right
+
+        monkeypatch.setattr(blobs, "PORTION", PIECE)
+        monkeypatch.setattr(blobs, "has_pieces", counted)
+
+
+def test_a_file_that_takes_longer_than_any_run_is_verified_in_several(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(Content.generated(6 * PIECE).read())
+    cache.add(tmp_path / "w.bin", "m")
+    begun, read = time.time() + 11 * DAY_S, 0
+    for hour in range(6):
+        with pytest.MonkeyPatch.context() as patch:
+            stop = Ended(patch, after=2)
+            report = cache.sweep(share="full", stop=stop, clock=lambda late=3600 * hour: begun + late)  # type: ignore[misc]
+            read += len(stop.read)
+        if swept(report):
+            break
+    assert (swept(report), findings(report)) == (["m"], {})
+    assert read < 6 + 6, "no portion is read again but those that were at hand"
+    assert cache.info("m").rows[0]["verified_at"] == round(1000 * begun), "that is when its first portion was read"
+
+
+@pytest.mark.parametrize("change", ["file", "days", "garbage"])
+def test_what_was_read_of_a_file_that_looks_different_or_long_ago_is_read_again(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    (tmp_path / "w.bin").write_bytes(Content.generated(6 * PIECE).read())
+    place = cache.add(tmp_path / "w.bin", "m").files[0].path
+    assert swept(cache.sweep(share="full", stop=Ended(monkeypatch, after=2), clock=in_days(11))) == []
+    if change == "file":
+        os.utime(place)
+    elif change == "garbage":
+        with closing(sqlite3.connect(looks_of(cache))) as connection, connection:
+            connection.execute("UPDATE begun SET done = 'x', at = 'y'")
+    monkeypatch.undo()
+    whole = Ended(monkeypatch, after=99)
+    assert swept(cache.sweep(share="full", stop=whole, clock=in_days(22 if change == "days" else 12))) == ["m"]
+    assert sorted(whole.read) == list(range(6))
 
 
 def test_a_stop_that_came_before_reads_nothing(cache: Cache, six: Mapping[str, Path]) -> None:

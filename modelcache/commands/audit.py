@@ -80,7 +80,8 @@ def _sweep(options: argparse.Namespace) -> int:
     left = [row for row in report if not row["repaired"]]
     for where in dict.fromkeys(["", *(row["where"] for row in left)]):
         told([row for row in left if row["where"] == where], printable(where) or cache.root)
-    print(report.title, file=sys.stderr)
+    for line in (*map(printable, report.notes), report.title):
+        print(line, file=sys.stderr)
     return _code(left)
 
 

@@ -7,7 +7,6 @@ database of the state is damaged); telling a run that goes on from one that was 
 Leaves to `runner`: the lock of the job, which whoever claims has to hold.
 """
 
-import errno
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any, Literal, Self, get_args
 from modelcache.errors import StoreError, UsageError
 from modelcache.rows import Report
 from modelcache.store.disk import (
+    NO_ROOM,
     WRITE,
     check_no_links,
     create,
@@ -43,7 +43,6 @@ MOST_WORDS = 1000  # characters of a title, or of an error
 FEW_WORDS = 200  # of an error, on a full disk: it has to fit where the claim stands
 LATEST_MS = 1 << 47
 NOTHING = (FileNotFoundError, NotADirectoryError)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 Status = Literal["running", "ok", "findings", "failed", "stopped", "lost"]
 _SLOT = re.compile("[0-9]{8}T[0-9]{4}(?:[0-9]{2})?Z")

@@ -2,21 +2,25 @@
 
     models   how long ago the oldest file of a version was verified, by its record: so that a record is read only then
     proven   in which model a content that several models share was verified last
-    looks    files that have no stamp of ours, or that could not be read, or whose record could not be written: when
-             they were looked at, and what was found
+    looks    files that have no stamp of ours, or that are wrong, or whose record could not be written: when they were
+             looked at, and what was found
+    wrong    which bytes of them are wrong
+    begun    which portions of a large file were right when a sweep ended in it: the next one reads the others
 
 Responsible for: that file, in SQLite, beside the state. It only saves looking: records and files are the truth, and
 whatever it says is compared with them. One that is garbage, or of another version, is begun anew; where none can be
-written it is in memory, for one run. Leaves to others: what is due (`due`), and reading (`sweep`).
+written, or the disk is full, it is in memory, for one run. Leaves to others: what is due (`due`), reading (`sweep`).
 """
 
 import contextlib
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcache.errors import StoreError, UsageError
+from modelcache.model import Span
 from modelcache.outcome import Finding
 from modelcache.store.disk import CREATE, make_directories
 from modelcache.store.installed import Installed, Stamp
@@ -26,9 +30,12 @@ from modelcache.store.registry import versions_under
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-VERSION = 1
+VERSION = 2
 WAIT_S = 5.0  # for another sweep of this host, which writes for a moment
 MEMORY = ":memory:"
+ROOM = 8 << 20  # bytes that the disk has to have left
+MOST_BYTES = 1 << 16  # of the portions of a file: there are not more
+MOST_SPANS = 1000  # of a file, that are kept; of one that is wrong all over, none
 
 _TABLES = """
 CREATE TABLE models (
@@ -41,9 +48,15 @@ CREATE TABLE looks (
     cache BLOB, place BLOB, size INTEGER, mtime_ns INTEGER, inode INTEGER, at INTEGER, finding TEXT, reason TEXT,
     PRIMARY KEY (cache, place)
 ) WITHOUT ROWID;
+CREATE TABLE wrong (cache BLOB, place BLOB, spans BLOB, PRIMARY KEY (cache, place)) WITHOUT ROWID;
+CREATE TABLE begun (
+    place BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, at INTEGER, pieces BLOB, done BLOB
+) WITHOUT ROWID;
 CREATE TEMP TABLE there (id TEXT PRIMARY KEY, folder_ns INTEGER) WITHOUT ROWID;
 """
 _TEMPORARY = _TABLES[_TABLES.index("CREATE TEMP") :]
+_SINCE = {1: _TABLES[_TABLES.index("CREATE TABLE wrong") : _TABLES.index("CREATE TEMP")]}  # what older ones lack
+_SPAN = struct.Struct("<qq")
 _FINDINGS: tuple[Finding, ...] = ("whole", "corrupt", "missing", "unreadable")
 
 
@@ -54,13 +67,25 @@ class Look:
     stamp: Stamp
     finding: Finding
     reason: str = ""
+    wrong: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A file of which not all was read: how it looked, and since when; `done` are the portions that were right, by the
+    list of piece digests that is called `pieces`."""
+
+    stamp: Stamp
+    pieces: bytes
+    done: frozenset[int]
 
 
 class Looks:
     """Of one root on one host, for one sweep at a time."""
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: "Connection", *, is_kept: bool = True) -> None:
         self._connection = connection
+        self.is_kept = is_kept  # else it is lost with this run
 
     @classmethod
     @contextlib.contextmanager
@@ -68,9 +93,9 @@ class Looks:
         """For the `with` block. StoreError where its disk fails later on."""
         import sqlite3
 
-        connection = _opened(path)
+        connection, is_kept = _opened(path)
         try:
-            yield cls(connection)
+            yield cls(connection, is_kept=is_kept)
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}", next_step="free the disk, or move that file away") from error
         finally:
@@ -165,12 +190,13 @@ class Looks:
     def of(self, cache: str) -> dict[str, Look]:
         """By place."""
         rows = self._connection.execute(
-            "SELECT place, finding, reason, size, mtime_ns, inode, at FROM looks WHERE cache = ?",
+            "SELECT place, finding, reason, spans, size, mtime_ns, inode, at FROM looks LEFT JOIN wrong"
+            " USING (cache, place) WHERE cache = ?",
             (os.fsencode(cache),),
         )
         return {
-            os.fsdecode(place): Look(Stamp(*numbers), finding, str(reason))
-            for place, finding, reason, *numbers in rows
+            os.fsdecode(place): Look(Stamp(*numbers), finding, str(reason), _spans(spans))
+            for place, finding, reason, spans, *numbers in rows
             if type(place) is bytes and finding in _FINDINGS and all(isinstance(each, int) for each in numbers)
         }
 
@@ -180,19 +206,54 @@ class Looks:
         numbers = stamp.size, stamp.mtime_ns, stamp.inode, stamp.verified_at
         row = os.fsencode(cache), os.fsencode(place), *numbers, look.finding, reason
         self._connection.execute("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        spans = b"".join(_SPAN.pack(span.start, span.stop) for span in look.wrong[: MOST_SPANS + 1])
+        spans = spans if len(spans) <= MOST_SPANS * _SPAN.size else b""
+        self._connection.execute("INSERT OR REPLACE INTO wrong VALUES (?, ?, ?)", (*row[:2], spans))
 
     def unlook(self, cache: str, places: Iterable[str]) -> None:
-        rows = ((os.fsencode(cache), os.fsencode(place)) for place in places)
+        rows = [(os.fsencode(cache), os.fsencode(place)) for place in places]
         self._connection.executemany("DELETE FROM looks WHERE cache = ? AND place = ?", rows)
+        self._connection.executemany("DELETE FROM wrong WHERE cache = ? AND place = ?", rows)
+
+    # -- files that take long -----------------------------------------------------------------------------------------
+
+    def begun(self, place: str) -> Begun | None:
+        """What an earlier sweep has read of it, and no look at the whole came after."""
+        sql = "SELECT size, mtime_ns, inode, at, pieces, done FROM begun WHERE place = ?"
+        row = self._connection.execute(sql, (os.fsencode(place),)).fetchone()
+        if not row or [type(each) for each in row] != [int, int, int, int, bytes, bytes]:
+            return None
+        done = row[5][:MOST_BYTES]
+        bits = (number for number in range(8 * len(done)) if done[number // 8] >> number % 8 & 1)
+        return Begun(Stamp(*row[:4]), row[4], frozenset(bits))
+
+    def begin(self, place: str, begun: Begun) -> None:
+        bits = bytearray(max(begun.done, default=0) // 8 + 1)
+        for number in begun.done:
+            bits[number // 8] |= 1 << number % 8
+        stamp = begun.stamp
+        row = os.fsencode(place), stamp.size, stamp.mtime_ns, stamp.inode, stamp.verified_at, begun.pieces, bytes(bits)
+        self._connection.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def end(self, place: str) -> None:
+        self._connection.execute("DELETE FROM begun WHERE place = ?", (os.fsencode(place),))
 
 
-def _opened(path: str) -> "Connection":
-    """The file, made anew if it is garbage; in memory where it cannot be written."""
+def _spans(packed: object) -> tuple[Span, ...]:
+    """None of what nobody can have written."""
+    if type(packed) is not bytes or len(packed) % _SPAN.size:
+        return ()
+    found = [(start, stop) for start, stop in _SPAN.iter_unpack(packed)]
+    return tuple(Span(*each) for each in found) if all(0 <= start < stop for start, stop in found) else ()
+
+
+def _opened(path: str) -> "tuple[Connection, bool]":
+    """The file, made anew if it is garbage; in memory where it cannot be written. And whether it is the file."""
     import sqlite3
 
     for _ in range(2):
         try:
-            return _connected(path)
+            connection = _connected(path)
         except sqlite3.OperationalError:  # locked, read-only, full
             break
         except sqlite3.DatabaseError:
@@ -200,7 +261,26 @@ def _opened(path: str) -> "Connection":
                 os.unlink(path)
         except (OSError, StoreError, UsageError):
             break
-    return _connected(MEMORY)
+        else:
+            return (connection, True) if _has_room(path) else (_copied(connection), False)
+    return _connected(MEMORY), False
+
+
+def _has_room(path: str) -> bool:
+    """SQLite tells of a full disk when all that it was to keep is lost."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize >= ROOM
+
+
+def _copied(connection: "Connection") -> "Connection":
+    """The same in memory."""
+    import sqlite3
+
+    memory = sqlite3.connect(MEMORY)
+    with contextlib.closing(connection):
+        connection.backup(memory)
+    memory.executescript(_TEMPORARY)
+    return memory
 
 
 def _connected(path: str) -> "Connection":
@@ -216,26 +296,33 @@ def _connected(path: str) -> "Connection":
     connection = sqlite3.connect(path, timeout=WAIT_S)
     try:
         connection.execute("PRAGMA synchronous = OFF")  # losing it costs looking
-        connection.executescript(_TEMPORARY if _is_ours(connection) else f"{_TABLES} PRAGMA user_version = {VERSION};")
+        lacking = _lacking(connection)
+        connection.executescript(f"BEGIN; {lacking} PRAGMA user_version = {VERSION}; COMMIT;" if lacking else "")
+        connection.executescript(_TEMPORARY)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _is_ours(connection: "Connection") -> bool:
-    """False for an empty one. sqlite3.DatabaseError for anything else."""
+def _lacking(connection: "Connection") -> str:
+    """What makes it a database of this version. sqlite3.DatabaseError for one that is not ours."""
     import sqlite3
 
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     tables = {name for (name,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if not version and not tables:
-        return False
-    ours = {sql.strip() for sql in _TABLES.split(";") if sql.strip().startswith("CREATE TABLE")}
-    if version != VERSION or tables != ours or verdict != "ok":
+        return _TABLES.replace(_TEMPORARY, "")
+    lacking = "".join(sql for since, sql in _SINCE.items() if 0 < version <= since)
+    ours = _created(_TABLES) - _created(lacking)
+    if not 0 < version <= VERSION or tables != ours or verdict != "ok":
         raise sqlite3.DatabaseError("not ours")
-    return True
+    return lacking
+
+
+def _created(sql: str) -> set[str]:
+    return {each.strip() for each in sql.split(";") if each.strip().startswith("CREATE TABLE")}
 
 
 def _folders(models: str) -> Iterator[tuple[str, int]]:

@@ -44,6 +44,7 @@ _ADVICE = {
     errno.ENOTDIR: ("a file is where a folder should be", "move it away"),
     errno.EISDIR: ("a folder is where a file should be", "move it away"),
 }
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def random_name(size: int) -> str:
@@ -56,6 +57,11 @@ def store_error(error: OSError, path: str) -> StoreError:
     reason, advice = _ADVICE.get(error.errno or 0, (error.strerror or str(error), "mend it"))
     kind = ShortageError if error.errno in (errno.EMFILE, errno.ENFILE) else StoreError
     return kind(f"{path}: {reason}", next_step=advice)
+
+
+def is_full(error: StoreError) -> bool:
+    """Whether a file could not be made or written only because there is no room."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from modelcache.audit import Manner
 from modelcache.due import Due, Group, looked_at
 from modelcache.errors import PausedError, StoreError
 from modelcache.foreign.tier import Claim
-from modelcache.model import Digest
+from modelcache.model import Digest, Span
 from modelcache.outcome import Audit
 from modelcache.state.looks import Look, Looks
 from modelcache.store import records
@@ -56,7 +56,7 @@ class ClaimsWard:
             if (at := self._at(claim, look)) < before_ms:
                 self._due.append(Due(at, size, (claim.place, claim.digests), claim))
             elif look and look.finding != "whole":
-                self._known.append(Found(_audit(claim, look.finding, look.reason), is_known=True))
+                self._known.append(Found(_audit(claim, look.finding, look.reason, look.wrong), is_known=True))
         self._total = sum(sizes.values())
         self._looks.unlook(self._key, looks.keys() - sizes.keys())
 
@@ -126,9 +126,9 @@ class ClaimsWard:
     def _found(self, claims: Sequence[Claim], verdict: Verdict) -> Iterator[Found]:
         place = claims[0].place
         stamp = replace(verdict.stamp or _stamp_of(place), verified_at=round(1000 * self._manner.clock()))
-        self._looks.look(self._key, place, Look(stamp, verdict.finding, verdict.reason))
+        self._looks.look(self._key, place, Look(stamp, verdict.finding, verdict.reason, verdict.wrong))
         for claim in claims:
-            yield Found(_audit(claim, verdict.finding, verdict.reason, verdict))
+            yield Found(_audit(claim, verdict.finding, verdict.reason, verdict.wrong))
 
 
 class FolderWard(ClaimsWard):
@@ -179,7 +179,6 @@ def _stamp_of(place: str) -> Stamp:
         return NEVER
 
 
-def _audit(claim: Claim, finding: str, reason: str, verdict: Verdict | None = None) -> Audit:
+def _audit(claim: Claim, finding: str, reason: str, wrong: tuple[Span, ...] = ()) -> Audit:
     size = claim.size if claim.size is not None else _size_of(claim.place)
-    wrong = verdict.wrong if verdict else ()
     return Audit(claim.model, claim.version, claim.path, claim.place, size, finding, wrong, reason)  # type: ignore[arg-type]

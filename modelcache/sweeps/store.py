@@ -6,6 +6,7 @@ Leaves to others: reading a model (`audit`), mending it (`mending`), what is rem
 """
 
 import os
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -17,16 +18,18 @@ from modelcache.dispatch import Show
 from modelcache.due import Due, Group, looked_at
 from modelcache.errors import LockedError, PausedError, StoreError, UsageError
 from modelcache.mending import Repairer
+from modelcache.model import Digest, Span
 from modelcache.order import Workshop
-from modelcache.outcome import Audit
+from modelcache.outcome import Audit, Finding
 from modelcache.progress.show import shown
 from modelcache.sampling import Sampler
-from modelcache.state.looks import Look, Looks
+from modelcache.state.looks import Begun, Look, Looks
 from modelcache.store.installed import NEVER, Installed, InstalledFile, Stamp
 from modelcache.store.sharing import LINKS_OF_ONE
 from modelcache.sweeps.ward import Found, Pace
 from modelcache.wish import Wish
 
+KEEP_EVERY_S = 2.0
 BATCH = 512 << 20  # bytes that are read before what was found is told
 KNOWN = "found before; `modelcache repair` mends it"
 
@@ -45,10 +48,11 @@ class StoreWard:
         self._shop = shop
         self._looks = looks
         self._pace = pace
-        self._manner = manner
+        self._manner = replace(manner, begun=self._begun, leave=self._leave)
         self._progress = progress
         self._repairs = repairs
         self._before = 0
+        self._keep_at = 0.0
         self._looked = looks.of("")
         self._known: dict[str, Found] = {}
 
@@ -58,7 +62,7 @@ class StoreWard:
 
     def begin(self, before_ms: int) -> None:
         self._before = before_ms
-        self._looks.unlook("", [place for place in self._looked if not os.path.lexists(place)])
+        self._looks.unlook("", [place for place in self._looked if not self._look(place)])
         self._looks.follow(self._shop.layout, self._now_ms)
 
     def groups(self) -> Iterator[Group[_File]]:
@@ -100,17 +104,17 @@ class StoreWard:
     def _due_file(self, record: Installed, file: InstalledFile) -> Due[_File] | None:
         """None of what is read again later; what is known to be wrong with it is told."""
         model, place = (record.id, record.version), record.place(file)
-        look = self._look(place)
+        look = self._look(place) or self._look(self._shop.layout.blob(Digest("sha256", file.sha256)))
         if self._repairs and (file.is_distrusted or (look and look.finding == "corrupt")):
             return Due(0, 0, (file.sha256, place), (model, file))
         if file.is_distrusted:
-            self._know(_audit(record, file.path, file.size, "corrupt", KNOWN))
+            self._know(_audit(record, file.path, file.size, "corrupt", KNOWN, look.wrong if look else ()))
             return None
         at = looked_at(file.stamp.verified_at, self._now_ms)
         if at < self._before and look:
             at = max(at, looked_at(look.stamp.verified_at, self._now_ms))
             if at >= self._before and look.finding != "whole":
-                self._know(_audit(record, file.path, file.size, look.finding, look.reason))
+                self._know(_audit(record, file.path, file.size, look.finding, look.reason, look.wrong))
         if at >= self._before:
             return None
         cost = max(0, file.size) if os.path.lexists(place) else 0  # nothing is read of it
@@ -120,6 +124,19 @@ class StoreWard:
         """What an earlier run found there that its record does not say; None where it looks different by now."""
         look = self._looked.get(place)
         return look if look and look.stamp.judge(place) == "right" else None
+
+    def _begun(self, place: str) -> Begun | None:
+        begun = self._looks.begun(place)
+        return begun if begun and looked_at(begun.stamp.verified_at, self._now_ms) >= self._before else None
+
+    def _leave(self, place: str, begun: Begun | None) -> None:
+        if begun is None:
+            self._looks.end(place)
+        else:
+            self._looks.begin(place, begun)
+        if time.monotonic() >= self._keep_at:
+            self._looks.keep()
+            self._keep_at = time.monotonic() + KEEP_EVERY_S
 
     def _know(self, audit: Audit) -> None:
         self._known[audit.place] = Found(audit, is_known=True)
@@ -235,9 +252,8 @@ class StoreWard:
             if record is None or entry is None:
                 continue
             if not self._is_recorded(entry, audit):
-                self._looks.look(
-                    "", audit.place, Look(_stamp_at(audit.place, self._now_ms), audit.finding, audit.reason)
-                )
+                stamp = _stamp_at(audit.place, self._now_ms)
+                self._looks.look("", audit.place, Look(stamp, audit.finding, audit.reason, audit.wrong))
             elif audit.place in self._looked:
                 self._looks.unlook("", [audit.place])
             if audit.finding == "whole":
@@ -246,10 +262,11 @@ class StoreWard:
                         self._looks.prove(entry.sha256, record.id, record.version, entry.path)
 
     def _is_recorded(self, entry: InstalledFile, audit: Audit) -> bool:
-        """Whether the next run knows it by the record. Another account may own that, and what is not there has none."""
+        """Whether the next run knows all of it by the record. Another account may own that, what is not there has none,
+        and none says which bytes are wrong."""
         if audit.finding == "whole":
             return looked_at(entry.stamp.verified_at, self._now_ms) >= self._before
-        return audit.finding == "missing" or (audit.finding == "corrupt" and entry.is_distrusted)
+        return audit.finding == "missing"
 
 
 def _batches(files: Mapping[_Model, Sequence[InstalledFile]]) -> Iterator[list[_Model]]:
@@ -276,6 +293,8 @@ def _stamp_at(place: str, now_ms: int) -> Stamp:
         return replace(NEVER, verified_at=now_ms)
 
 
-def _audit(record: Installed, path: str, size: int, finding: str, reason: str) -> Audit:
+def _audit(
+    record: Installed, path: str, size: int, finding: Finding, reason: str, wrong: tuple[Span, ...] = ()
+) -> Audit:
     place = os.path.join(record.folder, path)
-    return Audit(record.id, record.version, path, place, max(0, size), finding, reason=reason)  # type: ignore[arg-type]
+    return Audit(record.id, record.version, path, place, max(0, size), finding, wrong, reason)

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial as bound
@@ -28,6 +28,7 @@ from modelcache.rows import Report
 from modelcache.settings import HUGGING_FACE, MOST, MOST_S, OLLAMA
 from modelcache.state.looks import Looks
 from modelcache.state.place import Place
+from modelcache.store.disk import is_full
 from modelcache.store.installed import RECORD
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
@@ -39,6 +40,7 @@ from modelcache.wiring import tier_of
 
 MANIFEST = "manifest.json"
 OLDER_THAN_S = 10 * DAY_S
+FORGETS = "{} cannot be written: what this run finds beside the records is not remembered"
 SUBJECT = Subject("the sweep of what is installed")
 
 
@@ -91,7 +93,7 @@ class _Tally:
     size: int = 0
     findings: int = 0
     is_over: bool = False
-    refused: list[StoreError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, found: Iterable[Found], where: str) -> None:
         for one in found:
@@ -105,9 +107,8 @@ class _Tally:
         rest = "" if self.is_over else "; it was ended before its time, and the next run goes on there"
         files = "1 file" if self.files == 1 else f"{self.files:,} files"
         title = f"{files} verified, {in_units(self.size)}{rest}"
-        notes = tuple(f"left out: {error.message}" for error in self.refused)
         none = "nothing was due" if self.is_over and not self.files else "nothing wrong"
-        return Report(title, tuple(self.rows), findings=self.findings, none=none, notes=notes)
+        return Report(title, tuple(self.rows), findings=self.findings, none=none, notes=tuple(self.notes))
 
 
 def sweep(
@@ -122,8 +123,9 @@ def sweep(
 
     A `stop` ends it within a buffer, with what was found by then; the next run goes on there. Raises LockedError while
     another sweep is at it, UsageError for a place that is none. A root that cannot be written to is left out, with a
-    note; StoreError where that is all of them.
+    note; StoreError where that is all of them. On a full disk all is read, and a note says that nothing is remembered.
     """
+    refused: list[StoreError] = []
     tally, pace = _Tally(), Pace(stop or threading.Event(), plan.time_limit_s, plan.rate)
     manner = pace.manner(clock or time.time, strict=plan.strict)
     with suppress(PausedError):
@@ -132,16 +134,19 @@ def sweep(
                 _sweep(shop, plan, progress, pace, manner, tally)
                 plan = replace(plan, also=())  # they belong to no root
             except StoreError as error:
-                tally.refused.append(error)
+                refused.append(error)
+                tally.notes.append(f"left out: {error.message}")
         tally.is_over = True
-    if len(tally.refused) == len(shops):
-        raise tally.refused[-1]
+    if len(refused) == len(shops):
+        raise refused[-1]
     return tally.report()
 
 
 def _sweep(shop: Workshop, plan: Plan, progress: Show, pace: Pace, manner: Manner, tally: _Tally) -> None:
     place = Place.of(shop.layout.root, shared=shop.settings.shared)
-    with locked(shop.layout.lock("verify"), SUBJECT, Patience(0.0)), Looks.opened(place.looks) as looks:
+    with _alone(shop.layout), Looks.opened(place.looks) as looks:
+        if not looks.is_kept:
+            tally.notes.append(FORGETS.format(place.looks))
         wards: list[Ward] = [StoreWard(shop, looks, pace, manner, progress, repairs=plan.repairs)]
         wards += [ward_of(each, shop.layout, looks, pace, manner) for each in plan.also]
         try:
@@ -149,6 +154,18 @@ def _sweep(shop: Workshop, plan: Plan, progress: Show, pace: Pace, manner: Manne
         finally:
             for ward in wards:
                 tally.add(ward.known(), ward.name)
+
+
+@contextmanager
+def _alone(layout: Layout) -> Iterator[None]:
+    """Where there is no room for a lock, two sweeps at once read twice, and do no harm."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(layout.lock("verify"), SUBJECT, Patience(0.0)))
+        except StoreError as error:
+            if not is_full(error):
+                raise
+        yield
 
 
 def _go_through(wards: Sequence[Ward], plan: Plan, before_ms: int, tally: _Tally) -> None:
