@@ -116,13 +116,16 @@ class Notebook:
         before = prompt.inner_text()
         self._command("notebook:run-cell", f"notebook.content.activeCellIndex = {index}")
         expect(prompt).not_to_have_text(before)
-        return self._cell(index).locator(".jp-OutputArea").first
+        return self.output(index)
 
     def end(self, index: int) -> Any:
         """Waits until a cell that runs has ended; returns its output."""
         from playwright.sync_api import expect
 
         expect(self._cell(index).locator(".jp-InputPrompt")).to_have_text(NUMBERED)
+        return self.output(index)
+
+    def output(self, index: int) -> Any:
         return self._cell(index).locator(".jp-OutputArea").first
 
     def interrupt(self) -> None:
