@@ -40,6 +40,7 @@ _HOMES = {
     ),
     "model": ("Manifest",),
     "outcome": ("File", "Model"),
+    "magics": ("load_ipython_extension", "unload_ipython_extension"),
     "queueing": ("Queue", "queue"),
 }  # fmt: skip
 

@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser() -> Parser:
+def parser(prog: str = "modelcache") -> Parser:
     """Its result has in `run` what does it. UsageError for what cannot be meant."""
-    root = Parser(prog="modelcache", description="One verified, resumable cache for model files.", allow_abbrev=False)
+    root = Parser(prog=prog, description="One verified, resumable cache for model files.", allow_abbrev=False)
     root.add_argument("--version", action="version", version=f"modelcache {__version__}")
     commands = Commands(root)
     for subject in (fetch, downloads, installed, audit, bundle, care, queue, jobs, report):

@@ -59,6 +59,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "demo",
     "commands.*",
     "cli",
+    "magics",
     "__main__",
 ]
 # What the sources share. They do not import each other otherwise: each can be understood, and left out, alone.

@@ -10,11 +10,13 @@ from modelcache.commands.common import (
     add_sources,
     cache_of,
     headers_of,
+    is_taken,
     named,
     print_json,
     printable,
 )
 from modelcache.errors import UsageError
+from modelcache.rows import joined
 
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
 MOST_SPANS = 4  # of a file, in a line for people
@@ -51,8 +53,9 @@ def _verify(options: argparse.Namespace) -> int:
         return _sweep(options)
     cache = cache_of(options)
     shown = not options.quiet
-    reports = [cache.verify(model, strict=options.strict, progress=shown) for model in options.models or [None]]
-    rows = [row for report in reports for row in report]
+    report = joined([cache.verify(name, strict=options.strict, progress=shown) for name in options.models or [None]])
+    is_taken(report, options)
+    rows = list(report)
     names = dict.fromkeys(named(row["model"], row["version"]) for row in rows)
     return findings(rows, options, ", ".join(names) if options.models else cache.root)
 
@@ -71,7 +74,7 @@ def _sweep(options: argparse.Namespace) -> int:
         also=options.also,
         progress=not options.quiet,
     )
-    if options.json:
+    if not is_taken(report, options) and options.json:
         print_json(list(report))
     for row in report:
         if row["repaired"]:
@@ -125,7 +128,7 @@ def _repair(options: argparse.Namespace) -> int:
     report = cache_of(options).repair(
         options.models, headers=headers_of(options), mirrors=options.mirror, progress=not options.quiet
     )
-    if options.json:
+    if not is_taken(report, options) and options.json:
         print_json(list(report))
     for row in report:
         done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"

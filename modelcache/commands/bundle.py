@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from modelcache.commands.common import Commands, add_json, cache_of, print_json
+from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json
 from modelcache.errors import UsageError
 
 
@@ -36,7 +36,7 @@ def _export(options: argparse.Namespace) -> int:
         print(f"{options.output}: replaced", file=sys.stderr)
     if options.json:
         print_json(list(report))
-    else:
+    elif not is_taken(report, options):
         print(options.output)
     return 0
 
@@ -54,5 +54,6 @@ def _import(options: argparse.Namespace) -> int:
         print_json([model.to_json() for model in models])
         return 0
     for model in models:
-        print(model)
+        if not is_taken(model, options):
+            print(model)
     return 0

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, add_model, cache_of, named, print_json, printable
+from modelcache.commands.common import Commands, add_json, add_model, cache_of, is_taken, named, print_json, printable
 from modelcache.errors import UsageError
 from modelcache.rows import Report
 from modelcache.units import in_bytes
@@ -71,6 +71,8 @@ def _tell(report: Report, options: argparse.Namespace) -> None:
     if options.json:
         print_json(list(report))
         return
+    if is_taken(report, options):
+        return
     for row in report:
         if row["kind"] == "budget":  # it tells of the cache, and of nothing that was removed
             print(printable(f"the cache is {row['reason']}"), file=sys.stderr)
@@ -83,7 +85,7 @@ def _doctor(options: argparse.Namespace) -> int:
     report = cache_of(options).doctor()
     if options.json:
         print_json(list(report))
-    else:
+    elif not is_taken(report, options):
         for row in report:
             print(printable(f"{row['level']:<5}  " + "; ".join(filter(None, (row["finding"], row["fix"])))))
     is_wrong = any(row["level"] == "wrong" for row in report)
@@ -110,7 +112,7 @@ def _logs(options: argparse.Namespace) -> int:
             print(options.export)
     elif options.json:
         print_json(list(report))
-    else:
+    elif not is_taken(report, options):
         for row in report:
             print(_line(row))
         if not len(report):

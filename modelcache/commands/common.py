@@ -1,4 +1,4 @@
-"""What the commands share: options, and how results are printed.
+"""What the commands share: options, and how results are printed or handed over.
 
 Responsible for: the words of options that several commands have. Leaves to each command's module: its own.
 """
@@ -6,6 +6,7 @@ Responsible for: the words of options that several commands have. Leaves to each
 import argparse
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from modelcache.errors import UsageError
@@ -15,8 +16,20 @@ SETTINGS = ("connections", "parallel_files", "limit_rate", "prefer")  # that may
 Run = Callable[[argparse.Namespace], int]
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Whoever runs a command inside another program: its cache is used, and it takes results as objects."""
+
+    cache: Any
+    results: list[Any] = field(default_factory=list)
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all of our errors are."""
+    """Says what is wrong in one line, as all of our errors are. `commands` are the parsers of what can follow."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.commands: dict[str, argparse.ArgumentParser] = {}
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, next_step=f"see `{self.prog} --help`")
@@ -26,13 +39,15 @@ class Commands:
     """Where the modules of this package put what can be typed after `modelcache`."""
 
     def __init__(self, root: Parser) -> None:
+        self._root = root
         self._commands = root.add_subparsers(metavar="COMMAND", required=True)
 
     def add(self, name: str, text: str, run: Run) -> argparse.ArgumentParser:
         """A command; `run` gets what was typed and returns the exit code."""
         sub = self._commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, host=None)
         sub.add_argument("--debug", action="store_true", help="show where an error came from")
+        self._root.commands[name] = sub
         return sub
 
 
@@ -55,10 +70,13 @@ def add_model(sub: argparse.ArgumentParser) -> None:
 
 
 def cache_of(options: argparse.Namespace) -> Any:
-    """The cache that a command works on."""
+    """The cache that a command works on: that of the host, unless other settings are given."""
     from modelcache.caching import Cache
 
-    return Cache(**{name: getattr(options, name, None) for name in SETTINGS})
+    given = {name: getattr(options, name, None) for name in SETTINGS}
+    if options.host is None:
+        return Cache(**given)
+    return Cache(options.host.cache.root, **given) if any(given.values()) else options.host.cache
 
 
 def headers_of(options: argparse.Namespace) -> dict[str, str]:
@@ -91,10 +109,18 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=1))
 
 
+def is_taken(result: Any, options: argparse.Namespace) -> bool:
+    """Whether the host has taken it as an object: then it is not printed."""
+    if options.host is None or getattr(options, "json", False):
+        return False
+    options.host.results.append(result)
+    return True
+
+
 def print_report(report: Iterable[Any], options: argparse.Namespace) -> int:
     if options.json:
         print_json(list(report))
-    else:
+    elif not is_taken(report, options):
         print(report)
     return 0
 

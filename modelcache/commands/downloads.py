@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, cache_of, headers_of, named, print_json
+from modelcache.commands.common import Commands, add_json, cache_of, headers_of, is_taken, named, print_json
 from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
 from modelcache.units import DIGEST_SHOWN, in_units, short_version
 
@@ -34,10 +34,13 @@ def _status(options: argparse.Namespace) -> int:
         raise UsageError("an ID or a --status: give one")
     cache = cache_of(options)
     if options.id is not None:
-        return _show(cache.download(options.id).to_row(), options)
-    rows = list(cache.downloads(options.status))
+        record = cache.download(options.id)
+        return 0 if is_taken(record, options) else _show(record.to_row(), options)
+    report = cache.downloads(options.status)
+    rows = list(report)
     if options.json:
         print_json(rows)
+    if options.json or is_taken(report, options):
         return 0
     for row in rows:
         print(_line(row))
@@ -80,7 +83,7 @@ def _resume(options: argparse.Namespace) -> int:
             failures.append(error)
             continue
         rows.append(record.to_row())
-        if not options.json:
+        if not options.json and not is_taken(record, options):
             print(record.path, flush=True)
     if failures:
         raise of_several(failures, len(chosen), "downloads") if len(chosen) > 1 else failures[0]

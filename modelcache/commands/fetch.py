@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from modelcache.commands.audit import findings
-from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, print_json, rate
+from modelcache.commands.common import Commands, add_json, add_sources, cache_of, headers_of, is_taken, print_json, rate
 from modelcache.errors import ModelCacheError, PausedError, StoreError, UsageError, of_several
 
 MOST_TOLD = 10
@@ -64,7 +64,7 @@ def _fetch(options: argparse.Namespace) -> int:
             failures.append(error)
             continue
         told.append(_told(target, result))
-        if not options.json:
+        if not options.json and not is_taken(result, options):
             print(result, flush=True)
         _warn(told[-1], is_kept=not options.no_cache)
     if failures:

@@ -7,7 +7,16 @@ import sys
 import warnings
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, add_model, cache_of, print_json, print_report, printable
+from modelcache.commands.common import (
+    Commands,
+    add_json,
+    add_model,
+    cache_of,
+    is_taken,
+    print_json,
+    print_report,
+    printable,
+)
 from modelcache.errors import VerificationError
 from modelcache.units import in_bytes
 
@@ -64,7 +73,7 @@ def _path(options: argparse.Namespace) -> int:
         print(printable(f"modelcache: {doubt.message}"), file=sys.stderr)
     if options.json:
         print_json({"model": options.model, "path": path})
-    else:
+    elif not is_taken(path, options):
         print(path)
     return 0
 
@@ -78,7 +87,9 @@ def _rm(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    print(cache_of(options).add(options.path, options.model, options.version or "1", replace=options.replace))
+    model = cache_of(options).add(options.path, options.model, options.version or "1", replace=options.replace)
+    if not is_taken(model, options):
+        print(model)
     _tell_left_out(options.path)
     return 0
 
@@ -98,7 +109,7 @@ def _adopt(options: argparse.Namespace) -> int:
     report = cache_of(options).adopt(options.source, progress=not options.quiet)
     if options.json:
         print_json(list(report))
-    else:
+    elif not is_taken(report, options):
         for path in dict.fromkeys(row["path"] for row in report if row["outcome"] in ("taken", "here")):
             print(path)
     for row in report:

@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
+from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json, printable
 from modelcache.errors import ModelCacheError, UsageError
 from modelcache.rows import Report
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COULD_NOT_RUN = 2
 STATUS_CODES = {"ok": 0, "findings": 1, "failed": COULD_NOT_RUN}
 LAST = 20
+IN_SHELL, IN_PYTHON = "`modelcache jobs` in a shell", "`modelcache.jobs.start()` here"
 
 
 def add_to(commands: Commands) -> None:
@@ -38,6 +39,8 @@ def _jobs(options: argparse.Namespace) -> int:
 
     if options.name and options.action in ("start", "list"):
         raise UsageError(f"{options.action} takes no NAME", next_step="see `modelcache jobs --help`")
+    if options.host is not None and options.action in ("run", "start"):
+        raise UsageError(f"{options.action} needs a process of its own", next_step=f"run {IN_SHELL}, or {IN_PYTHON}")
     if options.last < 1:
         raise UsageError(f"--last {options.last}: a number from 1 is expected")
     match options.action:
@@ -100,7 +103,7 @@ def _print(report: Report, options: argparse.Namespace) -> int:
     """What a record holds may be anything."""
     if options.json:
         print_json(list(report))
-    else:
+    elif not is_taken(report, options):
         rows = [{printable(key): _printable(cell) for key, cell in row.items()} for row in report]
         print(replace(report, title=printable(report.title), rows=tuple(rows)))
     return 0

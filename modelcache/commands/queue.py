@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, cache_of, print_json, print_report
+from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json, print_report
 from modelcache.errors import ModelCacheError, UsageError, of_several
 
 
@@ -65,7 +65,7 @@ def run(queue: Any, options: argparse.Namespace) -> int:
             raise entry.error
         else:
             told.append({"id": entry.id, "ref": entry.ref, "path": str(entry.result)})
-            if not options.json:
+            if not options.json and not is_taken(entry.result, options):
                 print(entry.result, flush=True)
 
     queue.run(progress=not options.quiet, ended=ended, waiting=lambda words: print(words, file=sys.stderr, flush=True))

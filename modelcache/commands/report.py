@@ -4,7 +4,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from modelcache.commands.common import Commands, add_json, cache_of, print_json, printable
+from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json, printable
 from modelcache.errors import UsageError
 
 
@@ -35,6 +35,8 @@ def _report(options: argparse.Namespace) -> int:
             report.to_html(sys.stdout.buffer if options.html == "-" else options.html)
     if options.json:
         print_json(list(report))
+    elif not paths and is_taken(report, options):
+        pass
     elif not paths:
         print(replace(report, notes=()))
     elif not is_piped:
