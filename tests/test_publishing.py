@@ -387,6 +387,23 @@ def test_the_store_grows_a_row_a_day(home: Path) -> None:
     assert "300 B" in (home / "reports" / "report.html").read_text()
 
 
+def test_what_was_mended_needs_no_attention_and_stays_in_the_history(home: Path, origin: Origin) -> None:
+    cache = Cache(home)
+    paths = [cache.fetch(origin.url(f"{n}.bin"), progress=False).path for n in range(5)]
+
+    def lead() -> str:
+        cache.publish_metrics()
+        return re.findall('class="lead [a-z]+">(.*?)<', (home / "reports" / "report.html").read_text())[0]
+
+    for path in paths:
+        rot(path, 5)
+    cache.verify(progress=False)
+    assert lead() == "1 thing needs attention"
+    cache.repair(progress=False)
+    assert lead() == "Nothing needs attention"
+    assert {row["key"]: row["error"] for row in cache.report(by="gateway")}["cache"] == 5
+
+
 def test_a_full_folder_leaves_what_was_there_and_says_so_in_a_line(home: Path, small_disk: Path) -> None:
     keep(home, *[GOOD] * 50)
     cache = Cache(home, reports_dir=str(small_disk / "reports"))

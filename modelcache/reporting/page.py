@@ -76,10 +76,17 @@ def _worries(facts: Facts) -> Iterator[str]:
         yield f"{_count(len(wrong), 'corrupt file')} in the store: {_named(wrong)}: run modelcache repair"
     if incomplete:
         yield f"{_count(len(incomplete), 'incomplete model')}: {_named(incomplete)}: run modelcache fetch"
-    for gateway, sums in facts.overview.groups["gateway"].items():
+    for gateway, sums in _sources(facts.overview).items():
         if sums.total >= ENOUGH and sums.success < POOR * sums.total:
             yield f"{gateway} failed {sums.error:,} of {sums.total:,} times"
     yield from facts.faults
+
+
+def _sources(overview: Overview) -> dict[str, Sums]:
+    """Without the store and other caches on this disk: of these an error is a file that had rotted, and which of them
+    are so still is in the holdings."""
+    asked = {gateway for step in overview.over_time.values() for layer, gateway in step if layer != "cache"}
+    return {gateway: sums for gateway, sums in overview.groups["gateway"].items() if gateway in asked}
 
 
 def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:
