@@ -7,6 +7,8 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 from caches import rot, run
 from foreign import hub_cache
+from hosts import can_be_had
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelcache.caching import Cache
@@ -502,3 +505,30 @@ def test_a_damaged_state_does_not_keep_the_job_from_publishing(home: Path) -> No
     assert found is not None and len(found.notes) == 1 and "other.db" in found.notes[0]
     assert "other.db" in (home / "reports" / "report.html").read_text()
     assert len(downloads(home)) == 1
+
+
+# Reads the file in place of the mounts that this machine has, and has another name.
+ELSEWHERE = 'hostname "$1" && mount --bind "$2" /proc/$$/mountinfo && shift 2 && exec "$@"'
+
+
+@pytest.mark.skipif(not can_be_had(), reason="needs names and mounts of its own")
+def test_on_a_network_disk_each_host_publishes_what_it_did_for_itself(
+    home: Path, origin: Origin, tmp_path: Path
+) -> None:
+    home.mkdir()
+    (tmp_path / "mounts").write_text(f"1 0 8:1 / / rw - ext4 a rw\n2 1 0:9 / {home} rw - nfs4 b:/ rw\n")
+
+    def on(host: str, *words: str) -> None:
+        command = ["unshare", "--mount", "--uts", "sh", "-c", ELSEWHERE, "sh", host, str(tmp_path / "mounts")]
+        environment = os.environ | {"XDG_STATE_HOME": str(tmp_path / host), "MODELCACHE_HOME": str(home)}
+        python = [sys.executable, "-m", "modelcache", *words]
+        done = subprocess.run([*command, *python], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    for turn, host in enumerate(("alpha", "beta", "alpha")):
+        on(host, "fetch", origin.url(f"{turn}.bin"))
+        on(host, "jobs", "run", "publish-metrics")
+    found = {folder.name: sheet(folder / f"downloads-{TODAY}.csv") for folder in (home / "reports").iterdir()}
+    assert {host: [row["host"] for row in rows] for host, rows in found.items()} == {
+        "alpha": ["alpha", "alpha"], "beta": ["beta"]
+    }  # fmt: skip

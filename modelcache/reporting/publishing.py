@@ -36,6 +36,7 @@ from modelcache.reporting.window import HOUR_MS, Window, day_of, iso
 from modelcache.rows import Report
 from modelcache.sheets import write_csv, write_parquet
 from modelcache.state.hauls import Hauls
+from modelcache.state.place import Place
 from modelcache.state.state import State
 from modelcache.store.disk import (
     check_no_links,
@@ -60,8 +61,8 @@ _TEMPORARY = re.compile(r"\.(?:downloads-.*|summary-.*|report\.html|modelcache\.
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """`folder` is where to, if not `reports` in the root (`reports/UID` in a group's), `since` what the page is about;
-    files stay for `age_s`."""
+    """`folder` is where to, if not `reports` in the root (`reports/UID` in a group's, `reports/HOST` on a network
+    disk), `since` what the page is about; files stay for `age_s`."""
 
     folder: str
     since: str
@@ -85,8 +86,11 @@ def publish(state: State, shelf: Shelf, wishes: Wishes, now_ms: int | None, is_s
     return Report("published", rows, findings=findings, columns=columns, notes=press.hauls.faults)
 
 
-def _folder_of(layout: Layout) -> str:
-    """In a root that a group shares each account's: it knows what it did, and no more, and no file has two writers."""
+def _folder_of(layout: Layout, place: Place) -> str:
+    """Of whoever knows no more than what it did, so that no file has two writers: of each account in a root that a
+    group shares, of each host where none sees the database of another."""
+    if not place.is_in(layout.root):
+        return os.path.join(layout.reports, place.name)
     return os.path.join(layout.reports, str(os.geteuid())) if is_shared(layout.root) else layout.reports
 
 
@@ -101,7 +105,7 @@ class _Press:
         self._window = Window.since(wishes.since, now_ms)
         self._is_ours = not wishes.folder
         self._chosen_by = "MODELCACHE_HOME or reports_dir" if self._is_ours else "reports_dir"
-        self._folder = os.path.expanduser(wishes.folder) or _folder_of(shelf.layout)
+        self._folder = os.path.expanduser(wishes.folder) or _folder_of(shelf.layout, state.place)
 
     def works(self) -> Iterator[Callable[[], None]]:
         yield self._begin

@@ -36,6 +36,15 @@ class Place:
         return cls(os.path.join(folder, f"{name}.db"), os.path.join(folder, f"{name}.requests"), host)
 
     @property
+    def name(self) -> str:
+        """Of this host, with the account in a root that a group shares."""
+        return os.path.basename(self.database).removesuffix(".db")
+
+    def is_in(self, root: str) -> bool:
+        """Whether it lies beside those of all other hosts that use the root."""
+        return os.path.dirname(self.database) == os.path.join(root, "state")
+
+    @property
     def looks(self) -> str:
         """What sweeps remember."""
         return self.database.removesuffix(".db") + ".looks"
