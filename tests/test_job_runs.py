@@ -94,6 +94,11 @@ def test_a_slot_is_run_once(cache: Cache, tmp_path: Path) -> None:
     assert len((tmp_path / "count").read_text().splitlines()) == 1
 
 
+def test_who_runs_it_now_runs_it_though_another_did_in_the_same_second(cache: Cache) -> None:
+    runs = [runner(cache).run(job("finds"), "", threading.Event()) for _ in range(3)]
+    assert [run.slot for run in runs] == ["20260110T020000Z", "20260110T020001Z", "20260110T020002Z"]
+
+
 def test_of_many_who_claim_a_slot_at_once_one_has_it(cache: Cache) -> None:
     begin, claims, others = threading.Barrier(8), [], Ledger(Layout(cache.root))
 

@@ -12,6 +12,7 @@ from modelcache.caching import Cache
 from modelcache.errors import UsageError
 from modelcache.jobs import clean, verify
 from modelcache.jobs.job import Config, options_of
+from modelcache.testing import Content, Origin
 
 
 def config(cache: Cache, **options: object) -> Config:
@@ -32,6 +33,16 @@ def test_verify_counts_what_has_rotted_as_findings(cache: Cache, tmp_path: Path)
     report = verify.run(everything, stop=threading.Event(), clock=lambda: time.time() + 1)
     assert (report.findings, report.title) == (1, "2 files verified, 20 B")
     assert {row["model"]: row["finding"] for row in report} == {"wrong": "corrupt"}
+    assert report.notes == ("to mend it: modelcache repair wrong",)
+
+
+def test_what_verify_mended_is_no_finding_and_is_said_all_the_same(cache: Cache) -> None:
+    content = Content.generated(100_000)
+    with Origin({"m.bin": content}) as origin:
+        rot(cache.fetch(origin.url("m.bin"), sha256=content.sha256, progress=False).path, 0)
+        everything = config(cache, share="full", older_than=0, repair=True)
+        report = verify.run(everything, stop=threading.Event(), clock=lambda: time.time() + 1)
+    assert (report.findings, report.notes) == (0, ("1 of what was wrong is mended: look after the disk",))
 
 
 def test_verify_that_is_told_to_stop_gives_what_it_has(cache: Cache, tmp_path: Path) -> None:

@@ -77,8 +77,7 @@ def _run(options: argparse.Namespace) -> int:
         job = schedule(cache.root, options.name)
         job = replace(job, options={**job.options, **_options(options.set)})
         signals = Signals(stop.set)
-        runner = Runner(cache)
-        run = runner.run(job, options.slot or runner.free_slot(job.name), stop)
+        run = Runner(cache).run(job, options.slot or "", stop)
     except ModelCacheError as error:
         error.exit_code = COULD_NOT_RUN
         raise

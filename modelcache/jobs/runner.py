@@ -75,7 +75,7 @@ class Runner:
         self._unrecorded: set[tuple[str, str]] = set()  # whose end no disk took
 
     def run(self, schedule: Schedule, slot: str, stop: threading.Event) -> Run:
-        """To its end, or until it is given up after `stop`; how it was.
+        """To its end, or until it is given up after `stop`; how it was. Without a `slot` it is run now.
 
         LockedError while this job runs, here or elsewhere, and where somebody has run the slot; StoreError where no run
         can be recorded; UsageError where the root is to be a group's and is not. Then nothing was run.
@@ -86,6 +86,7 @@ class Runner:
         lock = self._layout.lock(f"job-{name}")
         with ExitStack() as stack:
             stack.enter_context(locked(lock, Subject(f"job {name}"), Patience(0.0)))
+            slot = slot or self._free_slot(name)
             claim = self.ledger.claim(name, slot, self._now_ms()) if (name, slot) not in self._unrecorded else None
             if claim is None:
                 over = LockedError(f"job {name} has been run for {slot}", next_step="see `modelcache jobs history`")
@@ -103,8 +104,8 @@ class Runner:
         """Whether there is something to run. StoreError where nobody can tell."""
         return (job, slot) not in self._unrecorded and self.ledger.is_open(job, slot)
 
-    def free_slot(self, job: str) -> str:
-        """One for somebody who runs the job now: this second, or the next that nobody has."""
+    def _free_slot(self, job: str) -> str:
+        """One for somebody who runs the job now, and holds its lock: this second, or the next that nobody has."""
         seconds = (slot_of(self._clock() + later, SLOT_NOW) for later in range(MOST_RUNS))
         return next(slot for slot in seconds if self.ledger.read(job, slot) is None)
 

@@ -4,12 +4,15 @@ Leaves everything else to `Cache.sweep`; nothing is deleted.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from modelcache.jobs.job import Clock, Config, options_of
 from modelcache.rows import Report
 from modelcache.sweeps.sweep import Plan
+
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ def checked(given: Mapping[str, object]) -> Options:
 
 
 def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
-    """One row a file that is not whole; the title says how much was read. Told to stop, it gives what it has."""
+    """One row a file that is not whole; the title says how much was read, a note what mends our own. Told to stop, it
+    gives what it has."""
     options = checked(config.options)
     report = config.cache.sweep(
         share=options.share,
@@ -48,4 +52,13 @@ def run(config: Config, *, stop: threading.Event, clock: Clock) -> Report:
         stop=stop,
         clock=clock,
     )
-    return replace(report, rows=tuple(row for row in report if row["finding"] != "whole"))
+    rows = tuple(row for row in report if row["finding"] != "whole")
+    return replace(report, rows=rows, notes=(*report.notes, *_notes(rows)))
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if repaired := sum(row["repaired"] for row in rows):
+        yield f"{repaired:,} of what was wrong {'is' if repaired == 1 else 'are'} mended: look after the disk"
+    models = dict.fromkeys(row["model"] for row in rows if not row["where"] and not row["repaired"])
+    if models:
+        yield f"to mend it: modelcache repair {' '.join(models) if len(models) <= MOST_NAMED else ''}".rstrip()
