@@ -233,7 +233,9 @@ class Cache:
 
     def models(self) -> Report:
         """What is installed: one row a version, with what a catalog says of it; `status` is ready, incomplete (files
-        were never fetched) or error. StoreError where it cannot be read."""
+        were never fetched) or error. `used_at` is when it was last asked for, `verified_at` when the file of it was
+        that was not verified for the longest (ms since 1970, None for never), `proof` who vouched for what is least
+        certain: given, listed, cid or first_use. StoreError where it cannot be read."""
         from modelcache.inventory import models
 
         return models(self._roots)
@@ -485,6 +487,11 @@ class Cache:
 
         self._roots.readable()
         return downloads(self._roots, status)
+
+    @property
+    def running(self) -> "tuple[Download, ...]":
+        """The downloads of this process that have not ended, the oldest first. Costs nothing: it looks at no disk."""
+        return tuple(self._roots.running())
 
     def download(self, download_id: str) -> "DownloadRecord":
         """How a download stands. Raises UnknownDownloadError."""

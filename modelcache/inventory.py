@@ -5,7 +5,7 @@ Responsible for: one row a model or a file, and why a model is not available. Le
 """
 
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 from modelcache import catalog
 from modelcache.errors import ModelCacheError, ModelNotAvailableError, Reason, UsageError
@@ -15,10 +15,12 @@ from modelcache.refs import Ref, scheme_of_id
 from modelcache.roots import Roots
 from modelcache.rows import MOST_ROWS, MOST_TITLE, Report
 from modelcache.runtime import Runtime
-from modelcache.store.installed import Installed, InstalledFile
+from modelcache.store.installed import Installed, InstalledFile, Proof
 from modelcache.store.locks import is_held
 from modelcache.store.shelf import Shelf
 from modelcache.units import in_units
+
+HIDDEN = ("languages", "default_version", "used_at", "verified_at", "proof")
 
 
 def path_of(roots: Roots, ref: Ref) -> str:
@@ -102,7 +104,7 @@ def _why_not(runtime: Runtime, model_id: str) -> Reason:
 def models(roots: Roots) -> Report:
     """One row a version. StoreError where they cannot be listed and there is no fallback."""
     rows = tuple(_row_of(runtime.shelf, record) for runtime, record in roots.models())
-    return Report("installed models", rows, hidden=("languages", "default_version"))
+    return Report("installed models", rows, hidden=HIDDEN)
 
 
 def overview(roots: Roots) -> str:
@@ -128,7 +130,15 @@ def _row_of(shelf: Shelf, record: Installed) -> dict[str, Any]:
         "pinned": shelf.marks.is_pinned(record.id, record.version), "task": entry.task if entry else "",
         "ref": record.ref, "languages": list(entry.languages) if entry else [],
         "default_version": entry.default_version if entry else "",
+        "used_at": round(1000 * shelf.marks.last_used(record)) or None, "verified_at": _verified_at(record),
+        "proof": max((file.proof for file in record.files), key=get_args(Proof).index, default=""),
     }  # fmt: skip
+
+
+def _verified_at(record: Installed) -> int | None:
+    """When all of it was right, as far as it is known: what was verified longest ago counts."""
+    moments = [0 if file.is_distrusted else file.stamp.verified_at for file in record.files]
+    return max(0, min(moments, default=0)) or None
 
 
 def info(roots: Roots, ref: Ref) -> Report:

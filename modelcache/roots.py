@@ -6,7 +6,7 @@ process (`runtime`), and whatever is done there.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelcache.configuration import fallback_for
 from modelcache.errors import UsageError
@@ -14,6 +14,9 @@ from modelcache.names import checked_path
 from modelcache.refs import Ref
 from modelcache.runtime import Runtime
 from modelcache.store.installed import Installed
+
+if TYPE_CHECKING:
+    from modelcache.download import Download
 
 Held = tuple[Runtime, Installed]  # a version of a model, and the root that it is in
 
@@ -42,6 +45,11 @@ class Roots:
         """Our own comes first."""
         other = self.fallback()
         return [self.own, other] if other else [self.own]
+
+    def running(self) -> "list[Download]":
+        """Downloads of this process that have not ended, in any root. Looks at no disk."""
+        runtimes = [self.own, self._fallback] if self._fallback else [self.own]
+        return [download for runtime in runtimes for download in runtime.running if not download.has_ended]
 
     def holder(self, ref: Ref) -> Runtime:
         """The root that has a model: our own, unless only the fallback has it."""

@@ -53,6 +53,7 @@ LINES = [  # from the bottom up; `store.*` is the package `store` with all its m
     "api",
     "queueing",
     "jobs.*",
+    "notebook.*",
     "testing.*",  # imports nothing of ours, so that any downloader can be tested with it
     "modelcache",  # a table of names that are imported when they are asked for
     "demostage",

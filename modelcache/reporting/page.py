@@ -9,18 +9,16 @@ from dataclasses import dataclass
 
 from modelcache import __version__
 from modelcache.markup import page, table, text
-from modelcache.reporting import charts
+from modelcache.reporting import charts, plots
 from modelcache.reporting.charts import Scale, Series
 from modelcache.reporting.holdings import Holdings
 from modelcache.reporting.overview import Overview, Sums
-from modelcache.reporting.window import DAY_MS, iso
+from modelcache.reporting.window import iso
 from modelcache.state.hauls import Size
 from modelcache.units import as_percent, in_units
 
-MOST_LINES = 5  # in a plot; what is beyond them is in the table
 MOST_ROWS = 20
 MOST_NAMED = 10
-MOST_STEPS = 400  # in a plot
 POOR = 0.9  # a gateway that succeeds more seldom is worth a look
 ENOUGH = 5  # attempts, before that is said
 
@@ -122,24 +120,8 @@ def _gateways(facts: Facts) -> Iterator[str]:
     if not sums:
         yield '<p class="soft">Nothing was asked for in this time.</p>'
         return
-    asked = [gateway for gateway in _most_used(sums) if sums[gateway].latencies or sums[gateway].error]
-    rates = {gateway: _rates(facts.overview, gateway) for gateway in asked[:MOST_LINES]}
-    seen = [rate for values in rates.values() for rate in values if rate is not None]
-    if len(_steps(facts.overview)) > 1 and seen:
-        lowest = min(seen)
-        low = next(floor for floor in (0.9, 0.5, 0.0) if floor <= lowest)
-        scale = Scale(low, 1.0, (1.0 - low) / 2)
-        yield charts.lines("Success rate", _labels(facts.overview), rates, lambda rate: f"{100 * rate:.0f} %", scale)
+    yield plots.success(facts.overview)
     yield _summary(facts.overview, "gateway")
-
-
-def _rates(overview: Overview, gateway: str) -> list[float | None]:
-    found = []
-    for step in _steps(overview):
-        of_step = [sums for (_, name), sums in overview.over_time.get(step, {}).items() if name == gateway]
-        total = sum(sums.total for sums in of_step)
-        found.append(sum(sums.success for sums in of_step) / total if total else None)
-    return found
 
 
 def _summary(overview: Overview, group: str) -> str:
@@ -172,22 +154,12 @@ def _bytes(facts: Facts) -> Iterator[str]:
     overview = facts.overview
     if not (overview.all.bytes or overview.all.saved_cache or overview.all.saved_resume):
         return
-    layers = _most_used(overview.groups["layer"])
-    fetched = {layer: _sums(overview, "bytes", layer) for layer in layers if overview.groups["layer"][layer].bytes}
-    saved = {"by the cache": _sums(overview, "saved_cache"), "by resuming": _sums(overview, "saved_resume")}
     yield "<h2>Bytes</h2>"
     yield '<div class="pair">'
-    yield charts.bars("Fetched, by source", _labels(overview), fetched, in_units, 1024)
-    yield charts.bars("Not fetched again", _labels(overview), saved, in_units, 1024)
+    yield plots.fetched(overview)
+    yield plots.saved(overview)
     yield "</div>"
     yield _summary(overview, "layer")
-
-
-def _sums(overview: Overview, what: str, layer: str = "") -> list[float | None]:
-    return [
-        sum(getattr(sums, what) for (name, _), sums in overview.over_time.get(step, {}).items() if layer in ("", name))
-        for step in _steps(overview)
-    ]
 
 
 def _speed(facts: Facts) -> Iterator[str]:
@@ -281,22 +253,6 @@ def _foot(facts: Facts) -> Iterator[str]:
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
-
-
-def _most_used(groups: Mapping[str, Sums]) -> list[str]:
-    return sorted(groups, key=lambda key: (-groups[key].total, key))
-
-
-def _steps(overview: Overview) -> list[int]:
-    """From the first that brought anything to the last of the window."""
-    window = overview.window
-    first = min(overview.over_time, default=window.stop_ms)
-    return list(range(first, window.stop_ms, window.step_ms))[-MOST_STEPS:]
-
-
-def _labels(overview: Overview) -> list[str]:
-    is_by_day = overview.window.step_ms == DAY_MS
-    return [iso(step)[5:10] if is_by_day else iso(step)[11:16] for step in _steps(overview)]
 
 
 def _moment(at_ms: int) -> str:

@@ -100,7 +100,9 @@ def forget(connection: "Connection", ids: Sequence[str]) -> None:
 
 def all_of(connection: "Connection | None", layout: Layout, status: str | None = None) -> Iterator[DownloadRecord]:
     """The latest first."""
-    for row in connection.execute("SELECT * FROM downloads ORDER BY last_attempt DESC") if connection else ():
+    which = "" if status is None else f"WHERE status {'=' if status == 'success' else '<>'} 'success'"
+    question = f"SELECT * FROM downloads {which} ORDER BY last_attempt DESC"  # noqa: S608
+    for row in connection.execute(question) if connection else ():
         record = _standing_now(row, layout)
         if record.id and status in (None, record.status):
             yield record

@@ -1,0 +1,1 @@
+"""What a notebook has besides fetching: a dashboard."""
