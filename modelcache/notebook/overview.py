@@ -314,6 +314,8 @@ def _jobs(cache: Cache) -> Iterator[Job]:
     last = {row["job"]: row for row in history(cache, most=1)}
     for row in listed(cache):
         ran = last.get(row["job"], {})
+        if row["cron"] == "off" and not ran and not row["wrong"]:
+            continue  # nobody has a use for it
         yield Job(
             row["job"], row["cron"], row["next_at"], row["last_at"], row["status"], ran.get("findings", 0),
             ran.get("error", ""), row["wrong"],
