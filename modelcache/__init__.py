@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from modelcache.model import Manifest
+    from modelcache.notebook.dashboard import dashboard
     from modelcache.outcome import File, Model
     from modelcache.queueing import Queue, queue
 
@@ -39,6 +40,7 @@ _HOMES = {
         "PausedError", "StoreError", "UsageError", "VerificationError",
     ),
     "model": ("Manifest",),
+    "notebook.dashboard": ("dashboard",),
     "outcome": ("File", "Model"),
     "magics": ("load_ipython_extension", "unload_ipython_extension"),
     "queueing": ("Queue", "queue"),
@@ -47,7 +49,7 @@ _HOMES = {
 __all__ = [
     "AllSourcesFailedError", "Cache", "Download", "File", "LockedError", "Manifest", "Model", "ModelCacheError",
     "ModelNotAvailableError", "NotFoundError", "PausedError", "Queue", "StoreError", "UsageError", "VerificationError",
-    "__version__", "cache", "fetch", "on_event", "path", "queue", "repair", "report",
+    "__version__", "cache", "dashboard", "fetch", "on_event", "path", "queue", "repair", "report",
     "verify",
 ]  # fmt: skip
 

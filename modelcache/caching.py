@@ -66,6 +66,7 @@ class Cache:
         self.root = root_of(root)
         self._roots = Roots(self.root, checked(settings))
         self._runtime = self._roots.own
+        self._ends_live: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"Cache({self.root!r})"
@@ -601,6 +602,18 @@ class Cache:
                 end()
 
         return unsubscribe
+
+    def dashboard(self) -> Any:
+        """What this cache has and does, live in a notebook: see `modelcache.dashboard`."""
+        from importlib import import_module
+
+        return import_module("modelcache.notebook.dashboard").dashboard(self)  # a face: it is above this
+
+    def shows_live(self, end: Callable[[], None]) -> None:
+        """For what shows this cache live: the one before ends now, and this one when the next comes."""
+        before, self._ends_live = self._ends_live, end
+        if before is not None:
+            before()
 
     def close(self) -> None:
         """Pauses what runs, and returns when nothing is written any more, within 2 s."""

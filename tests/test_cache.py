@@ -28,6 +28,7 @@ from modelcache.errors import (
     UsageError,
     VerificationError,
 )
+from modelcache.events import now_ms
 from modelcache.install import install
 from modelcache.model import Digest, Manifest
 from modelcache.order import Fetched, Order
@@ -849,11 +850,13 @@ def test_many_threads_may_use_one_cache(cache: Cache, origin: Origin) -> None:
 
 
 def test_ls_tells_what_is_here(cache: Cache, model: Manifest) -> None:
+    began = now_ms()
     cache.fetch(model)
-    assert list(cache.models()) == [
-        {
-            "model": "m", "version": "1", "files": 2, "size": SMALL.size + OTHER.size, "status": "ready",
-            "called": [], "pinned": False, "task": "", "ref": "m", "languages": [], "default_version": "",
-        }
-    ]  # fmt: skip
+    (row,) = cache.models()
+    assert began <= row.pop("verified_at") <= now_ms() and began <= row.pop("used_at") + 1 <= now_ms() + 1
+    assert row == {
+        "model": "m", "version": "1", "files": 2, "size": SMALL.size + OTHER.size, "status": "ready",
+        "called": [], "pinned": False, "task": "", "ref": "m", "languages": [], "default_version": "",
+        "proof": "listed",
+    }  # fmt: skip
     assert run("ls").stdout.splitlines()[0] == "installed models"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from modelcache.caching import Cache
+from modelcache.configuration import fallback_for
 from modelcache.download import Download
 from modelcache.errors import ModelCacheError, told
 from modelcache.events import now_ms
@@ -30,7 +31,6 @@ from modelcache.state.hauls import Hauls
 from modelcache.state.place import Place
 from modelcache.store.layout import Layout
 from modelcache.units import as_percent
-from modelcache.wiring import fallback_for
 
 PLOTTED = "7d"
 POOR = 0.9  # a source that succeeds more seldom is worth a look

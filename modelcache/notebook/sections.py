@@ -63,10 +63,16 @@ def page(now: Overview) -> str:
     """All of it, for an output that stays as it is."""
     parts = [
         head(now), running(now), queued(now), interrupted(now), INSTALLED.html(now.store.installed),
-        disk(now.store.disk), REQUESTED.html(now.lists.requested), SOURCES.html(now.lists.sources),
-        JOBS.html(now.lists.jobs), plots(now.store.plots),
+        disk(now.store.disk), rest(now),
     ]  # fmt: skip
     return framed(STYLE + "".join(parts))
+
+
+def rest(now: Overview) -> str:
+    """What nothing can be done about here."""
+    lists = now.lists
+    tables = REQUESTED.html(lists.requested) + SOURCES.html(lists.sources) + JOBS.html(lists.jobs)
+    return tables + plots(now.store.plots)
 
 
 def head(now: Overview) -> str:
@@ -85,16 +91,40 @@ def head(now: Overview) -> str:
 
 
 def running(now: Overview) -> str:
-    return heading("Running") + lines(all_running(now), running_line, "Nothing is being fetched.")
+    return running_title(now) + _lines(all_running(now), running_line)
 
 
 def queued(now: Overview) -> str:
-    title = "Queued, paused" if now.lists.is_queue_paused else "Queued"
-    return _unless_empty(title, now.lists.queued, queued_line)
+    return queued_title(now) + _lines(now.lists.queued, queued_line)
 
 
 def interrupted(now: Overview) -> str:
-    return _unless_empty("Interrupted", now.lists.interrupted, interrupted_line)
+    return interrupted_title(now) + _lines(now.lists.interrupted, interrupted_line)
+
+
+def running_title(now: Overview) -> str:
+    return _title("Running", all_running(now)) or heading("Running") + '<p class="soft">Nothing is being fetched.</p>'
+
+
+def queued_title(now: Overview) -> str:
+    return _title("Queued, paused" if now.lists.is_queue_paused else "Queued", now.lists.queued)
+
+
+def interrupted_title(now: Overview) -> str:
+    return _title("Interrupted", now.lists.interrupted)
+
+
+def _title(title: str, told: Told[T]) -> str:
+    """Empty where there is nothing to tell."""
+    if told.fault:
+        return heading(title) + fault(told.fault)
+    count = len(told.rows)
+    some = f", the first {MOST_LINES} of {count:,}" if count > MOST_LINES else ""
+    return heading(title + some) if count else ""
+
+
+def _lines(told: Told[T], line: Callable[[T], str]) -> str:
+    return "".join(map(line, told.rows[:MOST_LINES]))
 
 
 def all_running(now: Overview) -> Told[Running]:
@@ -122,7 +152,7 @@ def interrupted_line(one: Interrupted) -> str:
 
 
 def _note_of_interrupted(one: Interrupted) -> str:
-    why = f": {one.error}" if one.error else ""
+    why = f": {one.error}" if one.error and not one.error.endswith(" was paused") else ""
     return f"{one.status.capitalize()} {ago(one.ended_at)}{why}"
 
 
@@ -154,17 +184,6 @@ def _line(state: str, what: str, note: str, bar: str, last: str) -> str:
     about = f'<b>{name(what)}</b><span class="soft" title="{text(note)}">{text(note)}</span>'
     end = f'<span class="n soft">{text(last)}</span>'
     return f'<div class="line" data-state="{text(state)}"><span>{about}</span>{bar}{end}</div>'
-
-
-def lines(told: Told[T], line: Callable[[T], str], empty: str) -> str:
-    if told.fault:
-        return fault(told.fault)
-    lines = "".join(map(line, told.rows[:MOST_LINES]))
-    return lines + more(len(told.rows), MOST_LINES) if told.rows else f'<p class="soft">{empty}</p>'
-
-
-def _unless_empty(title: str, told: Told[T], line: Callable[[T], str]) -> str:
-    return heading(title) + lines(told, line, "") if told.rows or told.fault else ""
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
