@@ -108,7 +108,7 @@ class Press:
         self._works = works
         self._deed = deed
         self._armed: tuple[Target, float] | None = None  # for what a second press counts, and until when
-        self.button = widgets.Button(layout=widgets.Layout(width="auto"))
+        self.button = widgets.Button(layout=widgets.Layout(width="auto", flex="0 0 auto"))
         self.button.on_click(lambda _: self._press())
         self.paint()
 
@@ -176,7 +176,7 @@ class Lines:
     def _new(self, line: Line) -> tuple[Any, Any, list[Press]]:
         html = self._widgets.HTML(line.html, layout=self._widgets.Layout(flex="1 1 0%", min_width="0"))
         presses = [Press(self._works, partial(_same, deed)) for deed in line.deeds]
-        layout = self._widgets.Layout(flex="0 0 15rem", justify_content="flex-end")
+        layout = self._widgets.Layout(flex="0 0 18rem", justify_content="flex-end")
         buttons = self._widgets.HBox([press.button for press in presses], layout=layout)
         row = self._widgets.HBox([html, buttons], layout=self._widgets.Layout(align_items="center"))
         return row, html, presses

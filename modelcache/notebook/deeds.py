@@ -208,7 +208,7 @@ def _how_far(size: int, tell: Tell) -> Callable[[dict[str, Any]], None]:
 
     def hear(event: dict[str, Any]) -> None:
         if event["type"] == "model_download_progress" and event["file"]:
-            sums.add(event)
+            sums.hear(event)
             tell(part_of(min(sums.here, size), size))
 
     return hear

@@ -35,12 +35,13 @@ T = TypeVar("T")
 PROOFS = {"given": "digest given", "listed": "listed by its hub", "cid": "its CID", "first_use": "none: first use"}
 
 _STYLE = """
-.modelcache .line { display: grid; grid-template-columns: minmax(10rem, 1fr) 9rem 8.5rem 9.5rem; gap: 0 16px;
-  align-items: center; min-height: 40px; line-height: 1.4; font-variant-numeric: tabular-nums; }
-.modelcache .line > * { min-width: 0; }
+.modelcache .line { display: grid; grid-template-columns: minmax(0, 1fr) 17rem; gap: 0 20px; align-items: center;
+  min-height: 42px; line-height: 1.45; font-variant-numeric: tabular-nums; }
 .modelcache .line b { font-weight: 600; }
+.modelcache .line > span { min-width: 0; }
 .modelcache .line :is(b, .soft) { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.modelcache .line .n { font-size: 12px; }
+.modelcache .line .soft { font-size: 12px; }
+.modelcache .line progress { margin: 6px 0 5px; }
 .modelcache progress { appearance: none; -webkit-appearance: none; display: block; width: 100%; height: 6px; border: 0;
   border-radius: 3px; overflow: hidden; background: var(--hint); color: var(--hue); --hue: var(--c0); }
 .modelcache progress::-webkit-progress-bar { background: var(--hint); }
@@ -71,8 +72,8 @@ def page(now: Overview) -> str:
 def rest(now: Overview) -> str:
     """What nothing can be done about here."""
     lists = now.lists
-    tables = REQUESTED.html(lists.requested) + SOURCES.html(lists.sources) + JOBS.html(lists.jobs)
-    return tables + plots(now.store.plots)
+    beside = f'<div class="pair"><div>{REQUESTED.html(lists.requested)}</div><div>{JOBS.html(lists.jobs)}</div></div>'
+    return beside + SOURCES.html(lists.sources) + plots(now.store.plots)
 
 
 def head(now: Overview) -> str:
@@ -134,10 +135,10 @@ def all_running(now: Overview) -> Told[Running]:
 
 
 def running_line(one: Running) -> str:
-    left = as_clock(one.eta_s) + " left" if one.eta_s else ""
     speed = f"{in_units(one.speed)}/s" if one.speed else ""
-    rest = " · ".join(filter(None, (speed, left)))
-    return _line("running", one.name, _note_of_running(one), _bar(one.name, one.here, one.total), rest)
+    left = as_clock(one.eta_s) + " left" if one.eta_s else ""
+    beside = _bar(one.name, one.here, one.total, speed, left)
+    return _line("running", one.name, _note_of_running(one), beside)
 
 
 def _note_of_running(one: Running) -> str:
@@ -147,8 +148,7 @@ def _note_of_running(one: Running) -> str:
 
 
 def interrupted_line(one: Interrupted) -> str:
-    bar = _bar(one.name, one.here, one.total)
-    return _line(one.status, one.name, _note_of_interrupted(one), bar, _can(one))
+    return _line(one.status, one.name, _note_of_interrupted(one), _bar(one.name, one.here, one.total, _can(one)))
 
 
 def _note_of_interrupted(one: Interrupted) -> str:
@@ -161,8 +161,7 @@ def _can(one: Interrupted) -> str:
 
 
 def queued_line(one: Queued) -> str:
-    bar = "<span></span><span></span>"
-    return _line(one.status, one.name, _note_of_queued(one), bar, f"priority {one.priority:,}")
+    return _line(one.status, one.name, _note_of_queued(one), f'<span class="soft">priority {one.priority:,}</span>')
 
 
 def _note_of_queued(one: Queued) -> str:
@@ -174,16 +173,16 @@ def _note_of_queued(one: Queued) -> str:
     )
 
 
-def _bar(label: str, here: int, total: int) -> str:
+def _bar(label: str, here: int, total: int, *more: str) -> str:
     """Without a value where nobody knows how much there is to come: then it moves to and fro."""
     value = f' value="{min(here, total)}" max="{total}"' if total else ""
-    return f'<progress{value} aria-label="{text(label)}"></progress><span class="n">{part_of(here, total)}</span>'
+    words = " · ".join(filter(None, (part_of(here, total), *more)))
+    return f'<progress{value} aria-label="{text(label)}"></progress><span class="soft">{text(words)}</span>'
 
 
-def _line(state: str, what: str, note: str, bar: str, last: str) -> str:
+def _line(state: str, what: str, note: str, beside: str) -> str:
     about = f'<b>{name(what)}</b><span class="soft" title="{text(note)}">{text(note)}</span>'
-    end = f'<span class="n soft">{text(last)}</span>'
-    return f'<div class="line" data-state="{text(state)}"><span>{about}</span>{bar}{end}</div>'
+    return f'<div class="line" data-state="{text(state)}"><span>{about}</span><span>{beside}</span></div>'
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -197,21 +196,22 @@ class Table(Generic[T]):
     columns: tuple[str, ...]
     cells: Callable[[T], Sequence[object]]
     empty: str = ""  # what is said where there are none; else the whole section is left out
+    most: int = MOST_ROWS
 
     def html(self, told: Told[T]) -> str:
         if told.fault:
             return heading(self.title) + fault(told.fault)
         if not told.rows:
             return heading(self.title) + f'<p class="soft">{self.empty}</p>' if self.empty else ""
-        drawn = table(self.columns, map(self.cells, told.rows[:MOST_ROWS]), _shown)
-        return heading(self.title) + drawn + more(len(told.rows), MOST_ROWS)
+        drawn = table(self.columns, map(self.cells, told.rows[: self.most]), _shown)
+        return heading(self.title) + drawn + more(len(told.rows), self.most)
 
     def plain(self, told: Told[T]) -> str:
         if told.fault or not told.rows:
             return f"{self.title}: {told.fault}" if told.fault else ""
         rows = ([_shown(*pair) for pair in zip(self.columns, self.cells(row), strict=True)] for row in told.rows)
-        drawn = Report(self.title, tuple(dict(zip(self.columns, row, strict=True)) for row in islice(rows, MOST_ROWS)))
-        rest = len(told.rows) - MOST_ROWS
+        drawn = Report(self.title, tuple(dict(zip(self.columns, row, strict=True)) for row in islice(rows, self.most)))
+        rest = len(told.rows) - self.most
         return f"{drawn}\nand {rest:,} more" if rest > 0 else str(drawn)
 
 
@@ -243,7 +243,7 @@ INSTALLED: Table[Held] = Table(
 )  # fmt: skip
 REQUESTED: Table[Requested] = Table(
     "Most requested", ("rank", "model", "requests", "last"),
-    lambda one: (one.rank, one.model, one.requests, ago(one.last_at)),
+    lambda one: (one.rank, one.model, one.requests, ago(one.last_at)), "Nothing was asked for yet.", most=8,
 )  # fmt: skip
 SOURCES: Table[Source] = Table(
     "Sources", ("source", "kind", "succeeded", "speed", "last success", "last error"),

@@ -14,7 +14,7 @@ from modelcache.markup import text
 
 FULL, HALF = 950, 462  # widths: as wide as the page, and beside another
 HEIGHT = 180
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 8, 22
+LEFT, RIGHT, TOP, BOTTOM = 70, 12, 8, 22
 COLOURS = 6  # c0 to c5 of the page; the last is for all the rest
 LABEL = 82  # that wide is one below the axis
 STEPS = 4
