@@ -33,9 +33,12 @@ class Dashboard:
         return page(overview(self._cache))
 
     def _ipython_display_(self) -> None:
+        if not kernel.is_here():
+            print(self)
+            return
         from IPython.display import display
 
-        if kernel.is_here() and kernel.has_widgets():
+        if kernel.has_widgets():
             self._handles.append(display(self._begin(), raw=True, display_id=True))
         else:
             display(self._as_it_is(), raw=True)

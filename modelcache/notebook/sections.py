@@ -25,8 +25,8 @@ from modelcache.notebook.overview import (
     Told,
 )
 from modelcache.progress.lines import host
-from modelcache.rows import Report, short_version
-from modelcache.units import as_age, as_clock, as_percent, in_units, moment, part_of
+from modelcache.rows import Report
+from modelcache.units import as_age, as_clock, as_percent, in_units, moment, part_of, short_version
 
 MOST_ROWS = 20  # of a table
 MOST_LINES = 8  # of what has buttons
@@ -316,7 +316,7 @@ def plain(now: Overview) -> str:
         INSTALLED.plain(now.store.installed), *map(_plain_disk, now.store.disk.rows),
         REQUESTED.plain(now.lists.requested), SOURCES.plain(now.lists.sources), JOBS.plain(now.lists.jobs),
     ]  # fmt: skip
-    return "\n\n".join(filter(None, parts))
+    return "".join(each if each.isprintable() or each == "\n" else " " for each in "\n\n".join(filter(None, parts)))
 
 
 def _plain_disk(one: Disk) -> str:

@@ -14,7 +14,8 @@ from modelcache.notebook import sections
 from modelcache.notebook.controls import Deed, Line, Lines, Press, Works
 from modelcache.notebook.deeds import Deeds, found_in
 from modelcache.notebook.overview import Held, Interrupted, Overview, Queued, Running, Told
-from modelcache.rows import short_version, shown
+from modelcache.rows import shown
+from modelcache.units import short_version
 
 PARTS = ("head", "said", "running", "queued", "interrupted", "installed", "disk", "would go", "rest")
 MOST_LISTED = 10  # of what clean would remove
