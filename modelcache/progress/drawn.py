@@ -40,7 +40,7 @@ def files(view: View) -> str:
     """A row a file, and one for all of them where there are several."""
     rows = [_row(row) for row in view.rows]
     if view.hidden:
-        rows.append(f'<tr class="more"><td colspan="8">and {text(_hidden(view))}</td></tr>')
+        rows.append(f'<tr class="more"><td colspan="3">and {text(_hidden(view))}</td></tr>')
     if view.files > 1 or len(view.rows) > 1:
         rows.append(_row(view.whole, "whole"))
     columns = "".join(f'<col class="{each}">' for each in _COLUMNS)
@@ -101,10 +101,10 @@ def _word(row: Row) -> str:
 _STYLE = """
 .modelcache .wide { container-type: inline-size; }
 .modelcache.modelcache table.files { table-layout: fixed; width: 100%; min-width: 30rem; margin: 2px 0; }
-.modelcache .files col.name { width: 26%; } .modelcache .files col.amount { width: 128px; }
-.modelcache .files col.percent { width: 50px; } .modelcache .files col.speed { width: 88px; }
-.modelcache .files col.left { width: 86px; } .modelcache .files col.host { width: 132px; }
-.modelcache .files col.state { width: 84px; }
+.modelcache .files col.name { width: 27%; } .modelcache .files col.amount { width: 122px; }
+.modelcache .files col.percent { width: 58px; } .modelcache .files col.speed { width: 86px; }
+.modelcache .files col.left { width: 82px; } .modelcache .files col.host { width: 132px; }
+.modelcache .files col.state { width: 90px; }
 .modelcache.modelcache .files td { padding: 2px 12px 2px 0; border: 0; vertical-align: middle; min-width: 0;
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .modelcache.modelcache .files td.state { padding-right: 0; }
@@ -132,6 +132,7 @@ _STYLE = """
 .modelcache .summary:is([data-state=failed], [data-state=cancelled]) { --hue: var(--bad); }
 .modelcache .summary[data-state=paused] { --hue: #b7791f; }
 .modelcache .summary .mark { color: var(--hue); font-weight: 600; }
-@container (max-width: 760px) { .modelcache .files :is(col.host, td.host) { display: none; } }
-@container (max-width: 620px) { .modelcache .files tr > :nth-child(6), .modelcache .files col.left { display: none; } }
+@container (max-width: 900px) { .modelcache .files :is(col.host, td.host) { display: none; } }
+@container (max-width: 700px) { .modelcache .files :is(tr > :nth-child(6), col.left) { display: none; } }
+@container (max-width: 600px) { .modelcache .files :is(tr > :nth-child(5), col.speed) { display: none; } }
 """.strip()
