@@ -329,11 +329,11 @@ class Cache:
         chosen = [held for model in models for held in roots.chosen(model)] if models else roots.corrupt()
         return repair(chosen, wish, progress)
 
-    def remove(self, model: str, version: str | None = None) -> int:
-        """Takes a model away: all versions of an id, or the one that is named (`version`, or `model@version`); of a hub
-        the one that its ref means.
+    def remove(self, model: str, version: str | None = None) -> Report:
+        """Takes a model away: all versions of an id, or the one that is named (`version`, or `model@version`). A ref of
+        a hub names one, too: what its branch or tag means, main or latest where it says none.
 
-        Returns the bytes freed; what other models share stays. Raises LockedError while it is being fetched,
+        One row a version, with the bytes freed (what other models share stays) and the versions that are left. Raises LockedError while it is being fetched,
         ModelNotAvailableError if there is no such model or version. Removing again goes on where an error came.
         """
         from modelcache.care import remove
@@ -425,18 +425,19 @@ class Cache:
         """
         return self._runtime.check_at_start()
 
-    def pin(self, model: str, version: str | None = None) -> bool:
-        """`clean` takes no version of this model away to make room, or not the one that is named, until `unpin`.
+    def pin(self, model: str, version: str | None = None) -> Report:
+        """`clean` takes no version of this model away to make room, or not the one that is named, until `unpin`. A ref
+        of a hub names one, as in `remove`; where it is not here yet, whatever version comes is kept.
 
-        Returns whether it is here: a model need not be yet, a version has to be (ModelNotAvailableError). Raises
-        StoreError where nothing can be written.
+        One row: `version` is empty for all of them, and `here` tells whether it is here: a model need not be yet, a
+        version has to be (ModelNotAvailableError). Raises StoreError where nothing can be written.
         """
         from modelcache.care import pin
 
         return pin(self._roots, model_of(model, version))
 
-    def unpin(self, model: str, version: str | None = None) -> bool:
-        """Whether it was pinned. Raises ModelNotAvailableError, StoreError."""
+    def unpin(self, model: str, version: str | None = None) -> Report:
+        """No row if it was not pinned. Raises ModelNotAvailableError, StoreError."""
         from modelcache.care import unpin
 
         return unpin(self._roots, model_of(model, version))

@@ -90,38 +90,50 @@ def _shown(progress: Show, held: Held) -> Iterator[Workshop]:
         yield runtime.shop
 
 
-def pin(roots: Roots, ref: Ref) -> bool:
-    """Where the model is; where it is not yet, in the root that takes it. Whether it is here."""
+def pin(roots: Roots, ref: Ref) -> Report:
+    """Where the model is; where it is not yet, in the root that takes it, and whatever version comes. One row."""
     holder = roots.holder(ref)
     is_here = holder.shelf.record(ref) is not None
-    runtime = holder if is_here else roots.writable()
-    runtime.shelf.marks.pin(ref.id, _version_of(roots, ref))
-    return is_here
+    runtime, version = holder if is_here else roots.writable(), _version_of(roots, ref)
+    runtime.shelf.marks.pin(ref.id, version)
+    return Report("pinned", ({"model": ref.id, "version": version, "here": is_here},))
 
 
-def unpin(roots: Roots, ref: Ref) -> bool:
-    """In every root; whether it was pinned in any."""
+def unpin(roots: Roots, ref: Ref) -> Report:
+    """In every root; one row if it was pinned in any. What a ref of a hub pinned before it was here is the whole id."""
     version = _version_of(roots, ref)
-    return sum(runtime.shelf.marks.unpin(ref.id, version) for runtime in roots.all()) > 0
+    named = {version} if ref.version or ref.revision or not ref.scheme else {version, ""}
+    was = {one for one in named for runtime in roots.all() if runtime.shelf.marks.unpin(ref.id, one)}
+    rows = tuple({"model": ref.id, "version": one} for one in sorted(was))
+    return Report("unpinned", rows, none="it was not pinned")
 
 
 def _version_of(roots: Roots, ref: Ref) -> str:
-    """The one that is meant where a version, a tag or a branch is named; else none."""
-    return roots.holder(ref).shelf.present(ref).version if ref.version or ref.revision else ""
+    """The one that is meant: by a version, a tag or a branch, or by a ref of a hub that names none, if that is here.
+    Empty for an id: all of them."""
+    shelf = roots.holder(ref).shelf
+    if ref.version or ref.revision:
+        return shelf.present(ref).version
+    record = shelf.record(ref) if ref.scheme else None
+    return record.version if record else ""
 
 
-def remove(roots: Roots, ref: Ref) -> int:
-    """Takes a version away, or all of an id, in the root that has them; the bytes freed."""
+def remove(roots: Roots, ref: Ref) -> Report:
+    """Takes a version away, or all of an id, in the root that has them; one row each, with the bytes freed."""
     from modelcache.store.removal import remove
 
-    runtime, freed = roots.holder(ref), 0
+    runtime, rows = roots.holder(ref), list[dict[str, Any]]()
     records, shop = runtime.shelf.remains(ref), runtime.shop
     for record in records:
-        freed += remove(shop.layout, shop.registry, record)
+        size = remove(shop.layout, shop.registry, record)
+        rows.append({"model": record.id, "version": record.version, "size": size, "path": record.folder})
         message = f"{record.id}@{record.version} is removed"
         shop.dispatcher.publish(Fact("removed", record.id, message, version=record.version, path=record.folder))
     shop.dispatcher.drain(STOP_WITHIN_S)
-    return freed
+    left = [version for version in shop.registry.versions(ref.id) if version not in {row["version"] for row in rows}]
+    stay = f"{len(left)} other version{' stays' if len(left) == 1 else 's stay'}"
+    each = tuple(row | {"left": left} for row in rows)
+    return Report("removed", each, hidden=("path", "left"), notes=(stay,) if left else ())
 
 
 def reset(roots: Roots, model: str) -> Report:

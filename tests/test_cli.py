@@ -381,7 +381,7 @@ def test_ls_info_path_and_rm(manifest: Path, cache_root: Path) -> None:
     assert run("path", "m", "--version", "1").stdout == f"{cache_root}/models/m/1\n"
     check_error(run("path", "m", "--version", "2"), 4, "Model m@2 is not available: not_installed")
     removed = run("rm", "m")
-    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "m: 9,005,000 bytes freed\n")
+    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "removed m@1, 9,005,000 bytes freed\n")
     check_error(run("rm", "m"), 4, "not_installed")
     check_error(run("info", "m"), 4, "not_installed")
 

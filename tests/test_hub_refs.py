@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -407,6 +408,35 @@ def test_removing_a_ref_takes_what_it_means_and_removing_the_id_takes_all(hub: H
     cache.fetch(REF)
     cache.remove("hf--org--name")
     assert not os.listdir(Path(cache.root, "models"))
+
+
+def test_a_ref_without_a_branch_means_main_for_pins_and_removals_and_an_id_means_all(hub: Hub, cache: Cache) -> None:
+    assert run("pin", REF).stderr == f"{REF} is not here yet: it is kept when it is fetched\n"
+    cache.fetch(REF)
+    assert run("unpin", REF).stderr == "unpinned all versions of hf--org--name\n"
+    hub.publish("org/name", {"config.json": CONFIG}, "v2", commit=NEXT)
+    cache.fetch(f"{REF}@v2")
+
+    def pinned() -> set[str]:
+        return {row["version"] for row in cache.models() if row["pinned"]}
+
+    assert run("pin", REF).stderr == f"pinned hf--org--name@{COMMIT[:12]}\n"
+    assert pinned() == {COMMIT}
+    told = json.loads(run("pin", "hf--org--name", "--json").stdout)
+    assert told == {"model": "hf--org--name", "version": "", "here": True, "pinned": True}
+    assert pinned() == {COMMIT, NEXT}
+    assert run("unpin", f"{REF}@v2").stderr == f"{REF}@v2 was not pinned\n"
+    assert json.loads(run("unpin", REF, "--json").stdout)["versions"] == ["", COMMIT]
+    assert pinned() == set()
+
+    removed = run("rm", REF, "--json")
+    assert json.loads(removed.stdout) | {"bytes_freed": 0} == {
+        "model": REF, "bytes_freed": 0, "removed": [COMMIT], "left": [NEXT],
+    }  # fmt: skip
+    assert re.fullmatch(
+        rf"removed hf--org--name@{COMMIT[:12]}, [0-9,]+ bytes freed; 1 other version stays\n", removed.stderr
+    )
+    assert len(run("rm", "hf--org--name").stderr.splitlines()) == 1
 
 
 def test_removing_it_takes_all_its_versions(hub: Hub, cache: Cache) -> None:

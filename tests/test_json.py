@@ -88,7 +88,7 @@ def typed(line: str, words: Mapping[str, str], capsys: pytest.CaptureFixture[str
         ("queue pause", 0, list, None),
         ("queue resume", 0, list, None),
         ("queue run", 0, list, None),
-        ("rm m", 0, dict, {"model", "bytes_freed"}),
+        ("rm m", 0, dict, {"model", "bytes_freed", "removed", "left"}),
         ("bundle export m -o EXPORT", 0, list, {"model", "version", "files", "size"}),
         ("bundle import BUNDLE", 0, list, {"ref", "id", "version", "path", "files"}),
     ],

@@ -41,19 +41,29 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _pin(options: argparse.Namespace) -> int:
-    is_here = cache_of(options).pin(options.model, options.version)
+    (row,) = cache_of(options).pin(options.model, options.version)
     if options.json:
-        print_json({"model": options.model, "version": options.version or "", "pinned": True, "here": is_here})
-    if not is_here:
+        print_json(row | {"model": options.model, "pinned": True})
+    if not row["here"]:
         print(f"{options.model} is not here yet: it is kept when it is fetched", file=sys.stderr)
+    else:
+        print(f"pinned {_pinned(row)}", file=sys.stderr)
     return 0
 
 
+def _pinned(row: dict[str, Any]) -> str:
+    named = f"{row['model']}@{row['version'][:12]}" if row["version"] else f"all versions of {row['model']}"
+    return printable(named)
+
+
 def _unpin(options: argparse.Namespace) -> int:
-    was_pinned = cache_of(options).unpin(options.model, options.version)
+    rows = list(cache_of(options).unpin(options.model, options.version))
     if options.json:
-        print_json({"model": options.model, "version": options.version or "", "pinned": False, "was": was_pinned})
-    if not was_pinned:
+        versions = [row["version"] for row in rows]
+        print_json({"model": options.model, "versions": versions, "pinned": False, "was": bool(rows)})
+    for row in rows:
+        print(f"unpinned {_pinned(row)}", file=sys.stderr)
+    if not rows:
         print(f"{options.model} was not pinned", file=sys.stderr)
     return 0
 

@@ -32,7 +32,9 @@ def add_to(commands: Commands) -> None:
     add_model(path)
     add_json(path)
     rm = commands.add(
-        "rm", "remove a model, all versions of an id or the one that is named; what others share stays", _rm
+        "rm",
+        "remove the version that a ref means (of a hub: main, latest), or all of an id; what others share stays",
+        _rm,
     )
     add_model(rm)
     add_json(rm)
@@ -79,10 +81,15 @@ def _path(options: argparse.Namespace) -> int:
 
 
 def _rm(options: argparse.Namespace) -> int:
-    freed = cache_of(options).remove(options.model, options.version)
+    report = cache_of(options).remove(options.model, options.version)
     if options.json:
-        print_json({"model": options.model, "bytes_freed": freed})
-    print(f"{options.model}: {in_bytes(freed)} freed", file=sys.stderr)
+        freed, left = sum(row["size"] for row in report), report[0]["left"]
+        removed = [row["version"] for row in report]
+        print_json({"model": options.model, "bytes_freed": freed, "removed": removed, "left": left})
+    for row in report:
+        named = f"{row['model']}@{row['version'][:12]}"
+        line = ", ".join((f"removed {named}", f"{in_bytes(row['size'])} freed"))
+        print(printable("; ".join((line, *report.notes))), file=sys.stderr)
     return 0
 
 
