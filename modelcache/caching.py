@@ -333,8 +333,9 @@ class Cache:
         """Takes a model away: all versions of an id, or the one that is named (`version`, or `model@version`). A ref of
         a hub names one, too: what its branch or tag means, main or latest where it says none.
 
-        One row a version, with the bytes freed (what other models share stays) and the versions that are left. Raises LockedError while it is being fetched,
-        ModelNotAvailableError if there is no such model or version. Removing again goes on where an error came.
+        One row a version, with the bytes freed (what other models share stays) and the versions that are left. Raises
+        LockedError while it is being fetched, ModelNotAvailableError if there is no such model or version. Removing
+        again goes on where an error came.
         """
         from modelcache.care import remove
 

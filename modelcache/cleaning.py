@@ -33,6 +33,7 @@ from modelcache.units import DAY_S, as_age, in_units
 FOREIGN_AGE_S = DAY_S  # Ollama and huggingface_hub go on with what is younger
 _DAMAGED = re.compile(r".+\.db\.damaged-[0-9]+(-wal|-shm)?", re.DOTALL)
 ENDED = "; it was ended before its time, and the next run goes on there"
+BUDGET = "budget"  # the row that says that it is not kept
 STILL_OVER = "{} over the budget: what is left is pinned, in use, shared, or was asked for within the hour"
 
 
@@ -85,8 +86,9 @@ def clean(
     """Removes what is nobody's and too old, or in a dry run lists just that: one row each, with the bytes it takes.
 
     What a fetch, a verification or another clean is using stays, whatever its age. A row whose `removed` is False
-    after a run says in `reason` why. `foreign`: also downloads that other tools began a day ago or more. `stop` ends it
-    before the next find; the title says so.
+    after a run says in `reason` why, and is a finding; so is a budget that cannot be kept, in a dry run, too.
+    `foreign`: also downloads that other tools began a day ago or more. `stop` ends it before the next find; the title
+    says so.
     """
     broom = _Broom(shop, dry_run, stop or threading.Event())
     title = "would be removed" if dry_run else "removed"
@@ -95,7 +97,7 @@ def clean(
     except PausedError:
         title += ENDED
     rows = tuple(broom.rows)
-    kept = 0 if dry_run else sum(not row["removed"] for row in rows)
+    kept = sum(not row["removed"] and (not dry_run or row["kind"] == BUDGET) for row in rows)
     return Report(title, rows, findings=kept)
 
 
@@ -226,7 +228,7 @@ def _models(broom: _Broom) -> None:
         taken -= one.size if is_gone or broom.dry_run else 0
     if settings.disk_budget and taken > settings.disk_budget:
         over = STILL_OVER.format(in_units(taken - settings.disk_budget))
-        broom.rows.append(_row("budget", layout.root, over))
+        broom.rows.append(_row(BUDGET, layout.root, over))
 
 
 def _rotten(broom: _Broom, over: int) -> int:

@@ -11,14 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from modelcache.announcing import Announcer
-from modelcache.errors import AllSourcesFailedError, ModelCacheError, NotFoundError, StoreError, VerificationError
+from modelcache.errors import (
+    AllSourcesFailedError,
+    ModelCacheError,
+    NotFoundError,
+    StoreError,
+    TransientError,
+    VerificationError,
+)
 from modelcache.events import FactType
-from modelcache.hubs import known_meaning, pinned_here
+from modelcache.hubs import installed_meaning, known_meaning, pinned_here
 from modelcache.model import Manifest
 from modelcache.modelfetch import ModelFetch
 from modelcache.order import Order, Workshop
 from modelcache.outcome import File, Model
-from modelcache.resolving import asked, kept, stale_text
+from modelcache.resolving import asked, kept, older_text, stale_text
 from modelcache.states import State
 from modelcache.store.blobs import find
 from modelcache.store.disk import store_error
@@ -99,7 +106,35 @@ class Errand:
             return here
         self._announcer.plan()
         self._check_order()
+        try:
+            return self._fetched(pulse)
+        except AllSourcesFailedError as error:
+            return self._from_before(error) or self._fetched(pulse)
+
+    def _fetched(self, pulse: Pulse | None) -> Result:
         return ModelFetch(self._tally, self._shop, self._control, self._announcer, pulse).run()
+
+    def _from_before(self, error: AllSourcesFailedError) -> Result | None:
+        """What a branch meant before, where nobody can be reached who has what it means now; else raises the error.
+
+        None where that is in the store, and only an output is missing.
+        """
+        wanted, shelf = self._tally.order, Shelf(self._shop.layout)
+        is_out_of_reach = error.kind == TransientError.kind and wanted.cached and wanted.meant and wanted.meant.alias
+        known = installed_meaning(shelf, wanted.meant) if is_out_of_reach and wanted.meant else None
+        if known is None or known.version == wanted.version:
+            raise error
+        try:
+            order, result = self._renew(known)
+        except NotFoundError:
+            raise error from None
+        if result is None and not all(find(shelf.layout, file) for file in order.files):
+            raise error
+        self._tally.follow(order)
+        if result is not None:
+            self._tally.found(result)
+        self._announcer.tell("stale", older_text(wanted.version, order.version, error))
+        return result
 
     def _known_and_here(self) -> Result | None:
         """Asks what is wanted; that, if all of it is here. An answer is kept once it has proved to be of use."""

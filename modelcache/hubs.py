@@ -40,7 +40,7 @@ def order_of_hub(shelf: Shelf, ref: Ref, wish: Wish, meaning: Manifest | None) -
         replace(file, digests=(Digest("sha256", same[file.path].sha256), *wish.digests)) if file.path in same else file
         for file in listed
     )
-    return replace(blank, version=meaning.version, files=files, known=tuple(same.values()))
+    return replace(blank, version=meaning.version, files=files, known=tuple(same.values()), meant=ref)
 
 
 def _given(file: ModelFile, wish: Wish) -> ModelFile:
@@ -63,10 +63,15 @@ def known_meaning(shelf: Shelf, ref: Ref, within_s: float) -> Manifest | None:
     known = resolved.manifest(ref, within_s)
     if not math.isinf(within_s) or (known and shelf.at(ref.id, known.version)):
         return known
+    return installed_meaning(shelf, ref) or known
+
+
+def installed_meaning(shelf: Shelf, ref: Ref) -> Manifest | None:
+    """What the version consists of that was fetched by this ref last; None where none is here."""
     record = shelf.named(ref)
     if record is None or not is_same_ref(record, ref.base):
-        return known
-    listed = resolved.manifest(replace(ref, version=record.version), within_s)
+        return None
+    listed = Resolved(shelf.layout).manifest(replace(ref, version=record.version), math.inf)
     missing = tuple(ModelFile(path) for path in record.missing)
     return listed or Manifest(ref.id, record.version, ref.base, (*record.wanted(), *missing))
 

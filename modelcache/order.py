@@ -35,7 +35,8 @@ class Order:
 
     Of a hub: `asks` is what it has to be asked about first; there are no files then. `alias` is the tag or branch that
     means this version by now, `called` what does not change when it means another one. `pinned`: the version is the
-    hub's, whatever files of it are wanted. `missing` are wanted as well, and nobody here knows more of them than that.
+    hub's, whatever files of it are wanted. `meant` is the ref that the version is the meaning of. `missing` are wanted
+    as well, and nobody here knows more of them than that.
 
     Of a catalog: it `is_listed` that the id stands for this ref; a version `is_aside` that was named and is not what
     the id means by itself. `lacking` are the optional files that the hub has not.
@@ -58,6 +59,7 @@ class Order:
     alias: str = ""
     called: str = ""
     pinned: bool = False
+    meant: Ref | None = None
     is_listed: bool = False
     is_aside: bool = False
     lacking: tuple[str, ...] = ()

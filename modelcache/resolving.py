@@ -88,6 +88,13 @@ def stale_text(order: Order, layout: Layout, error: ModelCacheError) -> str:
     return f"{what} ({reason}); this is {age}"
 
 
+def older_text(newer: str, here: str, error: ModelCacheError) -> str:
+    """Why a version is given that is not what its ref means by now."""
+    return (
+        f"the newer {newer[:12]} is known, and could not be fetched ({error.message}); this is {here[:12]}, from before"
+    )
+
+
 class _Asking:
     def __init__(self, ref: Ref, resolver: Resolver, shop: Workshop, control: Control, tell: Tell) -> None:
         self._ref = ref

@@ -180,8 +180,11 @@ def test_what_is_pinned_stays_until_it_is_not(models: Cache) -> None:
     assert not over["removed"]
     assert "2.5 MiB over the budget: what is left is pinned" in over["reason"]
     done = run("clean", "--dry-run", MODELCACHE_DISK_BUDGET=str(limited.settings.disk_budget))
-    assert done.stdout == "" and done.stderr.startswith("the cache is 2.5 MiB over the budget: what is left is pinned")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert done.stderr.startswith("the cache is 2.5 MiB over the budget: what is left is pinned")
     assert {row["model"]: row["pinned"] for row in models.models()} == {"a": True, "b": True}
+    again = run("clean", MODELCACHE_DISK_BUDGET=str(limited.settings.disk_budget))
+    assert (again.returncode, again.stdout) == (done.returncode, done.stdout)
     assert run("unpin", "a").returncode == 0
     assert "was not pinned" in run("unpin", "a").stderr
     assert removed(limited) == ["a"]

@@ -14,7 +14,7 @@ from modelcache import refresh
 from modelcache.caching import Cache
 from modelcache.errors import NotFoundError
 from modelcache.order import Order
-from modelcache.testing import Content, Hold, Hub
+from modelcache.testing import Content, Hold, Hub, Status
 
 COMMIT, NEXT = "1" * 40, "2" * 40
 FILES = {
@@ -121,6 +121,41 @@ def test_a_hub_that_is_gone_takes_nothing_away(hub: Hub, cache: Cache) -> None:
     eventually(lambda: not asks())
     assert meant(cache) == COMMIT
     assert str(cache.fetch(REF)) == str(first)
+
+
+@pytest.mark.parametrize("what", ["model", "file", "output"])
+def test_a_newer_commit_that_nobody_can_be_reached_for_leaves_the_older_one_and_says_so(
+    hub: Hub, cache: Cache, tmp_path: Path, what: str
+) -> None:
+    cache.fetch(REF)
+    changes(hub)
+    assert [row["outcome"] for row in cache.refresh()] == ["newer"]
+    hub.stop()
+    events = Events()
+    unsubscribe = cache.on_event(events)
+    how = {"output": tmp_path / "out"} if what == "output" else {}
+    got = cache.fetch(f"{REF}/b.bin" if what == "file" else REF, **how)  # type: ignore[call-overload]
+    assert got.version == COMMIT
+    place = Path(got.path, "b.bin") if what != "file" else Path(got.path)
+    assert place.read_bytes() == FILES["b.bin"].read()
+    (stale,) = events.of("stale")
+    assert stale["message"].startswith(f"the newer {NEXT[:12]} is known, and could not be fetched (")
+    assert stale["message"].endswith(f"); this is {COMMIT[:12]}, from before")
+    unsubscribe()
+    told = run("fetch", REF, "--json")
+    assert told.returncode == 0 and COMMIT in told.stdout
+    assert NEXT[:12] in told.stderr and meant(cache) == NEXT
+    with pytest.raises(mc.AllSourcesFailedError):
+        cache.fetch(f"{REF}@{NEXT}")
+
+
+def test_a_newer_commit_whose_files_are_wrong_is_an_error(hub: Hub, cache: Cache) -> None:
+    cache.fetch(REF)
+    changes(hub)
+    cache.refresh()
+    hub.faults(Status(403), path=f"org/name/resolve/{NEXT}/b.bin")
+    with pytest.raises(mc.AllSourcesFailedError):
+        cache.fetch(REF)
 
 
 def test_a_bug_in_one_question_ends_no_other(hub: Hub, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from modelcache.commands.common import Commands, add_json, add_model, cache_of, is_taken, named, print_json, printable
-from modelcache.errors import UsageError
+from modelcache.errors import StoreError, UsageError
 from modelcache.rows import Report
 from modelcache.units import in_bytes
 
@@ -37,7 +37,7 @@ def _clean(options: argparse.Namespace) -> int:
     _tell(report, options)
     total = sum(row["size"] for row in report if row["removed"] or options.dry_run)
     print(f"{in_bytes(total)} {'would be freed' if options.dry_run else 'freed'}", file=sys.stderr)
-    return 0 if options.dry_run or all(row["removed"] for row in report) else 6
+    return StoreError.exit_code if report.findings else 0
 
 
 def _pin(options: argparse.Namespace) -> int:
