@@ -279,10 +279,10 @@ def test_the_command_tells_what_has_rotted_elsewhere(cache: Cache, hub: Path) ->
     assert [line[: line.index(" model.")] for line in wrong] == [
         f"{place}: hf:org/name@{'1' * 40}" for place in ("hf", hub.parent)
     ]
-    assert f"{cache.root}: 0 files are right" in lines
+    assert f"{cache.root}: no file was due" in lines
 
 
 def test_the_command_tells_a_place_that_is_right_in_a_line_of_its_own(cache: Cache, hub: Path) -> None:
     done = run("verify", "--also", "hf", "--quiet")
     assert done.returncode == 0
-    assert [f"{cache.root}: 0 files are right", "hf: 3 files are right"] == done.stderr.splitlines()[:2]
+    assert [f"{cache.root}: no file was due", "hf: 3 files are right"] == done.stderr.splitlines()[:2]

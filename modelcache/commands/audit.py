@@ -81,7 +81,9 @@ def _sweep(options: argparse.Namespace) -> int:
             done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
             print(f"{_subject(row)}: {done}", file=sys.stderr)
     left = [row for row in report if not row["repaired"]]
-    for where in dict.fromkeys(["", *(row["where"] for row in left)]):
+    if not any(row["where"] == "" for row in report):
+        print(f"{cache.root}: no file was due", file=sys.stderr)
+    for where in dict.fromkeys(row["where"] for row in left):
         told([row for row in left if row["where"] == where], printable(where) or cache.root)
     for line in (*map(printable, report.notes), report.title):
         print(line, file=sys.stderr)
