@@ -161,7 +161,8 @@ class Deeds:
         return f"{one.model} may go when clean makes room"
 
     def _remove(self, one: Held) -> str:
-        return f"{one.model} is removed: {in_units(self._cache.remove(one.model, one.version))} freed"
+        freed = sum(row["size"] for row in self._cache.remove(one.model, one.version))
+        return f"{one.model} is removed: {in_units(freed)} freed"
 
     # -- clean --------------------------------------------------------------------------------------------------------
 
