@@ -323,9 +323,7 @@ class FileFetch:
             yield partial
         except ModelCacheError as error:
             error.kept_bytes = error.kept_bytes or partial.written_bytes
-            if not partial.written_bytes:  # nothing to go on from: the next start has nothing to tell of
-                with suppress(StoreError):
-                    partial.discard()
+            partial.leave()
             raise
         finally:
             partial.close()

@@ -215,7 +215,7 @@ class Repairer:
             mending.transfer = transfer
             transfer.run()
         except BaseException:
-            partial.close()
+            partial.leave()
             raise
         finally:
             for source in sources:

@@ -141,6 +141,17 @@ def test_without_a_source_it_is_withheld_and_nothing_is_lost(cache: Cache, origi
     assert cache.path(origin.url("same.bin")) == other.path
 
 
+def test_a_repair_that_gets_no_byte_leaves_no_unfinished_download(cache: Cache, origin: Origin, model: str) -> None:
+    (row,) = (row for row in cache.info("m") if row["file"] == "big.bin")
+    for path in [*Path(cache.root, "blobs").rglob(row["sha256"]), Path(row["path"])]:
+        path.unlink()
+    origin.faults(Status(404))
+    for _ in range(2):
+        assert [row["repaired"] for row in cache.repair()] == [False]
+    assert os.listdir(Path(cache.root, "partials")) == []
+    assert not [row for row in cache.doctor() if "unfinished" in row["finding"]]
+
+
 def test_what_failed_to_be_repaired_is_set_aside_once(cache: Cache, origin: Origin, model: str) -> None:
     rot(Path(model, "big.bin"), 1)
     rotten = Path(model, "big.bin").read_bytes()

@@ -333,6 +333,14 @@ class Partial:
                     os.fchmod(self._fd, mode_in(self.folder, RELEASED))
             self._close_files()
 
+    def leave(self) -> None:
+        """`close`, for whoever did not get to the end; where no byte is written nothing stays to go on from."""
+        kept = self.written_bytes
+        self.close()
+        if not kept:
+            with suppress(OSError):
+                remove_tree(self.folder)
+
     def discard(self) -> None:
         """Stops everything and removes the folder."""
         with self._turning:
