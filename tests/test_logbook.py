@@ -73,7 +73,14 @@ def test_lines_of_several_processes_stay_whole(tmp_path: Path) -> None:
     assert sorted(row["message"].split("-")[0] for row in rows) == sorted(str(n) for n in range(4) for _ in range(400))
 
 
-def test_a_full_log_is_turned_over_by_one_of_many_and_stays_bounded(tmp_path: Path) -> None:
+def test_a_log_and_the_one_before_it_stay_bounded(tmp_path: Path) -> None:
+    _write_many(str(tmp_path), 0, 1300, 1900)
+    before, now = ((tmp_path / name).stat().st_size for name in ("m.jsonl.1", "m.jsonl"))
+    assert MOST_BYTES <= before < MOST_BYTES + 3000 and 0 < now < MOST_BYTES + 3000
+
+
+def test_a_full_log_is_turned_over_by_one_of_many(tmp_path: Path) -> None:
+    """By how much it is too long then, who holds it just then decides: nobody waits for that."""
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write_many, args=(str(tmp_path), number, 700, 1900)) for number in range(3)]
     for writer in writers:
@@ -81,8 +88,7 @@ def test_a_full_log_is_turned_over_by_one_of_many_and_stays_bounded(tmp_path: Pa
     for writer in writers:
         writer.join(60)
     assert sorted(os.listdir(tmp_path)) == ["m.jsonl", "m.jsonl.1"]
-    assert MOST_BYTES <= (tmp_path / "m.jsonl.1").stat().st_size < MOST_BYTES + 20_000
-    assert (tmp_path / "m.jsonl").stat().st_size < MOST_BYTES + 20_000
+    assert (tmp_path / "m.jsonl.1").stat().st_size >= MOST_BYTES
     assert len(Logbook(str(tmp_path)).read("m")) == sum(len(lines(tmp_path / name)) for name in os.listdir(tmp_path))
 
 
