@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from modelcache.errors import UsageError
 
+_DTYPES = (({bool}, "boolean"), ({int}, "Int64"), ({int, float}, "Float64"), ({str}, "string"))
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -22,14 +23,41 @@ def write_csv(stream: BinaryIO, columns: Sequence[str], rows: Iterable[Mapping[s
     text.detach()  # writes what is left
 
 
-def write_parquet(stream: BinaryIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """The stream stays open. UsageError where the extra `parquet` is missing."""
+def write_parquet(
+    stream: BinaryIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], sample: Mapping[str, Any] | None = None
+) -> None:
+    """A cell that is None is null, in a column of whole numbers, too. The stream stays open.
+
+    `sample` is a row that has a value of the right type in each column: sheets of one kind have one schema, whatever
+    was measured that day. UsageError where the extra `parquet` is missing.
+    """
     import pandas as pd
 
+    listed = list(rows)
+    frame = pd.DataFrame(
+        {
+            name: pd.Series(
+                [_text(row.get(name)) for row in listed], dtype=_dtype([*listed, sample] if sample else listed, name)
+            )
+            for name in columns
+        }
+    )
     try:
-        pd.DataFrame(list(rows), columns=list(columns)).to_parquet(stream, engine="pyarrow", index=False)
+        frame.to_parquet(stream, engine="pyarrow", index=False)
     except ImportError:
         raise UsageError("Parquet needs `pip install 'modelcache[parquet]'`") from None
+
+
+def _dtype(rows: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Of pandas: of those that know a null, for whole numbers are no floats because one was not measured."""
+    kinds = {type(row.get(name)) for row in rows} - {type(None)}
+    fitting = (dtype for types, dtype in _DTYPES if kinds and kinds <= types)
+    return next(fitting, "object")
+
+
+def _text(value: object) -> object:
+    """Names of files may be no UTF-8."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _cell(value: object) -> object:

@@ -32,6 +32,7 @@ from modelcache.jobs.publish_metrics import run as publish_job
 from modelcache.reporting.overview import SUMMARY
 from modelcache.reporting.publishing import DOWNLOADS
 from modelcache.reporting.window import DAY_MS, day_of
+from modelcache.rows import Report
 from modelcache.state.place import Place
 from modelcache.state.state import State
 from modelcache.state.uses import Uses
@@ -452,6 +453,41 @@ def test_parquet_has_the_same_rows(home: Path) -> None:
     frame = pandas.read_parquet(home / "reports" / f"downloads-{TODAY}.parquet")
     assert list(frame.columns) == list(DOWNLOADS) and sorted(frame["model"]) == ["=x", "m"]
     assert pandas.read_parquet(home / "reports" / f"summary-{TODAY}.parquet")["total"].sum() == 8
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_nobody_measured_is_null_in_parquet_and_each_day_has_the_same_types(home: Path, measured: bool) -> None:
+    pandas, parquet = pytest.importorskip("pandas"), pytest.importorskip("pyarrow.parquet")
+    refused = replace(GOOD, status="error", latency_ms=0, duration_ms=0, bytes=0, error_type="network")
+    keep(home, refused, *[replace(GOOD, latency_ms=5, http_status=206)] * measured)
+    Cache(home).publish_metrics(parquet=True)
+    sheets = {name: home / "reports" / f"{name}-{TODAY}.parquet" for name in ("downloads", "summary")}
+    types = {name: [str(field.type) for field in parquet.read_schema(path)] for name, path in sheets.items()}
+    whole, text = "int64", "string"
+    assert [kind.removeprefix("large_") for kind in types["downloads"]] == [
+        text, text, text, text, text, text, text, whole, whole, whole, whole, text, text, whole,
+    ]  # fmt: skip
+    assert [kind.removeprefix("large_") for kind in types["summary"]] == [
+        text, text, whole, whole, whole, "double", whole, whole, whole, whole, whole, whole,
+    ]  # fmt: skip
+    frame = pandas.read_parquet(sheets["downloads"])
+    assert frame["latency_ms"].isna().tolist() == [True, False][: 1 + measured]
+    assert frame["latency_ms"].dropna().tolist() == [5] * measured
+    assert frame["http_status"].dropna().tolist() == [206] * measured
+    summary = pandas.read_parquet(sheets["summary"])
+    for name, unknown in (("latency_p50_ms", not measured), ("throughput_bps", not measured), ("total", False)):
+        assert summary[name].isna().all() == unknown, name
+    assert summary["success_rate"].tolist() == [0.5 if measured else 0.0] * len(summary)
+
+
+def test_a_report_in_parquet_reads_back_as_its_frame(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = ({"n": 1, "f": 1.5, "t": "a\udc80", "b": True, "none": None}, {"n": None, "f": None, "t": None, "b": None})
+    Report("some", rows).to_parquet(tmp_path / "r.parquet")
+    frame = pandas.read_parquet(tmp_path / "r.parquet")
+    assert [str(dtype) for dtype in frame.dtypes[:4]] == ["Int64", "Float64", "string", "boolean"]
+    assert frame.iloc[0, :4].tolist() == [1, 1.5, "a?", True]
+    assert frame.iloc[1].isna().all() and frame["none"].isna().all()
 
 
 def test_without_the_extra_parquet_is_refused_in_a_sentence(home: Path, tmp_path: Path) -> None:

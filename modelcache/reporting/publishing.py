@@ -52,7 +52,12 @@ from modelcache.store.modes import is_shared
 from modelcache.store.shelf import Shelf
 
 _DOWNLOADS, _SUMMARY, _PAGE, _COUNTERS = "downloads", "summary", "report.html", "modelcache.prom"
-DOWNLOADS = tuple(Attempt("", "", "hit").to_row(""))
+_ATTEMPT = Attempt("", "", "hit").to_row("") | {"timestamp": "", "http_status": 0}
+DOWNLOADS = tuple(_ATTEMPT)
+_SAMPLES = {  # with a value of the right type in each column
+    DOWNLOADS: _ATTEMPT,
+    SUMMARY: dict.fromkeys(SUMMARY, 0) | {"group": "", "key": "", "success_rate": 0.0},
+}
 _TELLING = ("timestamp", "bytes", "resumed_bytes", "attempt")  # of a row: what a sheet of any version has just so
 LATE_MS = HOUR_MS  # so much later a row of a day may still come
 _DATED = re.compile(r"(?:downloads|summary)-([0-9]{4}-[0-9]{2}-[0-9]{2})\.(?:csv|parquet)")
@@ -161,7 +166,7 @@ class _Press:
         columns, rows = (SUMMARY, self._summary(day)) if is_summary else (DOWNLOADS, self._attempts(day))
         with self._written(path) as stream:
             if path.endswith(".parquet"):
-                write_parquet(stream, columns, rows)
+                write_parquet(stream, columns, rows, _SAMPLES[columns])
             else:
                 write_csv(stream, columns, rows)
 
