@@ -483,13 +483,13 @@ class Cache:
 
     # -- what was done ------------------------------------------------------------------------------------------------
 
-    def downloads(self, status: str | None = None) -> Report:
-        """One row a download, the latest first; only those of a status: pending, in_progress, resuming, paused, failed
-        or success. What no living process carries out is paused. StoreError where nothing here can be read."""
+    def downloads(self, *statuses: str) -> Report:
+        """One row a download, the latest first; only those of these statuses: pending, in_progress, resuming, paused,
+        failed, success. What no living process carries out is paused. StoreError where nothing here can be read."""
         from modelcache.steering import downloads
 
         self._roots.readable()
-        return downloads(self._roots, status)
+        return downloads(self._roots, statuses)
 
     @property
     def running(self) -> "tuple[Download, ...]":

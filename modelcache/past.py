@@ -28,13 +28,13 @@ FOR_PROGRAMS = ("cidId", "downloadPath", "lastAttempt", "currentSize", "hash", "
 STATUSES = tuple(dict.fromkeys(RECORD_STATUS.values()))
 
 
-def downloads(state: State, shelf: Shelf, status: str | None) -> Report:
+def downloads(state: State, shelf: Shelf, statuses: Sequence[str]) -> Report:
     """One row a download (product H). UsageError for a status that there is not."""
-    if status not in (None, *STATUSES):
-        raise UsageError(f"no status {status!r}: one of {', '.join(STATUSES)}")
+    for wrong in (status for status in statuses if status not in STATUSES):
+        raise UsageError(f"no status {wrong!r}: one of {', '.join(STATUSES)}")
     rows = [
         _as_it_is(state, shelf, record).to_row() | {"canResume": bool(state.request_of(record.id))}
-        for record in state.downloads(status)
+        for record in state.downloads(statuses)
     ]
     return Report("downloads", tuple(rows), hidden=FOR_PROGRAMS)
 

@@ -5,7 +5,7 @@ Responsible for: which root and which of them it is. Leaves to others: how a dow
 (`download`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from modelcache.download import Download
 
 
-def downloads(roots: Roots, status: str | None) -> Report:
+def downloads(roots: Roots, statuses: Sequence[str]) -> Report:
     """One row a download, the latest first."""
-    told = joined([past.downloads(runtime.state, runtime.shelf, status) for runtime in roots.all()])
+    told = joined([past.downloads(runtime.state, runtime.shelf, statuses) for runtime in roots.all()])
     return replace(told, rows=tuple(sorted(told, key=lambda row: -row["lastAttempt"])))
 
 

@@ -62,9 +62,9 @@ def test_what_runs_here_is_told_by_its_handle(cache: Cache, origin: Origin, one_
 def test_what_another_process_fetches_is_told_and_what_it_leaves(cache: Cache, origin: Origin) -> None:
     origin.faults(Stall(HALF))
     with start("fetch", origin.url("m.bin"), "--sha256", FILE.sha256) as other:
-        assert eventually(lambda: bool(overview.lists(cache).running.rows))
+        assert eventually(lambda: any(row.here for row in overview.lists(cache).running.rows))
         (row,) = overview.lists(cache).running.rows
-        assert (row.name, row.is_ours) == ("m.bin", False)
+        assert (row.name, row.total, row.is_ours) == ("m.bin", FILE.size, False)
         other.kill()
         other.communicate()
     now = overview.lists(cache)

@@ -36,7 +36,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.id is not None:
         record = cache.download(options.id)
         return 0 if is_taken(record, options) else _show(record.to_row(), options)
-    report = cache.downloads(options.status)
+    report = cache.downloads(*(() if options.status is None else (options.status,)))
     rows = list(report)
     if options.json:
         print_json(rows)

@@ -162,6 +162,8 @@ class Lines:
         before, self._shown = self._shown, {}
         for line in lines:
             key = (line.id, *(deed.label for deed in line.deeds))
+            if key in self._shown:
+                continue  # another root has the same
             row, html, presses = self._shown[key] = before.pop(key) if key in before else self._new(line)
             html.value = line.html
             for press in presses:

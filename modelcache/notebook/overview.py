@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from modelcache.caching import Cache
 from modelcache.configuration import fallback_for
@@ -33,6 +33,7 @@ from modelcache.store.layout import Layout
 from modelcache.units import as_percent
 
 PLOTTED = "7d"
+OPEN = (*UNFINISHED, "paused", "failed")  # of downloads that are not ready
 POOR = 0.9  # a source that succeeds more seldom is worth a look
 ENOUGH = 5  # attempts, before that is said
 log = logging.getLogger(__name__)
@@ -204,10 +205,12 @@ def running(cache: Cache) -> Told[Running]:
 def lists(cache: Cache) -> Lists:
     queue, ours = Queue(cache), {download.id for download in cache.running}
     is_paused = _told(lambda: [queue.is_paused])
+    records = _told(lambda: [row for row in cache.downloads(*OPEN) if row["id"] not in ours])
     return Lists(
-        _told(lambda: _elsewhere(cache, ours)), _told(lambda: _queued(queue)), is_paused.rows == (True,),
-        _told(lambda: _interrupted(cache, ours)), _told(lambda: _requested(cache)), _told(lambda: _sources(cache)),
-        _told(lambda: _jobs(cache)),
+        Told(tuple(_elsewhere(row) for row in records.rows if row["status"] in UNFINISHED)),
+        _told(lambda: _queued(queue)), is_paused.rows == (True,),
+        Told(tuple(filter(_matters, map(_interrupted, records.rows))), records.fault),
+        _told(lambda: _requested(cache)), _told(lambda: _sources(cache)), _told(lambda: _jobs(cache)),
     )  # fmt: skip
 
 
@@ -239,34 +242,25 @@ def _running(download: Download) -> Running:
     )  # fmt: skip
 
 
-def _elsewhere(cache: Cache, ours: set[str]) -> Iterator[Running]:
-    for row in (row for status in UNFINISHED for row in cache.downloads(status)):
-        if row["id"] not in ours:
-            stage = "In another process"
-            yield Running(
-                row["id"], _named(row), stage, row["downloaded_bytes"], row["total_bytes"], is_ours=False
-            )  # fmt: skip
+def _elsewhere(row: dict[str, Any]) -> Running:
+    here, total = row["downloaded_bytes"], row["total_bytes"]
+    return Running(row["id"], _named(row), "In another process", here, total, is_ours=False)
 
 
-def _interrupted(cache: Cache, ours: set[str]) -> list[Interrupted]:
-    rows = [row for status in ("paused", "failed") for row in cache.downloads(status)]
-    found = [
-        Interrupted(
-            row["id"], _named(row), row["status"], row["downloaded_bytes"], row["total_bytes"], row["canResume"],
-            row["lastAttempt"], row["error_message"],
-        )
-        for row in rows
-        if row["id"] not in ours
-    ]  # fmt: skip
-    return sorted(filter(_matters, found), key=lambda one: -one.ended_at)
+def _interrupted(row: dict[str, Any]) -> Interrupted:
+    return Interrupted(
+        row["id"], _named(row), row["status"], row["downloaded_bytes"], row["total_bytes"], row["canResume"],
+        row["lastAttempt"], row["error_message"],
+    )  # fmt: skip
 
 
 def _matters(one: Interrupted) -> bool:
     """Of what somebody cancelled there is nothing left, neither bytes nor what was asked."""
-    return one.can_resume or bool(one.here) or not one.error.endswith(" was cancelled")
+    is_left = one.can_resume or bool(one.here) or not one.error.endswith(" was cancelled")
+    return is_left and one.status not in UNFINISHED
 
 
-def _named(row: dict[str, object]) -> str:
+def _named(row: dict[str, Any]) -> str:
     """As people called it: of a URL its file."""
     source, model = str(row["source"]), str(row["model"])
     return source if "://" not in source else source.rpartition("/")[2] or model

@@ -98,13 +98,13 @@ def forget(connection: "Connection", ids: Sequence[str]) -> None:
     connection.executemany("DELETE FROM downloads WHERE id = ?", [(each,) for each in ids])
 
 
-def all_of(connection: "Connection | None", layout: Layout, status: str | None = None) -> Iterator[DownloadRecord]:
-    """The latest first."""
-    which = "" if status is None else f"WHERE status {'=' if status == 'success' else '<>'} 'success'"
+def all_of(connection: "Connection | None", layout: Layout, statuses: Sequence[str] = ()) -> Iterator[DownloadRecord]:
+    """The latest first; of these statuses, or of all."""
+    which = "WHERE status <> 'success'" if statuses and "success" not in statuses else ""  # those are the many
     question = f"SELECT * FROM downloads {which} ORDER BY last_attempt DESC"  # noqa: S608
     for row in connection.execute(question) if connection else ():
         record = _standing_now(row, layout)
-        if record.id and status in (None, record.status):
+        if record.id and (not statuses or record.status in statuses):
             yield record
 
 

@@ -140,10 +140,10 @@ class State:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def downloads(self, status: str | None = None) -> list[DownloadRecord]:
+    def downloads(self, statuses: Sequence[str] = ()) -> list[DownloadRecord]:
         """The latest first. StoreError where the database cannot be read, as in everything that is asked here."""
         with reading(self.place.database) as connection:
-            return list(downloads.all_of(connection, self._layout, status))
+            return list(downloads.all_of(connection, self._layout, statuses))
 
     def download(self, download_id: str) -> DownloadRecord | None:
         with reading(self.place.database) as connection:
