@@ -23,7 +23,7 @@ from ownjobs import fill
 from modelcache.caching import Cache
 from modelcache.errors import LockedError, StoreError, UsageError
 from modelcache.jobs import ledger
-from modelcache.jobs.failure import MOST_PLACES
+from modelcache.jobs.failure import MOST_PLACES, what
 from modelcache.jobs.ledger import Ledger
 from modelcache.jobs.overview import history, listed
 from modelcache.jobs.ping import ping
@@ -196,6 +196,20 @@ def test_where_a_job_raised_is_told_without_a_line_of_its_source(
     ]
     text = caplog.text + record(cache).read_text()
     assert "PASSPHRASE" not in text and "raise ValueError" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no tokenizer.json for 512 tokens", "no tokenizer.json for 512 tokens"),
+        ("Authorization: Bearer SECRET", "Authorization ..."), ("login hf_SECRET", "login hf_ ..."),
+        ("API_KEY=SECRET", "API_KEY ..."), ("the credentials SECRET", "the credentials ..."), ("at http://u:SECRET@h/a?b=SECRET: 403", "at http://h/a 403"),
+        ("with url: /m?sig=SECRET (Caused by x)", "with url: /m (Caused by x)"), ("a\x1b[2J\nb", "a [2J b"),
+        ("x" * 999, "x" * 300), ("", ""),
+    ],
+)  # fmt: skip
+def test_the_words_of_an_error_end_where_they_speak_of_a_secret(text: str, told: str) -> None:
+    assert what(ValueError(text)) == (f"ValueError: {told}" if told else "ValueError")
 
 
 def test_a_recursion_without_end_is_told_by_its_last_places(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
