@@ -203,7 +203,8 @@ def test_where_a_job_raised_is_told_without_a_line_of_its_source(
     [
         ("no tokenizer.json for 512 tokens", "no tokenizer.json for 512 tokens"),
         ("Authorization: Bearer SECRET", "Authorization ..."), ("login hf_SECRET", "login hf_ ..."),
-        ("API_KEY=SECRET", "API_KEY ..."), ("the credentials SECRET", "the credentials ..."), ("at http://u:SECRET@h/a?b=SECRET: 403", "at http://h/a 403"),
+        ("API_KEY=SECRET", "API_KEY ..."), ("the credentials SECRET", "the credentials ..."),
+        ("at http://u:SECRET@h/a?b=SECRET: 403", "at http://h/a 403"),
         ("with url: /m?sig=SECRET (Caused by x)", "with url: /m (Caused by x)"), ("a\x1b[2J\nb", "a [2J b"),
         ("x" * 999, "x" * 300), ("", ""),
     ],
