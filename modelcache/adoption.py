@@ -174,12 +174,12 @@ class _Adoption:
         found, resolved = self._found, Resolved(self._shop.layout)
         if found.whole:
             resolved.save(found.ref, found.whole)
-        for alias, at in found.aliases.items():
-            ref = replace(found.ref, version="", revision=alias)
-            if at >= resolved.said_at(ref):
-                self._shop.registry.aliased(ref.id, alias, found.ref.version)
-                if found.whole:
-                    resolved.save(ref, found.whole, at)
+        refs = {alias: replace(found.ref, version="", revision=alias) for alias in found.aliases}
+        newest = [alias for alias, at in found.aliases.items() if at >= resolved.said_at(refs[alias])]
+        self._shop.registry.aliased(found.ref.id, newest, found.ref.version)
+        for alias in newest if found.whole else ():
+            assert found.whole is not None
+            resolved.save(refs[alias], found.whole, found.aliases[alias])
 
     def _row(self, file: str, outcome: Outcome, reason: str, size: int = 0, *, copied: bool = False) -> dict[str, Any]:
         folder = self._shop.layout.model(self._order.id, self._order.version)

@@ -147,8 +147,7 @@ class Arrival:
 
     def _name(self, model: Model) -> None:
         """It is here: from now on tags and branches mean what they meant where the bundle was made."""
-        for alias in self._aliases:
-            self._shop.registry.aliased(model.id, alias, model.version)
+        self._shop.registry.aliased(model.id, self._aliases, model.version)
         self.result = model
         self.end(None)
 

@@ -210,7 +210,7 @@ class Errand:
         """From here on the tag or branch means the version that is here."""
         order = self._tally.order
         if order.cached and order.alias:
-            self._shop.registry.aliased(order.id, order.alias, order.version)
+            self._shop.registry.aliased(order.id, [order.alias], order.version)
 
 
 def _check_writable(folder: str) -> None:

@@ -5,7 +5,6 @@ Leaves to `model`: the format.
 """
 
 import os
-import stat
 from collections.abc import Iterator
 
 from modelcache.errors import UsageError
@@ -66,14 +65,17 @@ def _below(folder: str) -> Iterator[tuple[str, bool]]:
     with disk_errors(folder):
         if not os.path.isdir(folder):
             raise UsageError(f"{folder} is not a folder")
-        for parent, folders, names in os.walk(folder, onerror=_raise):
-            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-            folders[:] = [name for name in folders if not name.endswith(".modelcache")]
-            for name in (*names, *links):
-                path = os.path.join(parent, name)
-                if name != RECORD and not name.endswith(".modelcache"):
-                    is_plain = stat.S_ISREG(os.lstat(path).st_mode)
-                    yield os.path.relpath(path, folder).replace(os.sep, "/"), is_plain
+        waiting = [""]  # not os.walk, which calls itself: folders may be within folders without end
+        while waiting:
+            below = waiting.pop()
+            with os.scandir(os.path.join(folder, below)) as entries:
+                found = [entry for entry in entries if not entry.name.endswith(".modelcache")]
+            for entry in found:
+                name = os.path.join(below, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(name)
+                elif entry.name != RECORD:
+                    yield name.replace(os.sep, "/"), entry.is_file(follow_symlinks=False)
 
 
 def _described(folder: str, path: str, base_url: str, piece_size: int) -> ModelFile:
@@ -85,7 +87,3 @@ def _described(folder: str, path: str, base_url: str, piece_size: int) -> ModelF
     urls = (f"{base_url.rstrip('/')}/{quote(path)}",) if base_url else ()
     pieces = reading.pieces if reading.size > piece_size else None
     return ModelFile(path, reading.size, (reading.sha256,), urls, pieces)
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -14,6 +14,7 @@ from modelcache.caching import Cache
 from modelcache.errors import ModelNotAvailableError, StoreError, UsageError
 from modelcache.model import MAX_MANIFEST_BYTES
 from modelcache.rows import Report
+from modelcache.store.disk import write_atomic
 from modelcache.store.intake import LEAST_LINKED
 from modelcache.store.layout import Layout
 from modelcache.store.shelf import Shelf
@@ -64,6 +65,23 @@ def test_folders_within_folders_without_end_keep_nothing_from_being_adopted(cach
         Cache(cache.root, tiers=(str(theirs), str(ours))).doctor()
     finally:  # pytest would not get to their end either
         subprocess.run(["rm", "-rf", *tops], check=True)
+
+
+def test_all_tags_and_branches_that_are_adopted_cost_one_write(
+    cache: Cache, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"v{number}" for number in range(20)]
+    hub_cache(theirs, FILES, refs=("main", *names), tree=True)
+    written: list[str] = []
+
+    def counted(path: str, content: bytes, mode: int | None = None) -> None:
+        written.append(path)
+        write_atomic(path, content, mode)
+
+    monkeypatch.setattr("modelcache.store.registry.write_atomic", counted)
+    cache.adopt("hf")
+    assert len(written) == 2, "the version, and all that it is called"
+    assert {row["version"] for row in cache.models() if row["called"] == sorted(["main", *names])} == {COMMIT}
 
 
 def snapshot_of(cache: Path) -> Path:

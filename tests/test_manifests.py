@@ -2,11 +2,12 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from caches import entry_of, manifest_of, no_handle_left, rot, run
+from caches import entry_of, manifest_of, nested, no_handle_left, rot, run
 
 from modelcache.caching import Cache
 from modelcache.errors import StoreError, UsageError
@@ -28,6 +29,14 @@ def folder(tmp_path: Path) -> Path:
 
 def findings(cache: Cache, manifest: Manifest, folder: Path) -> dict[str, str]:
     return {row["file"]: row["finding"] for row in cache.check(manifest, folder)}
+
+
+def test_folders_within_folders_without_end_make_no_traceback(folder: Path) -> None:
+    nested(folder, 1100)
+    try:
+        assert [file.path for file in make(str(folder), "mine").files] == ["a.json", "empty", "sub/b.bin"]
+    finally:  # pytest would not get to their end either
+        subprocess.run(["rm", "-rf", folder], check=True)
 
 
 def test_a_manifest_describes_every_file_by_its_pieces(folder: Path) -> None:

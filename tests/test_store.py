@@ -265,7 +265,7 @@ def test_a_registry_that_no_handle_is_left_to_read_is_not_written_anew(
     layout = Layout(str(tmp_path))
     registry = Registry(layout.registry, layout.models, layout.lock("registry"))
     registry.installed(Installed("m", "1", "m", (), str(tmp_path / "m")), None)
-    registry.aliased("m", "main", "1")
+    registry.aliased("m", ["main"], "1")
     before = registry.aliases("m")
 
     def short(path: str) -> bytes | None:

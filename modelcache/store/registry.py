@@ -56,15 +56,16 @@ class Registry:
         scheme = scheme_of_id(model_id)
         return {name: said for name, said in given.items() if isinstance(said, str) and is_alias(name, scheme)}
 
-    def aliased(self, model_id: str, alias: str, version: str) -> None:
-        """A tag or branch means that version now. What it meant already costs no write."""
-        if self.aliases(model_id).get(alias) == version:
+    def aliased(self, model_id: str, names: Iterable[str], version: str) -> None:
+        """These tags and branches mean that version now. What they meant already costs no write."""
+        meaning = dict.fromkeys(names, version)
+        if meaning.items() <= self.aliases(model_id).items():
             return
 
         def change(models: Models) -> None:
             model = models.get(model_id, {})
             if version in model.get("versions", {}):
-                model["aliases"] = self.aliases(model_id) | {alias: version}
+                model["aliases"] = self.aliases(model_id) | meaning
 
         self._change(change)
 
