@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from modelcache import __version__
-from modelcache.commands import audit, bundle, care, downloads, fetch, installed, jobs, queue, report
+from modelcache.commands import audit, bundle, care, downloads, fetch, installed, jobs, notebooks, queue, report
 from modelcache.commands.common import Commands, Parser, print_json
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, PausedError
 from modelcache.store.disk import store_error
@@ -61,7 +61,7 @@ def parser(prog: str = "modelcache") -> Parser:
     root = Parser(prog=prog, description="One verified, resumable cache for model files.", allow_abbrev=False)
     root.add_argument("--version", action="version", version=f"modelcache {__version__}")
     commands = Commands(root)
-    for subject in (fetch, downloads, installed, audit, bundle, care, queue, jobs, report):
+    for subject in (fetch, downloads, installed, audit, bundle, care, queue, jobs, report, notebooks):
         subject.add_to(commands)
     commands.add("demo", "show on this machine, without network, what modelcache does", _demo)
     return root

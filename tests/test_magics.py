@@ -9,7 +9,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from books import client_of
 from nbclient.exceptions import CellExecutionError
 
 from modelcache.caching import Cache
@@ -149,7 +149,7 @@ def test_in_a_kernel_results_are_tables_and_an_error_ends_the_run_in_one_line(or
     cells = [LOAD, fetch, "%modelcache clean --dry-run", "%modelcache path nothing"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     with pytest.raises(CellExecutionError):
-        NotebookClient(notebook, timeout=90, kernel_name="python3").execute()
+        client_of(notebook).execute()
     _, fetched, cleaned, failed = (cell.outputs for cell in notebook.cells)
     assert "verified by sha256" in fetched[-1].data["text/html"]
     assert [each.name for each in cleaned if each.output_type == "stream"] == ["stdout"]

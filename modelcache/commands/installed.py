@@ -82,6 +82,7 @@ def _path(options: argparse.Namespace) -> int:
 
 def _rm(options: argparse.Namespace) -> int:
     report = cache_of(options).remove(options.model, options.version)
+    is_taken(report, options)
     if options.json:
         freed, left = sum(row["size"] for row in report), report[0]["left"]
         removed = [row["version"] for row in report]

@@ -28,6 +28,7 @@ from modelcache.jobs.job import Clock
 from modelcache.jobs.runner import PATIENCE_S, Runner
 from modelcache.jobs.schedule import GRACE_S, Schedule, schedules
 from modelcache.jobs.signals import Signals
+from modelcache.progress import kernel
 from modelcache.units import moment
 
 log = logging.getLogger(__name__)
@@ -183,9 +184,9 @@ class Jobs:
 
 
 def start(cache: Cache) -> Jobs:
-    """Says on stderr what runs when, and that it ends with this process."""
+    """Says on stderr, or below the cell of a notebook, what runs when, and that it ends with this process."""
     jobs = Jobs(cache)
-    print(jobs, file=sys.stderr)
+    print(jobs, file=sys.stdout if kernel.is_here() else sys.stderr)
     return jobs
 
 
