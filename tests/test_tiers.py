@@ -71,7 +71,7 @@ def test_a_large_file_is_a_second_name_and_a_small_one_a_copy(hub: Hub, cache: C
     assert is_foreign(cache._runtime.shelf.layout, WEIGHTS.sha256, str(blob))
     assert not os.path.samefile(model["config.json"].path, repository / "snapshots" / COMMIT / "config.json")  # type: ignore[index]
     assert [row["check"] for row in cache.doctor() if row["check"] == "modes"] == []
-    assert cache.remove("hf:org/name") == CONFIG.size  # what the other tool has is not freed
+    assert cache.remove("hf:org/name")[0]["size"] == CONFIG.size  # what the other tool has is not freed
     assert blob.read_bytes() == WEIGHTS.read()
 
 

@@ -109,8 +109,8 @@ def test_pins_are_told_as_json(cache: Cache, hub: Hub) -> None:
     told = [json.loads(run(*words, "m", "--json").stdout) for words in (("pin",), ("unpin",), ("unpin",))]
     blank = {"model": "m", "version": ""}
     assert told == [
-        blank | {"pinned": True, "here": False}, blank | {"pinned": False, "was": True},
-        blank | {"pinned": False, "was": False},
+        blank | {"pinned": True, "here": False}, {"model": "m", "versions": [""], "pinned": False, "was": True},
+        {"model": "m", "versions": [], "pinned": False, "was": False},
     ]  # fmt: skip
 
 
