@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from crash import compiled
 from hypothesis import settings
-from lab import chromium, lab, notebook, page, python  # noqa: F401  fixtures
+from lab import chromium, lab, notebook, page, python, themed  # noqa: F401  fixtures
 
 from modelcache.caching import Cache
 from modelcache.testing import Hub

@@ -109,8 +109,6 @@ class Notebook:
 
     def run(self, index: int) -> Any:
         """Begins a cell; returns its output, which may not be there yet."""
-        from playwright.sync_api import expect
-
         prompt = self._cell(index).locator(".jp-InputPrompt")
         expect(prompt).to_have_text(PROMPT)  # empty at first
         before = prompt.inner_text()
@@ -120,8 +118,6 @@ class Notebook:
 
     def end(self, index: int) -> Any:
         """Waits until a cell that runs has ended; returns its output."""
-        from playwright.sync_api import expect
-
         expect(self._cell(index).locator(".jp-InputPrompt")).to_have_text(NUMBERED)
         return self.output(index)
 
@@ -146,6 +142,42 @@ class Notebook:
         self.page.wait_for_function(f"() => jupyterapp.commands.isEnabled('{name}')")
         notebook = "const notebook = jupyterapp.shell.currentWidget"
         self.page.evaluate(f"() => {{ {notebook}; {first}; jupyterapp.commands.execute('{name}') }}")
+
+
+def expect(locator: Any) -> Any:
+    """Playwright's, which is not imported where it is not needed."""
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def faint_texts(output: Any) -> list[str]:
+    """Texts of ours that stand out too little from their ground, each with its contrast."""
+    return list(output.evaluate(FAINT_TEXTS))
+
+
+FAINT_TEXTS = """
+area => {
+  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = node => {
+    for (; node; node = node.parentElement) {
+      const colour = parts(getComputedStyle(node).backgroundColor);
+      if ((colour[3] ?? 1) > 0.99) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const faint = [];
+  for (const node of area.querySelectorAll('.modelcache *')) {
+    const words = [...node.childNodes].filter(each => each.nodeType === 3).map(each => each.data.trim()).join('');
+    if (!words || node.tagName === 'STYLE' || !node.offsetParent) continue;
+    const [a, b] = [light(parts(getComputedStyle(node).color)), light(ground(node))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 3) faint.push(`${words}: ${((a + 0.05) / (b + 0.05)).toFixed(1)}`);
+  }
+  return faint;
+}
+"""
 
 
 # -- fixtures ---------------------------------------------------------------------------------------------------------
@@ -227,6 +259,14 @@ def page(chromium: Any) -> Iterator[Any]:
     page.close()
     assert errors == []
     assert [url for url in asked if not url.startswith(HERE)] == []
+
+
+@pytest.fixture
+def themed(lab: Lab) -> Iterator[Callable[[str], None]]:
+    """Chooses the theme of the notebooks that are opened."""
+    choose = partial(lab.prefer, "apputils-extension", "themes")
+    yield lambda theme: choose(theme=theme)
+    choose()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, Notebook, every_kernel
+from lab import Lab, Notebook, every_kernel, expect, faint_texts
 
 from modelcache.testing import Content, CutAt, Hold, Origin, Status
 
@@ -35,12 +35,6 @@ def blocking(origin: Origin) -> str:
 @pytest.fixture
 def handle(blocking: str) -> str:
     return blocking[:-1] + ", wait=False)"
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect
-
-    return expect(locator)
 
 
 def bar(output: Any) -> Any:
@@ -202,44 +196,18 @@ def test_without_widgets_the_page_moves_all_the_same(notebook: Open, origin: Ori
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_every_text_stands_out_from_its_ground(
-    notebook: Open, origin: Origin, lab: Lab, page: Any, handle: str, theme: str
+    notebook: Open, origin: Origin, page: Any, themed: Callable[[str], None], handle: str, theme: str
 ) -> None:
-    lab.prefer("apputils-extension", "themes", theme=theme)
+    themed(theme)
     (hold,) = held(origin, 3 * MB)
     book = notebook(handle)
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "JupyterLab Light").lower())
     output = book.run(0)
     expect(bar(output)).to_have_attribute("value", str(3 * MB))
-    faint = output.evaluate(CONTRASTS)
+    faint = faint_texts(output)
     button(output, "Pause").click()
     expect(state(output, "paused")).to_be_visible()
     hold.release.set()
     button(output, "Resume").click()
     expect(state(output, "done")).to_be_visible()
-    faint += output.evaluate(CONTRASTS)
-    lab.prefer("apputils-extension", "themes")
-    assert faint == []
-
-
-CONTRASTS = """
-area => {
-  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = node => {
-    for (; node; node = node.parentElement) {
-      const colour = parts(getComputedStyle(node).backgroundColor);
-      if ((colour[3] ?? 1) > 0.99) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const faint = [];
-  for (const node of area.querySelectorAll('.modelcache *')) {
-    const words = [...node.childNodes].filter(each => each.nodeType === 3).map(each => each.data.trim()).join('');
-    if (!words || node.tagName === 'STYLE' || !node.offsetParent) continue;
-    const [a, b] = [light(parts(getComputedStyle(node).color)), light(ground(node))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 3) faint.push(`${words}: ${((a + 0.05) / (b + 0.05)).toFixed(1)}`);
-  }
-  return faint;
-}
-"""
+    assert faint + faint_texts(output) == []

@@ -35,8 +35,8 @@ T = TypeVar("T")
 PROOFS = {"given": "digest given", "listed": "listed by its hub", "cid": "its CID", "first_use": "none: first use"}
 
 _STYLE = """
-.modelcache .line { display: grid; grid-template-columns: minmax(0, 1fr) 17rem; gap: 0 20px; align-items: center;
-  min-height: 42px; line-height: 1.45; font-variant-numeric: tabular-nums; }
+.modelcache .line { display: grid; grid-template-columns: minmax(9rem, 1fr) minmax(0, 17rem); gap: 0 20px;
+  align-items: center; min-height: 42px; line-height: 1.45; font-variant-numeric: tabular-nums; }
 .modelcache .line b { font-weight: 600; }
 .modelcache .line > span { min-width: 0; }
 .modelcache .line :is(b, .soft) { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
