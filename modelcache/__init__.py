@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from modelcache import jobs as jobs
-    from modelcache.api import cache, fetch, on_event, path, repair, report, verify
+    from modelcache.api import afetch, cache, fetch, on_event, path, repair, report, verify
     from modelcache.caching import Cache
     from modelcache.download import Download
     from modelcache.errors import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from modelcache.queueing import Queue, queue
 
 _HOMES = {
-    "api": ("cache", "fetch", "on_event", "path", "repair", "report", "verify"),
+    "api": ("afetch", "cache", "fetch", "on_event", "path", "repair", "report", "verify"),
     "caching": ("Cache",),
     "download": ("Download",),
     "errors": (
@@ -49,7 +49,7 @@ _HOMES = {
 __all__ = [
     "AllSourcesFailedError", "Cache", "Download", "File", "LockedError", "Manifest", "Model", "ModelCacheError",
     "ModelNotAvailableError", "NotFoundError", "PausedError", "Queue", "StoreError", "UsageError", "VerificationError",
-    "__version__", "cache", "dashboard", "fetch", "on_event", "path", "queue", "repair", "report",
+    "__version__", "afetch", "cache", "dashboard", "fetch", "on_event", "path", "queue", "repair", "report",
     "verify",
 ]  # fmt: skip
 

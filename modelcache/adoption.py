@@ -21,7 +21,7 @@ from modelcache.foreign.tier import Abandoned, Found, Left, Tier
 from modelcache.install import install
 from modelcache.model import ModelFile, Span
 from modelcache.order import Order, Workshop
-from modelcache.progress.show import shown
+from modelcache.progress.show import gathered, shown
 from modelcache.refs import Ref
 from modelcache.rows import Report
 from modelcache.sampling import Sampler
@@ -85,12 +85,13 @@ def adopt(shop: Workshop, shelf: Shelf, tier: Tier, progress: Show) -> Report:
     Raises StoreError; what was adopted by then stays.
     """
     rows: list[dict[str, Any]] = []
-    for found in tier.models():
-        if isinstance(found, Left):
-            rows.append(_row("", "", found.name, "left", found.reason))
-        else:
-            rows += _Adoption(shop, shelf, found).rows(progress)
-    shop.dispatcher.drain(DRAIN_S)
+    with gathered(progress, f"Adopt from {tier.name}") as show:
+        for found in tier.models():
+            if isinstance(found, Left):
+                rows.append(_row("", "", found.name, "left", found.reason))
+            else:
+                rows += _Adoption(shop, shelf, found).rows(show)
+        shop.dispatcher.drain(DRAIN_S)
     return Report(f"adopted from {tier.name}", tuple(rows), hidden=("path",))
 
 

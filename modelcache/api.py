@@ -8,6 +8,7 @@ from modelcache.caching import Cache
 cache = Cache()
 
 fetch = cache.fetch
+afetch = cache.afetch
 path = cache.path
 verify = cache.verify
 repair = cache.repair

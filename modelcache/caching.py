@@ -163,6 +163,31 @@ class Cache:
             return replace(result, unpacked=folder)
         return result
 
+    @overload
+    async def afetch(
+        self, ref: Manifest, *, files: Iterable[str] | str = ..., **options: "Unpack[_Options]"
+    ) -> Model: ...
+
+    @overload
+    async def afetch(self, ref: str, *, sha256: str, **options: "Unpack[_OfOneFile]") -> File: ...
+
+    @overload
+    async def afetch(
+        self, ref: str | Manifest, *, sha256: str | None = ..., files: Iterable[str] | str = ...,
+        **options: "Unpack[_OfOneFile]",
+    ) -> Model | File: ...  # fmt: skip
+
+    async def afetch(self, ref: str | Manifest, **options: Any) -> Model | File:
+        """`fetch` in an event loop, which is free meanwhile: in a notebook the buttons of the panel work.
+
+        Takes what `fetch` takes, but for `wait`, `unpack` and `layout`, and raises as it does; but a pause is no end:
+        it is waited until somebody goes on, or cancels. A task that is cancelled pauses the download: what was written
+        is kept, and the next fetch goes on from there.
+        """
+        if refused := sorted({"wait", "unpack", "layout"} & set(options)):
+            raise UsageError(f"afetch takes no {refused[0]}")
+        return await self.fetch(ref, wait=False, **options)
+
     def begin(self, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
         """What `fetch(wait=False)` gives, for a wish that was made before."""
         return begun(self._roots, ref, wish, progress)

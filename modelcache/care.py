@@ -5,8 +5,8 @@ Responsible for: what is shown and told meanwhile, and one report of it all. Lea
 file (`audit`), making it right (`mending`), what goes (`store.removal`, `cleaning`, `maintenance`).
 """
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,10 @@ def verify(chosen: Iterable[Held], *, strict: bool, progress: Show) -> Report:
     from modelcache.transfer.control import Control
 
     audits: list[Audit] = []
-    for held in chosen:
-        with _shown(progress, held) as shop:
-            audits += verify(shop, held[1], Control(), Manner(strict))
+    with _gathered(progress, "Verify", models := list(chosen)) as show:
+        for held in models:
+            with _shown(show, held) as shop:
+                audits += verify(shop, held[1], Control(), Manner(strict))
     return Report("verified files", tuple(audit.to_row() for audit in audits))
 
 
@@ -42,9 +43,10 @@ def repair(chosen: Iterable[Held], wish: Wish, progress: Show) -> Report:
     from modelcache.mending import repair
 
     rows: list[dict[str, object]] = []
-    for held in chosen:
-        with _shown(progress, held) as shop:
-            rows += repair(shop, held[1], wish)
+    with _gathered(progress, "Repair", models := list(chosen)) as show:
+        for held in models:
+            with _shown(show, held) as shop:
+                rows += repair(shop, held[1], wish)
     return Report("repaired files", tuple(rows))
 
 
@@ -78,6 +80,13 @@ def refresh(roots: Roots, models: Collection[str], stop: "threading.Event | None
     failed = sum(row["outcome"] == "failed" for row in rows)
     none = "no model here has any"
     return Report("what branches and tags mean", tuple(rows), hidden=("whole",), findings=failed, none=none)
+
+
+def _gathered(progress: Show, what: str, chosen: Sequence[Held]) -> AbstractContextManager[Show]:
+    from modelcache.progress.show import gathered
+
+    ids = {record.id for _, record in chosen}
+    return gathered(progress if ids else False, f"{what} {ids.pop() if len(ids) == 1 else f'{len(ids):,} models'}")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from modelcache.events import Fact
 from modelcache.findings import completing
 from modelcache.model import MAX_ALIASES, MAX_MANIFEST_BYTES, Digest, Manifest, ModelFile
 from modelcache.order import Fetched, Workshop
-from modelcache.progress.show import shown
+from modelcache.progress.show import gathered, shown
 from modelcache.rows import Report
 from modelcache.sampling import Sampler
 from modelcache.store import blobs
@@ -61,12 +61,12 @@ def export(chosen: Sequence[Shelved], output: str | Sink, progress: Show) -> Rep
     StoreError and LockedError. Then there is no new file; a stream has no end, so nobody takes it for whole.
     """
     by_name = {(record.id, record.version): (shop, record) for shop, record in chosen}
-    with ExitStack() as guards:
+    with ExitStack() as guards, gathered(progress, "Export") as show:
         shops = {record.id: shop for shop, record in chosen}
-        pulses = [_guard(guards, shops[model], model, progress) for model in sorted(shops)]
+        pulses = [_guard(guards, shops[model], model, show) for model in sorted(shops)]
         items = [_Item.of(*by_name[name]) for name in sorted(by_name)]
         with _opened(output, sum(item.size for item in items)) as (sink, name):
-            _Export(sink, name, pulses).write(items, progress)
+            _Export(sink, name, pulses).write(items, show)
     return Report("exported models", tuple(item.to_row() for item in items))
 
 

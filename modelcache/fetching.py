@@ -7,7 +7,8 @@ A hit imports no network library, and hashes nothing.
 
 import math
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,8 @@ def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show, *, wait
         with suppress(StoreError):  # whoever writes there first says so
             request.runtime.make_root()
     download.begin()
-    appear(show, order.name or order.ref, download)
+    with _paused_by_interrupt(download):
+        appear(show, order.name or order.ref, download)
     return download
 
 
@@ -156,8 +158,14 @@ def _download(request: Request, order: Order, here: Result | None, show: Subscri
 
 def waited(download: "Download") -> Result:
     """Its result. An interrupt pauses it."""
-    try:
+    with _paused_by_interrupt(download):
         return download.result()
+
+
+@contextmanager
+def _paused_by_interrupt(download: "Download") -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt as interrupt:
         download.pause()
         download.wait_stopped(STOP_WITHIN_S)

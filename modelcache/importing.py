@@ -31,6 +31,7 @@ from modelcache.model import MAX_MANIFEST_BYTES, Manifest, ModelFile, Span
 from modelcache.names import check_conflicts
 from modelcache.order import Fetched, Workshop
 from modelcache.outcome import Model
+from modelcache.progress.show import gathered
 from modelcache.store import blobs
 from modelcache.store.claim import forget
 from modelcache.store.disk import BUFFER, check_room, disk_errors
@@ -71,9 +72,9 @@ def take_in(shop: Workshop, shelf: Shelf, bundle: Bundle, progress: Show) -> tup
         manifests, first = _listed(bundle)
         for manifest in manifests:
             shelf.check_ref(manifest.id, manifest.ref or manifest.id)
-        arrivals = [Arrival(shop, manifest, progress) for manifest in manifests]
         contents = _contents(manifests)
-        with ExitStack() as locks:
+        with gathered(progress, f"Import {bundle.name}") as show, ExitStack() as locks:
+            arrivals = [Arrival(shop, manifest, show) for manifest in manifests]
             for arrival in {arrival.order.id: arrival for arrival in arrivals}.values():
                 arrival.lock(locks)
             for arrival in arrivals:

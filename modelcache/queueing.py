@@ -162,7 +162,10 @@ class Queue:
         but to wait for others, with words that say for whom. After KeyboardInterrupt, or whatever else it raises, all
         downloads have paused, and their entries wait again.
         """
-        _Run(self._cache, progress, ended or _nothing, waiting or _nothing, threading.Event()).until_empty()
+        from modelcache.progress.show import gathered
+
+        with gathered(progress, "Queue") as show:
+            _Run(self._cache, show, ended or _nothing, waiting or _nothing, threading.Event()).until_empty()
 
     def start(self) -> None:
         """Runs in the background until `stop`, or the end of the process. Returns at once."""

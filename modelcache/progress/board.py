@@ -54,6 +54,7 @@ class View:
     hidden: int = 0
     hidden_done: int = 0
     note: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 class Board:
@@ -129,11 +130,6 @@ class Board:
             self._moved.clear()
             return self._seen()
 
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """Those that brought bytes."""
-        return tuple(self._hosts)
-
     def _seen(self) -> View:
         rows = self._listed()
         done, files = (sum(counts) for counts in zip((0, 0), *self._counts.values(), strict=True))
@@ -142,7 +138,7 @@ class Board:
         shown_done = sum(row.state == "done" for row in shown)
         hidden = files - len(shown)
         whole = self._whole(rows, files)
-        return View(shown, whole, files, done, hidden, max(0, done - shown_done), self._note)
+        return View(shown, whole, files, done, hidden, max(0, done - shown_done), self._note, tuple(self._hosts))
 
     def _move(self, key: Key, event: Event, *, was_here: bool = False) -> None:
         here, at_ms = event["bytesDownloaded"], event["timestamp"]

@@ -29,7 +29,7 @@ def ending(title: str, end: "End", far: Progress, hosts: Sequence[str], ran_s: f
     if isinstance(end.error, PausedError):
         return Line(title, _clauses("paused", kept, on), "paused")
     words, advice = _failed(end.error, on)
-    return Line(title, _clauses(words, kept), "failed", advice)
+    return Line(title, _clauses(words.removeprefix(f"{title} "), kept), "failed", advice)
 
 
 def _arrived(title: str, result: Model | File, hosts: Sequence[str], ran_s: float) -> Line:
@@ -55,7 +55,7 @@ def read(title: str, view: View, ran_s: float) -> Line:
     """Of something that read files, of any number of models."""
     words = took(view.done, view.whole.here, ran_s, 0)
     wrong = max(0, view.files - view.done)
-    return Line(title, f"{words}; {wrong:,} not" if wrong else words, "failed" if wrong else "done")
+    return Line(title, f"{words}; {wrong:,} not right" if wrong else words, "failed" if wrong else "done")
 
 
 def broken(title: str, error: BaseException) -> Line:

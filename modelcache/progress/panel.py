@@ -18,7 +18,7 @@ from modelcache.progress.board import Board, View
 from modelcache.progress.drawn import Line, Phase
 from modelcache.progress.endings import ending
 from modelcache.progress.gauge import Sizes
-from modelcache.progress.surfaces import Html, Output, Picture, Surface, Widgets
+from modelcache.progress.surfaces import Bundle, Html, Output, Picture, Surface, Widgets
 
 if TYPE_CHECKING:
     from modelcache.download import Download, End
@@ -30,6 +30,7 @@ ASKED = {"Pause": "pausing…", "Cancel": "cancelling…"}  # until it has happe
 BUTTONS: dict[Phase, tuple[str, ...]] = {
     "running": ("Pause", "Cancel"), "paused": ("Resume", "Cancel"), "failed": ("Retry", "Cancel"),
 }  # fmt: skip
+STILL = "was under way when this was shown; a panel that moves needs widgets here, or MODELCACHE_PROGRESS=html"
 
 
 class Panel:
@@ -42,11 +43,12 @@ class Panel:
         self._model = model
         self._level = level
         self._waits = waits
+        self._sizes = sizes
         self._board = Board(sizes)
         self._output = Output()
         self._surface: Surface | None = None  # while it is alive
         self._download: Download | None = None
-        self._title = self._words = ""
+        self._title = ""
         self._asked = ""  # what was pressed, until it shows
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -59,16 +61,16 @@ class Panel:
         """In the dispatcher's thread."""
         if event["type"] == "download_complete" or (self._model and event["modelId"] != self._model):
             return
-        self._board.hear(event)
         if event["type"] == "started" and self._last is not None:
-            self._begin()  # somebody goes on with it
+            self._go_on(self._last)
+        self._board.hear(event)
         self._changed.set()
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
-    def appear(self, title: str, words: str) -> None:
+    def appear(self, title: str) -> None:
         """Displays it in the cell that calls."""
-        self._title, self._words = title, words
+        self._title = title
         self._guarded(self._paint)
         self._begin()
 
@@ -76,7 +78,7 @@ class Panel:
         """The same, for a download: its state is shown from now on, and each of its ends."""
         self._title, self._download = title, download
         if not download.has_ended:
-            self.appear(title, "")
+            self.appear(title)
         download.when_ended(self._ended)
 
     def end(self, line: Line, *, stays: bool = False) -> None:
@@ -103,10 +105,16 @@ class Panel:
     def _ended(self, end: "End") -> None:
         assert self._download is not None
         how_on = "run the cell again" if self._waits else "" if self._level == "widget" else "call its resume()"
-        line = ending(self._title, end, self._download.progress, self._board.hosts, self.ran_s, how_on)
+        line = ending(self._title, end, self._download.progress, self.view.hosts, self.ran_s, how_on)
         self.end(line, stays=not self._waits and line.phase in BUTTONS)
 
     # -- painting -----------------------------------------------------------------------------------------------------
+
+    def _go_on(self, last: Line) -> None:
+        """What was cancelled begins anew."""
+        if last.phase == "cancelled":
+            self._board = Board(self._sizes)
+        self._begin()
 
     def _begin(self) -> None:
         self._last, self._began, self._stop = None, time.monotonic(), threading.Event()
@@ -138,7 +146,7 @@ class Panel:
             self._paint()
             return
         assert self._last is not None
-        self._output.put({"text/html": drawn.summary(self._last), "text/plain": drawn.plain(self._last)})
+        self._output.put(_bundle(self._last))
         if self._surface is not None:
             self._surface.close()
             self._surface = None
@@ -162,11 +170,17 @@ class Panel:
         view = self._board.view()
         line = self._last or Line(self._title, self._doing(view), "running")
         buttons = BUTTONS.get(line.phase, ()) if self._download and not self._waits else ()
-        if line.phase != "running":
-            view = replace(view, note="")  # the line says it
-        return Picture(drawn.status(line), drawn.files(view), drawn.plain_files(line, view), buttons)
+        if line.phase != "running":  # it says what was noted
+            view = replace(view, note="; ".join(line.more))
+        still = _bundle(Line(self._title, STILL, "running"))
+        return Picture(drawn.status(line), drawn.files(view), drawn.plain_files(line, view), still, buttons)
 
     def _doing(self, view: View) -> str:
-        words = self._asked or self._words or (self._download.state_text if self._download else "")
-        several = f" {view.done:,} of {view.files:,} done" if view.files > 1 and view.rows else ""
-        return words.replace("...", "…") + several
+        words = self._asked or (self._download.state_text.replace("...", "…") if self._download else "")
+        is_counted = view.files > 1 or (view.files and not self._download)
+        several = f"{view.done:,} of {view.files:,} files" if is_counted else ""
+        return " ".join(filter(None, (words, several)))
+
+
+def _bundle(line: Line) -> Bundle:
+    return {"text/html": drawn.summary(line), "text/plain": drawn.plain(line)}

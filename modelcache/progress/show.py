@@ -81,7 +81,7 @@ def gathered(progress: Show, title: str) -> Iterator[Show]:
         yield progress
         return
     panel = Panel("", None, level, waits=True)
-    panel.appear(title, "…")
+    panel.appear(title)
     try:
         yield panel
     except BaseException as error:

@@ -15,11 +15,15 @@ Bundle = dict[str, Any]  # what Jupyter displays, by media type
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A panel as it is now: the line of what is going on, its rows, all of it as text, and which buttons there are."""
+    """A panel as it is now: the line of what is going on, its rows, all of it as text, and which buttons there are.
+
+    `still` is what says something true for good, where no widget is shown.
+    """
 
     status: str
     files: str
     text: str
+    still: Bundle
     buttons: tuple[str, ...] = ()
 
     @property
@@ -103,12 +107,8 @@ class Widgets:
         if self._buttons:
             parts.append(widgets.HBox(list(self._buttons.values())))
         self._root = widgets.VBox(parts, _dom_classes=("modelcache-panel",))
-        self._output.put({**picture.bundle, **self._view()})
-
-    def _view(self) -> Bundle:
-        """As the widget displays itself: 7.7 has another way for it than 8."""
         view = {"version_major": 2, "version_minor": 0, "model_id": self._root.model_id}
-        return {"application/vnd.jupyter.widget-view+json": view}
+        self._output.put({**picture.still, "application/vnd.jupyter.widget-view+json": view})
 
     def _button(self, widgets: Any, word: str, is_shown: bool) -> Any:
         layout = widgets.Layout(width="auto", display=None if is_shown else "none")
@@ -120,6 +120,8 @@ class Widgets:
         """Else they would stay in the kernel, and in the page, for good."""
         if self._root is None:
             return
-        for widget in (*self._buttons.values(), self._status, self._files, *self._root.children, self._root):
-            widget.close()
+        for widget in (*self._buttons.values(), self._status, self._files, *self._root.children[2:], self._root):
+            for part in (getattr(widget, "style", None), widget.layout, widget):
+                if part is not None:
+                    part.close()
         self._root = None

@@ -24,6 +24,7 @@ from modelcache.foreign.tier import Claim
 from modelcache.manifests import load
 from modelcache.names import joined
 from modelcache.order import Workshop
+from modelcache.progress.show import gathered
 from modelcache.rows import Report
 from modelcache.settings import HUGGING_FACE, MOST, MOST_S, OLLAMA
 from modelcache.state.looks import Looks
@@ -128,10 +129,10 @@ def sweep(
     refused: list[StoreError] = []
     tally, pace = _Tally(), Pace(stop or threading.Event(), plan.time_limit_s, plan.rate)
     manner = pace.manner(clock or time.time, strict=plan.strict)
-    with suppress(PausedError):
+    with suppress(PausedError), gathered(progress, "Sweep") as show:
         for shop in shops:
             try:
-                _sweep(shop, plan, progress, pace, manner, tally)
+                _sweep(shop, plan, show, pace, manner, tally)
                 plan = replace(plan, also=())  # they belong to no root
             except StoreError as error:
                 refused.append(error)
