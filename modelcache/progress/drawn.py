@@ -54,7 +54,7 @@ def summary(line: Line) -> str:
     more = "".join(f'<p class="soft">{text(each)}</p>' for each in line.more)
     mark = f'<span class="mark">{MARK[line.phase]}</span>'
     return framed(
-        f'<style>{_STYLE}</style><div class="summary" data-state="{line.phase}"><p>{mark} <b>{name(line.title)}</b> '
+        f'<style>{_SUMMARY}</style><div class="summary" data-state="{line.phase}"><p>{mark} <b>{name(line.title)}</b> '
         f"{name(line.words, MOST_WORDS)}</p>{more}</div>"
     )
 
@@ -117,22 +117,26 @@ _STYLE = """
 .modelcache tr[data-state=failed] td.state { color: var(--bad); }
 .modelcache tr[data-state=paused] td.state { color: var(--late, #b7791f); }
 .modelcache tr[data-state=waiting] td.name { color: var(--soft); }
-.modelcache progress { appearance: none; -webkit-appearance: none; display: block; width: 100%; height: 6px; border: 0;
-  border-radius: 3px; overflow: hidden; background: var(--hint, #8883); color: var(--hue); --hue: var(--c0, #4385d1); }
-.modelcache progress::-webkit-progress-bar { background: var(--hint, #8883); border-radius: 3px; }
-.modelcache progress::-webkit-progress-value { background: var(--hue); border-radius: 3px; }
-.modelcache progress::-moz-progress-bar { background: var(--hue); border-radius: 3px; }
-.modelcache progress:indeterminate::-moz-progress-bar { width: 0; }
-.modelcache progress[data-state=done] { --hue: var(--good, #2e9e5b); }
-.modelcache progress[data-state=failed] { --hue: var(--bad, #d64541); }
-.modelcache progress[data-state=paused] { --hue: #b7791f; }
-.modelcache progress[data-state=waiting] { --hue: #8885; }
+.modelcache .files progress { appearance: none; -webkit-appearance: none; display: block; width: 100%; height: 6px;
+  border: 0; border-radius: 3px; overflow: hidden; background: var(--hint, #8883); color: var(--hue);
+  --hue: var(--c0, #4385d1); }
+.modelcache .files progress::-webkit-progress-bar { background: var(--hint, #8883); border-radius: 3px; }
+.modelcache .files progress::-webkit-progress-value { background: var(--hue); border-radius: 3px; }
+.modelcache .files progress::-moz-progress-bar { background: var(--hue); border-radius: 3px; }
+.modelcache .files progress:indeterminate::-moz-progress-bar { width: 0; }
+.modelcache .files progress[data-state=done] { --hue: var(--good, #2e9e5b); }
+.modelcache .files progress[data-state=failed] { --hue: var(--bad, #d64541); }
+.modelcache .files progress[data-state=paused] { --hue: #b7791f; }
+.modelcache .files progress[data-state=waiting] { --hue: #8885; }
 .modelcache .status[data-state=failed] [role=status] { color: var(--bad); }
+@container (max-width: 900px) { .modelcache .files :is(col.host, td.host) { display: none; } }
+@container (max-width: 700px) { .modelcache .files :is(tr > :nth-child(6), col.left) { display: none; } }
+@container (max-width: 600px) { .modelcache .files :is(tr > :nth-child(5), col.speed) { display: none; } }
+""".strip()
+
+_SUMMARY = """
 .modelcache .summary { border-left: 3px solid var(--hue); padding: 1px 0 1px 10px; margin: 4px 0; --hue: var(--good); }
 .modelcache .summary:is([data-state=failed], [data-state=cancelled]) { --hue: var(--bad); }
 .modelcache .summary[data-state=paused] { --hue: #b7791f; }
 .modelcache .summary .mark { color: var(--hue); font-weight: 600; }
-@container (max-width: 900px) { .modelcache .files :is(col.host, td.host) { display: none; } }
-@container (max-width: 700px) { .modelcache .files :is(tr > :nth-child(6), col.left) { display: none; } }
-@container (max-width: 600px) { .modelcache .files :is(tr > :nth-child(5), col.speed) { display: none; } }
 """.strip()
