@@ -31,11 +31,12 @@ class Reader:
     """What is known of a cache, read again when it is due."""
 
     def __init__(self, cache: Cache, clock: Callable[[], float]) -> None:
+        began = clock()
         self.now = overview.overview(cache)
         self._cache = cache
         self._clock = clock
         self._read_at = self._store_at = clock()
-        self._store_took_s = 0.0
+        self._store_took_s = self._store_at - began
         self._is_changed = False  # the store, since it was read
 
     def read(self, *, anew: bool) -> None:
