@@ -10,6 +10,7 @@ from lab import Lab, Notebook, every_kernel, expect, faint_texts
 
 from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError
+from modelcache.queueing import Queue
 from modelcache.testing import Content, CutAt, Hold, Origin, Status
 
 pytestmark = [
@@ -129,6 +130,42 @@ def test_a_model_is_pinned_and_removed_by_a_second_press(notebook: Open, install
     button(output, "Remove").dblclick()
     expect(output.get_by_text("Nothing is installed yet")).to_be_visible()
     assert not installed.exists()
+
+
+def test_what_runs_is_cancelled_by_a_second_press(notebook: Open, origin: Origin, begin: str, home: Path) -> None:
+    hold = Hold(3 * MB, times=1)
+    origin.faults(hold)
+    output = shown(notebook(begin, SHOW), 0, 1)
+    expect(output.get_by_role("progressbar", name="model.gguf")).to_have_attribute("value", str(3 * MB))
+    button(output, "Cancel").click()
+    expect(button(output, "Sure? Cancel")).to_be_visible()
+    assert len(list(home.glob("partials/*/data"))) == 1
+    button(output, "Cancel").dblclick()
+    said(output, "model.gguf is cancelled")
+    hold.release.set()
+    assert list(home.glob("partials/*/data")) == []
+    expect(output.get_by_text("Nothing is being fetched.")).to_be_visible()
+
+
+def test_what_waits_comes_sooner_or_later_and_is_fetched_in_this_kernel(
+    notebook: Open, origin: Origin, cache: Cache
+) -> None:
+    queue = Queue(cache)
+    queue.add(origin.url("model.gguf"), sha256=MODEL.sha256)
+    output = shown(notebook("import modelcache", SHOW), 0, 1)
+    button(output, "Sooner").click()
+    expect(output.get_by_text("priority 1", exact=True)).to_be_visible()
+    button(output, "Later").click()
+    expect(output.get_by_text("priority 0", exact=True)).to_be_visible()
+    button(output, "Pause queue").click()
+    expect(output.get_by_role("heading", name="Queued, paused")).to_be_visible()
+    assert queue.is_paused
+    button(output, "Resume queue").click()
+    said(output, "The queue goes on")
+    button(output, "Fetch now").click()
+    expect(output.get_by_role("cell", name="model.gguf").first).to_be_visible()  # it is installed
+    expect(output.get_by_role("heading", name="Queued")).to_have_count(0)
+    assert len(queue) == 0
 
 
 def test_one_dashboard_is_live_and_what_stays_of_the_others_is_read_after_a_reload(
