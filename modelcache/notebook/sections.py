@@ -85,7 +85,7 @@ def head(now: Overview) -> str:
     rest = f"<li>and {more:,} more</li>" if more > 0 else ""
     where = f'<span class="soft">{name(now.place)} on {text(now.host)}</span>'
     listed = f'<ul class="worries">{rows}{rest}</ul>' if worries else ""
-    return f'<div class="head"><h3>Model cache</h3>{where}{lead}</div>{listed}'
+    return f'<div class="head"><h3>Model cache</h3>{where} {lead}</div>{listed}'
 
 
 # -- downloads: a line each, beside which a dashboard has buttons -----------------------------------------------------
@@ -181,8 +181,8 @@ def _bar(label: str, here: int, total: int, *more: str) -> str:
 
 
 def _line(state: str, what: str, note: str, beside: str) -> str:
-    about = f'<b>{name(what)}</b><span class="soft" title="{text(note)}">{text(note)}</span>'
-    return f'<div class="line" data-state="{text(state)}"><span>{about}</span><span>{beside}</span></div>'
+    about = f'<b>{name(what)}</b> <span class="soft" title="{text(note)}">{text(note)}</span>'
+    return f'<div class="line" data-state="{text(state)}"><span>{about}</span> <span>{beside}</span></div>'
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

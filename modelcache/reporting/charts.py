@@ -100,7 +100,7 @@ def distribution(title: str, what: str, counts: Mapping[float, int], shown: Show
 def _figure(title: str, series: Series, labels: Sequence[str], drawing: Sequence[str], width: int) -> str:
     entries = "".join(f'<li style="--hue:{_hue(index)}">{text(name)}</li>' for index, name in enumerate(series))
     legend = f'<ul class="legend">{entries}</ul>' if len(series) > 1 else ""
-    drawn = "".join([*drawing, *_labels(labels, width)])
+    drawn = " ".join([*drawing, *_labels(labels, width)])  # where no SVG is shown its words are
     least = ' class="full"' if width == FULL else ""
     return (
         f"<figure><h3>{text(title)}</h3>{legend}"
