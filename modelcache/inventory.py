@@ -103,8 +103,13 @@ def _why_not(runtime: Runtime, model_id: str) -> Reason:
 
 def models(roots: Roots) -> Report:
     """One row a version. StoreError where they cannot be listed and there is no fallback."""
-    rows = tuple(_row_of(runtime.shelf, record) for runtime, record in roots.models())
-    return Report("installed models", rows, hidden=HIDDEN)
+    shelves: dict[str, Shelf] = {}
+    rows = []
+    for runtime, record in roots.models():
+        if runtime.root not in shelves:
+            shelves[runtime.root] = runtime.shelf.as_now()
+        rows.append(_row_of(shelves[runtime.root], record))
+    return Report("installed models", tuple(rows), hidden=HIDDEN)
 
 
 def overview(roots: Roots) -> str:

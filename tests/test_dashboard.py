@@ -199,6 +199,20 @@ def test_what_is_broken_takes_one_line_and_no_other_section(
     assert "<script" not in sections.page(now)
 
 
+def test_a_registry_that_is_lost_is_rebuilt_once_for_all_models(cache: Cache, origin: Origin, home: Path) -> None:
+    for number in range(20):
+        cache.fetch(manifest_of(origin, {"other.bin": OTHER}, f"m{number}"), progress=False)
+    (home / "registry.json").unlink()
+    code = """
+import sys, modelcache
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+print(len(modelcache.cache.models()), sum(str(path).endswith(".manifest.json") for path in opened))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert told.split() == ["20", "40"]  # each is read for the list, and for the registry
+
+
 def test_of_a_root_that_cannot_be_read_each_section_says_so(cache: Cache, cache_root: Path) -> None:
     cache_root.write_text("this is no folder")
     now = overview.overview(cache)

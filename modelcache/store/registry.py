@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from modelcache.errors import ShortageError, StoreError, UsageError
 from modelcache.names import checked_path
@@ -30,6 +30,13 @@ class Registry:
         self._path = path
         self._models = models
         self._lock = lock
+        self._seen: dict[str, Any] | None = None
+
+    def as_now(self) -> Self:
+        """One that is asked for many models: it is read once, and rebuilt once where it is lost. Not for changes."""
+        seen = type(self)(self._path, self._models, self._lock)
+        seen._seen = self._read()
+        return seen
 
     def versions(self, model_id: str) -> dict[str, str]:
         """Status by version, oldest first."""
@@ -128,6 +135,8 @@ class Registry:
 
     def _read(self) -> dict[str, Any]:
         """Raises StoreError where it is of a newer modelcache, or cannot be read only because no handle is left."""
+        if self._seen is not None:
+            return self._seen
         data: Any = None
         try:
             data = json.loads(read_small(self._path) or b"")

@@ -8,6 +8,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
+from typing import Self
 
 from modelcache.catalog import Entry, find, ids
 from modelcache.errors import ModelNotAvailableError, Reason, UsageError
@@ -31,6 +32,12 @@ class Shelf:
         self.layout = layout
         self.marks = Marks(layout)
         self.registry = Registry(layout.registry, layout.models, layout.lock("registry"))
+
+    def as_now(self) -> Self:
+        """One that is asked of many models: its registry is read once."""
+        seen = type(self)(self.layout)
+        seen.registry = self.registry.as_now()
+        return seen
 
     def record(self, ref: Ref) -> Installed | None:
         """The record of the version that is named, by itself or by a tag or branch; else of the default one.
