@@ -20,6 +20,7 @@ from modelcache.history import Attempt
 from modelcache.notebook import overview, sections
 from modelcache.notebook.dashboard import dashboard
 from modelcache.queueing import Queue
+from modelcache.rows import Report
 from modelcache.state.state import State
 from modelcache.state.uses import Uses
 from modelcache.testing import Content, Cut, Origin, Stall, Status
@@ -219,6 +220,16 @@ def test_of_a_root_that_cannot_be_read_each_section_says_so(cache: Cache, cache_
     assert {"installed", "interrupted"} <= set(faults_of(now))
     assert all("\n" not in fault and "bug" not in fault for fault in faults_of(now).values()), faults_of(now)
     assert str(cache_root) in sections.plain(now)
+
+
+def test_a_section_that_fails_by_a_bug_takes_no_other_with_it(cache_root: Path) -> None:
+    class Odd(Cache):
+        def usage(self) -> Report:
+            raise ValueError("http://host/?token=s3cret")
+
+    with contextlib.closing(Odd(cache_root)) as cache:
+        now = overview.overview(cache)
+    assert faults_of(now) == {"requested": "a bug in modelcache: ValueError"} and now.lists.jobs.rows
 
 
 # -- how it looks -----------------------------------------------------------------------------------------------------
