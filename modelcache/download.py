@@ -186,7 +186,9 @@ class Download:
 
         forget = self.when_ended(tell)
         try:
-            end = await future
+            while not future.done():  # a kernel's loop hears of its stop button when it next wakes
+                await asyncio.wait((future,), timeout=WAIT_S)
+            end = future.result()
         except asyncio.CancelledError:
             self.pause()
             await asyncio.to_thread(self.wait_stopped, STOP_WITHIN_S)

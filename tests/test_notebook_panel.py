@@ -37,6 +37,11 @@ def handle(blocking: str) -> str:
     return blocking[:-1] + ", wait=False)"
 
 
+@pytest.fixture
+def awaiting(blocking: str) -> str:
+    return blocking.replace("modelcache.fetch(", "await modelcache.afetch(")
+
+
 def bar(output: Any) -> Any:
     return output.get_by_role("progressbar", name="model.gguf")
 
@@ -176,6 +181,42 @@ def test_what_is_read_aloud_are_bars_with_names_and_one_status(notebook: Open, o
     hold.release.set()
     assert told.count("- status") == told.count("- progressbar") == told.count('- progressbar "model.gguf"') == 1
     assert re.findall("- button .*?([A-Z][a-z]+)", told) == ["Pause", "Cancel"]
+
+
+# -- a cell that awaits -----------------------------------------------------------------------------------------------
+
+
+def test_the_buttons_of_a_fetch_that_is_awaited_work_while_it_is(
+    notebook: Open, origin: Origin, awaiting: str, page: Any
+) -> None:
+    (hold,) = held(origin, 3 * MB)
+    book = notebook(awaiting)
+    output = book.run(0)
+    expect(bar(output)).to_have_attribute("value", str(3 * MB))
+    button(output, "Pause").click()
+    expect(state(output, "paused")).to_contain_text("2.9 of 5.7 MiB kept")
+    expect(page.locator(".jp-InputPrompt").first).to_have_text("[*]:")
+    hold.release.set()
+    button(output, "Resume").click()
+    book.end(0)
+    expect(state(output, "done")).to_be_visible()
+    assert ranges(origin) == [None, f"bytes={3 * MB}-"]
+
+
+@every_kernel
+def test_the_button_with_the_square_pauses_what_is_awaited(notebook: Open, origin: Origin, awaiting: str) -> None:
+    (hold,) = held(origin, 3 * MB)
+    book = notebook(awaiting)
+    output = book.run(0)
+    expect(bar(output)).to_have_attribute("value", str(3 * MB))
+    book.interrupt()
+    book.end(0)
+    hold.release.set()
+    expect(state(output, "paused")).to_contain_text("2.9 of 5.7 MiB kept")
+    output = book.run(0)
+    book.end(0)
+    expect(state(output, "done")).to_be_visible()
+    assert ranges(origin) == [None, f"bytes={3 * MB}-"]
 
 
 # -- other ways to show it --------------------------------------------------------------------------------------------
