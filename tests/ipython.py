@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 
@@ -12,6 +13,7 @@ from traitlets.config import Config
 
 
 def main(cells: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell(config=config, ipython_dir=tempfile.mkdtemp(dir=os.environ["MODELCACHE_HOME"]))

@@ -1,6 +1,7 @@
 """`%modelcache` in IPython, and in a kernel."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from books import client_of
 from nbclient.exceptions import CellExecutionError
 
 from modelcache.caching import Cache
-from modelcache.testing import Content, CutAt, Origin
+from modelcache.testing import Content, CutAt, Hold, Origin
 
 PROGRAM = Path(__file__).resolve().parent / "ipython.py"
 WEIGHTS = Content.generated(300_000)
@@ -124,6 +125,20 @@ def test_a_download_that_broke_goes_on_when_the_cell_is_run_again(origin: Origin
     assert "the rest fetched" in whole["shown"]["text/plain"]
 
 
+def test_an_interrupt_pauses_and_is_one_line(origin: Origin) -> None:
+    hold = Hold(100_000)
+    origin.faults(hold, path="model.bin")
+    cells = [LOAD, f"%modelcache fetch {origin.url('model.bin')}"]
+    process = subprocess.Popen([sys.executable, str(PROGRAM), *cells], stdout=subprocess.PIPE, text=True)
+    assert hold.reached.wait(60)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=100)
+    hold.release.set()
+    stopped = json.loads(printed.splitlines()[-1])
+    assert stopped["error"] == "PausedError" and "run the same command again" in stopped["printed"]
+    assert len(stopped["printed"].strip().splitlines()) == 1 and process.returncode == 0
+
+
 def test_commands_options_and_models_are_completed(cache: Cache, origin: Origin) -> None:
     cache.fetch(origin.url("model.bin"), progress=False)
     commands, options, models = ran(
@@ -132,6 +147,12 @@ def test_commands_options_and_models_are_completed(cache: Cache, origin: Origin)
     assert "'verify'" in commands["shown"]["text/plain"]
     assert "'--sha256'" in options["shown"]["text/plain"]
     assert "url--model.bin" in models["shown"]["text/plain"]
+
+
+def test_a_name_is_completed_in_the_brackets_of_a_cache(cache: Cache, origin: Origin) -> None:
+    cache.fetch(origin.url("model.bin"), progress=False)
+    _, names = ran("import modelcache as mc", "completed('mc.cache[\"ur')")
+    assert "url--model.bin" in names["shown"]["text/plain"]
 
 
 def test_the_extension_is_unloaded_and_loaded_again() -> None:
