@@ -114,6 +114,11 @@ class Download:
         return self._ended is not None
 
     @property
+    def is_over(self) -> bool:
+        """Whether its end was told, a moment before it has ended, and nobody goes on with it since."""
+        return self._end_told is not None
+
+    @property
     def state_text(self) -> str:
         """The stage in words for people (product D3)."""
         is_image = self.order.ref.startswith(("ollama:", "oci:"))

@@ -50,6 +50,7 @@ class Panel:
         self._download: Download | None = None
         self._title = ""
         self._asked = ""  # what was pressed, until it shows
+        self._turning = threading.Lock()  # held while it ends, and while it begins again
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._last: Line | None = None  # how it ended
@@ -61,8 +62,8 @@ class Panel:
         """In the dispatcher's thread."""
         if event["type"] == "download_complete" or (self._model and event["modelId"] != self._model):
             return
-        if event["type"] == "started" and self._last is not None:
-            self._go_on(self._last)
+        if event["type"] == "started":
+            self._go_on()
         self._board.hear(event)
         self._changed.set()
 
@@ -83,15 +84,15 @@ class Panel:
 
     def end(self, line: Line, *, stays: bool = False) -> None:
         """Returns when that is painted, by whoever paints."""
-        painter = self._painter
-        self._ran_s += time.monotonic() - self._began if painter else 0.0
-        self._last, self._stays, self._asked = line, stays, ""
-        if painter is not None and painter.is_alive():
+        with self._turning:
+            self._ran_s = self.ran_s
+            painter, self._painter = self._painter, None
+            self._last, self._stays, self._asked = line, stays, ""
             self._stop.set()
+        if painter is not None and painter.is_alive():
             painter.join(PAINTED_WITHIN_S)
         else:
             self._guarded(self._paint_end)
-        self._painter = None
 
     @property
     def view(self) -> View:
@@ -110,11 +111,15 @@ class Panel:
 
     # -- painting -----------------------------------------------------------------------------------------------------
 
-    def _go_on(self, last: Line) -> None:
-        """What was cancelled begins anew."""
-        if last.phase == "cancelled":
-            self._board = Board(self._sizes)
-        self._begin()
+    def _go_on(self) -> None:
+        """Where somebody goes on with what had ended. What is told may be late: by then it is over again, for good."""
+        with self._turning:
+            self._asked = ""
+            if self._last is None or self._download is None or self._download.is_over:
+                return
+            if self._last.phase == "cancelled":  # it begins anew
+                self._board = Board(self._sizes)
+            self._begin()
 
     def _begin(self) -> None:
         self._last, self._began, self._stop = None, time.monotonic(), threading.Event()
@@ -142,10 +147,11 @@ class Panel:
         self._surface.paint(self._picture())
 
     def _paint_end(self) -> None:
+        if self._last is None:  # it goes on already
+            return
         if self._stays:
             self._paint()
             return
-        assert self._last is not None
         self._output.put(_bundle(self._last))
         if self._surface is not None:
             self._surface.close()
