@@ -92,7 +92,8 @@ def test_the_queue_is_told_in_its_order(cache: Cache, origin: Origin) -> None:
     queue.pause()
     now = overview.lists(cache)
     assert [(row.priority, row.status) for row in now.queued.rows] == [(2, "waiting"), (0, "waiting")]
-    assert now.is_queue_paused and now.queued.rows[0].name.endswith("other.bin")
+    assert now.is_queue_paused and now.queued.rows[0].name == "other.bin"
+    assert f"Waiting, added just now · 127.0.0.1:{origin.port}" in sections.queued_line(now.queued.rows[0])
 
 
 # -- what is here -----------------------------------------------------------------------------------------------------
@@ -273,7 +274,7 @@ def test_whatever_names_there_are_they_stay_text(cache: Cache, home: Path, origi
 
 def test_long_lists_are_cut_and_say_by_how_much() -> None:
     held = overview.Held("m", "1", 5, 1, "ready", None, None, "given", False)
-    waiting = overview.Queued("0", "n", "waiting", 0, 0, "", "")
+    waiting = overview.Queued("0", "n", "", "waiting", 0, 0, "", "")
     rows = overview.Told(tuple(replace(held, version=str(number)) for number in range(1000)))
     lists = overview.Lists(queued=overview.Told((waiting,) * 500))
     now = overview.Overview("/root", "host", overview.Told(), lists, overview.Store(rows))

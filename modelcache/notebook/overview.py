@@ -68,10 +68,11 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """What waits, or has failed or was paused; `by` is who fetches it now."""
+    """What waits, or has failed or was paused; `by` is who fetches it now, `gateway` where a URL leads."""
 
     id: str
     name: str
+    gateway: str
     status: str
     priority: int
     added_at: int
@@ -261,15 +262,20 @@ def _matters(one: Interrupted) -> bool:
 
 
 def _named(row: dict[str, Any]) -> str:
+    return _called(str(row["source"])) or str(row["model"])
+
+
+def _called(ref: str) -> str:
     """As people called it: of a URL its file."""
-    source, model = str(row["source"]), str(row["model"])
-    return source if "://" not in source else source.rpartition("/")[2] or model
+    return ref.rpartition("/")[2] if "://" in ref else ref
 
 
 def _queued(queue: Queue) -> Iterator[Queued]:
     for row in queue.entries():
+        ref = row["ref"]
         yield Queued(
-            row["id"], row["ref"], row["status"], row["priority"], row["added_at"], row["by"], row["error"]
+            row["id"], _called(ref), ref if "://" in ref else "", row["status"], row["priority"], row["added_at"],
+            row["by"], row["error"],
         )  # fmt: skip
 
 

@@ -166,11 +166,9 @@ def queued_line(one: Queued) -> str:
 
 def _note_of_queued(one: Queued) -> str:
     by = f" by {one.by}" if one.by else ""
-    return (
-        f"{one.status.capitalize()}: {one.error}"
-        if one.error
-        else f"{one.status.capitalize()}{by}, added {ago(one.added_at)}"
-    )
+    why = f": {one.error}" if one.error else f", added {ago(one.added_at)}"
+    where = f" · {host(one.gateway)}" if one.gateway else ""
+    return f"{one.status.capitalize()}{by}{why}{where}"
 
 
 def _bar(label: str, here: int, total: int, *more: str) -> str:
