@@ -254,17 +254,21 @@ class Balance(HTMLParser):
 def test_whatever_names_there_are_they_stay_text(cache: Cache, home: Path, origin: Origin) -> None:
     cut_at_half(cache, origin)
     Queue(cache).add(origin.url("m.bin"))
+    Queue(cache).add(origin.url("other.bin"))
     cache.close()
     with contextlib.closing(sqlite3.connect(next(home.glob("state/*.db")), isolation_level=None)) as connection:
         connection.execute("UPDATE downloads SET source = ?, model = ?, error_message = ?", (HOSTILE,) * 3)
     waiting = home / "queue.json"
-    waiting.write_text(waiting.read_text().replace(origin.url("m.bin"), HOSTILE.replace('"', "")))
+    odd = HOSTILE.replace('"', "").replace("\x1b", "")  # within JSON
+    changed = waiting.read_text().replace(origin.url("m.bin"), f"http://[{odd}/").replace(origin.url("other.bin"), odd)
+    waiting.write_text(changed)
     state = State(str(home), Uses(), 90 * 86400.0)
     state([Attempt("http", HOSTILE, "error", HOSTILE, HOSTILE, error_type="network", error_message=HOSTILE)])
     state([Attempt(HOSTILE, HOSTILE, "success", HOSTILE, HOSTILE, bytes=5)])
     state.close()
     with contextlib.closing(Cache(home)) as later:
         now = overview.overview(later)
+    assert len(now.lists.queued.rows) == 2
     page, plain = sections.page(now), sections.plain(now)
     balance = Balance()
     balance.feed(page)

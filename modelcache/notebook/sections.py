@@ -167,7 +167,7 @@ def queued_line(one: Queued) -> str:
 def _note_of_queued(one: Queued) -> str:
     by = f" by {one.by}" if one.by else ""
     why = f": {one.error}" if one.error else f", added {ago(one.added_at)}"
-    where = f" · {host(one.gateway)}" if one.gateway else ""
+    where = f" · {one.gateway}" if one.gateway else ""
     return f"{one.status.capitalize()}{by}{why}{where}"
 
 
