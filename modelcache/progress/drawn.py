@@ -101,7 +101,7 @@ def _word(row: Row) -> str:
 _STYLE = """
 .modelcache .wide { container-type: inline-size; }
 .modelcache.modelcache table.files { table-layout: fixed; width: 100%; min-width: 30rem; margin: 2px 0; }
-.modelcache .files col.name { width: 27%; } .modelcache .files col.amount { width: 122px; }
+.modelcache .files col.name { width: 30%; } .modelcache .files col.amount { width: 122px; }
 .modelcache .files col.percent { width: 58px; } .modelcache .files col.speed { width: 86px; }
 .modelcache .files col.left { width: 82px; } .modelcache .files col.host { width: 132px; }
 .modelcache .files col.state { width: 90px; }
