@@ -275,7 +275,8 @@ def _queued(queue: Queue) -> Iterator[Queued]:
         ref = row["ref"]
         gateway = ref.partition("://")[2].partition("/")[0].rpartition("@")[2]  # it may be no URL at all
         yield Queued(
-            row["id"], _called(ref) or ref, gateway, row["status"], row["priority"], row["added_at"], row["by"], row["error"]
+            row["id"], _called(ref) or ref, gateway, row["status"], row["priority"], row["added_at"], row["by"],
+            row["error"],
         )  # fmt: skip
 
 
