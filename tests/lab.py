@@ -28,6 +28,8 @@ from typing import Any
 import pytest
 from crash import eventually
 
+from modelcache.testing import Hold, Origin
+
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Without the first, the browser itself looks up two hosts of its vendor, whatever the page does.
@@ -37,6 +39,7 @@ PYTHONS = [python for python in os.environ.get("MODELCACHE_IPYKERNELS", "").spli
 every_kernel = pytest.mark.parametrize("python", PYTHONS, ids=lambda python: Path(python).parent.parent.name)
 HERE = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "file:")
 WAIT_S = 60  # a bound for a machine that is busy with everything else
+HELD_S = 600  # longer than any test
 KERNEL = "tested"
 PROMPT = re.compile(r"\[.+\]:")
 NUMBERED = re.compile(r"\[\d+\]:")
@@ -149,6 +152,13 @@ def expect(locator: Any) -> Any:
     from playwright.sync_api import expect
 
     return expect(locator)
+
+
+def held(origin: Origin, *offsets: int) -> list[Hold]:
+    """The origin stops at each of these offsets, once, until its hold is released."""
+    holds = [Hold(offset, times=1, most_s=HELD_S) for offset in offsets]
+    origin.faults(*holds)
+    return holds
 
 
 def faint_texts(output: Any) -> list[str]:
@@ -277,12 +287,13 @@ def python() -> str:
 
 @pytest.fixture
 def notebook(lab: Lab, page: Any, python: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Notebook]]:
-    """Opens a notebook of these cells; they run in the test's surroundings."""
+    """Opens a notebook of these cells; they run in the test's surroundings, and wait for an origin that is held."""
     seen = ("MODELCACHE_", "HF_", "DOCKER_", "OLLAMA_")
+    patient = {"MODELCACHE_STALL_TIMEOUT": str(HELD_S), "MODELCACHE_SLOW_RATE": "0"}
 
     def opened(*cells: str, **environment: str) -> Notebook:
         own = {name: value for name, value in os.environ.items() if name.startswith(seen)}
-        lab.offer(python, own | environment)
+        lab.offer(python, own | patient | environment)
         book = Notebook(page, lab, f"{re.sub(r'[^a-z0-9]+', '_', request.node.name)}.ipynb")
         lab.write(book.name, *cells)
         book.open()

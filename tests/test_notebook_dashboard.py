@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from caches import rot
-from lab import Lab, Notebook, every_kernel, expect, faint_texts
+from crash import eventually
+from lab import Lab, Notebook, every_kernel, expect, faint_texts, held
 
 from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError
 from modelcache.queueing import Queue
-from modelcache.testing import Content, CutAt, Hold, Origin, Status
+from modelcache.testing import Content, CutAt, Origin, Status
 
 pytestmark = [
     pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("one_connection"),
@@ -57,14 +58,13 @@ def said(output: Any, words: str) -> None:
 
 @every_kernel
 def test_what_runs_is_paused_and_goes_on_from_the_dashboard(notebook: Open, origin: Origin, begin: str) -> None:
-    hold = Hold(3 * MB, times=1)
-    origin.faults(hold)
+    (hold,) = held(origin, 3 * MB)
     output = shown(notebook(begin, SHOW), 0, 1)
     expect(output.get_by_role("progressbar", name="model.gguf")).to_have_attribute("value", str(3 * MB))
     button(output, "Pause").click()
     said(output, "Paused: 2.9 MiB are kept")
-    hold.release.set()
     expect(output.get_by_role("heading", name="Interrupted")).to_be_visible()
+    hold.release.set()
     expect(output.get_by_text("Nothing is installed yet")).to_be_visible()
     button(output, "Resume").click()
     expect(output.get_by_role("cell", name="model.gguf").first).to_be_visible()  # it is installed
@@ -73,18 +73,17 @@ def test_what_runs_is_paused_and_goes_on_from_the_dashboard(notebook: Open, orig
 
 
 def test_what_is_left_is_discarded_by_a_second_press(notebook: Open, origin: Origin, begin: str, home: Path) -> None:
-    hold = Hold(3 * MB, times=1)
-    origin.faults(hold)
+    (hold,) = held(origin, 3 * MB)
     output = shown(notebook(begin, SHOW), 0, 1)
     expect(output.get_by_role("progressbar", name="model.gguf")).to_have_attribute("value", str(3 * MB))
     button(output, "Pause").click()
-    hold.release.set()
     button(output, "Discard").click()
+    hold.release.set()
     expect(button(output, "Sure? Discard")).to_be_visible()
     assert len(list(home.glob("partials/*/data"))) == 1
     button(output, "Discard").dblclick()  # one of the two comes within the time that the question stands
     said(output, "model.gguf is cancelled")
-    assert list(home.glob("partials/*/data")) == []
+    assert eventually(lambda: not list(home.glob("partials/*/data")))
 
 
 def test_what_has_rotted_is_found_by_verify_and_mended_by_repair(
@@ -114,7 +113,7 @@ def test_what_clean_would_remove_is_shown_before_it_is_removed(
     assert len(list(home.glob("partials/*/data"))) == 1
     button(output, "Remove these").click()
     said(output, "removed, 2.9 MiB freed")
-    assert list(home.glob("partials/*/data")) == []
+    assert eventually(lambda: not list(home.glob("partials/*/data")))
 
 
 def test_a_model_is_pinned_and_removed_by_a_second_press(notebook: Open, installed: Path) -> None:
@@ -133,8 +132,7 @@ def test_a_model_is_pinned_and_removed_by_a_second_press(notebook: Open, install
 
 
 def test_what_runs_is_cancelled_by_a_second_press(notebook: Open, origin: Origin, begin: str, home: Path) -> None:
-    hold = Hold(3 * MB, times=1)
-    origin.faults(hold)
+    (hold,) = held(origin, 3 * MB)
     output = shown(notebook(begin, SHOW), 0, 1)
     expect(output.get_by_role("progressbar", name="model.gguf")).to_have_attribute("value", str(3 * MB))
     button(output, "Cancel").click()
@@ -142,8 +140,8 @@ def test_what_runs_is_cancelled_by_a_second_press(notebook: Open, origin: Origin
     assert len(list(home.glob("partials/*/data"))) == 1
     button(output, "Cancel").dblclick()
     said(output, "model.gguf is cancelled")
+    assert eventually(lambda: not list(home.glob("partials/*/data")))
     hold.release.set()
-    assert list(home.glob("partials/*/data")) == []
     expect(output.get_by_text("Nothing is being fetched.")).to_be_visible()
 
 

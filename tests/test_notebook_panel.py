@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, Notebook, every_kernel, expect, faint_texts
+from lab import Lab, Notebook, every_kernel, expect, faint_texts, held
 
-from modelcache.testing import Content, CutAt, Hold, Origin, Status
+from modelcache.testing import Content, CutAt, Origin, Status
 
 pytestmark = [
     pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("one_connection"),
@@ -55,12 +55,6 @@ def button(output: Any, word: str) -> Any:
     return output.get_by_role("button", name=word)
 
 
-def held(origin: Origin, *offsets: int) -> list[Hold]:
-    holds = [Hold(offset, times=1) for offset in offsets]
-    origin.faults(*holds)
-    return holds
-
-
 def ranges(origin: Origin) -> list[str | None]:
     return [seen.range for seen in origin.requests]
 
@@ -96,8 +90,8 @@ def test_the_button_with_the_square_pauses_and_the_cell_run_again_goes_on(
     expect(bar(output)).to_have_attribute("value", str(3 * MB))
     book.interrupt()
     book.end(0)
-    hold.release.set()
     expect(state(output, "paused")).to_contain_text("2.9 of 5.7 MiB kept; run the cell again to go on")
+    hold.release.set()
     output = book.run(0)
     book.end(0)
     expect(state(output, "done")).to_be_visible()
@@ -211,8 +205,8 @@ def test_the_button_with_the_square_pauses_what_is_awaited(notebook: Open, origi
     expect(bar(output)).to_have_attribute("value", str(3 * MB))
     book.interrupt()
     book.end(0)
-    hold.release.set()
     expect(state(output, "paused")).to_contain_text("2.9 of 5.7 MiB kept")
+    hold.release.set()
     output = book.run(0)
     book.end(0)
     expect(state(output, "done")).to_be_visible()

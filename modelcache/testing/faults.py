@@ -20,8 +20,6 @@ from modelcache.testing.content import Content, Corrupted, coded
 from modelcache.testing.listener import Connection
 from modelcache.testing.reply import Offer, Question, Reply
 
-_LONGEST_HOLD_S = 30.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
@@ -102,12 +100,13 @@ class CutAt(Placed):
 class Hold(Placed):
     """Stops before this offset of the file, sets `reached` and goes on when you set `release`.
 
-    Nobody sets it within 30 s: the connection is cut.
+    Nobody sets it within `most_s` seconds: the connection is cut.
     """
 
     offset: int
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
+    most_s: float = 30.0
 
     def place(self) -> int:
         return self.offset
@@ -117,7 +116,7 @@ class Hold(Placed):
 
     def _hold(self, connection: Connection) -> None:
         self.reached.set()
-        connection.wait_for(self.release, _LONGEST_HOLD_S)
+        connection.wait_for(self.release, self.most_s)
 
 
 @dataclass(frozen=True, slots=True)
