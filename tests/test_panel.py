@@ -1,6 +1,8 @@
 """What a panel says, from events made by hand: rows, sums, speeds, words. Real kernels are in test_panel_kernel.py."""
 
 import re
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -53,6 +55,50 @@ def test_of_many_files_those_that_run_or_failed_come_first_and_the_rest_is_count
     assert len(view.rows) == MOST_ROWS
     assert [row.name for row in view.rows][:3] == ["f190", "f195", "f180"]
     assert "and 188 more: 180 done" in drawn.files(view)
+
+
+def test_a_look_costs_by_what_has_moved_and_not_by_how_many_files_there_are() -> None:
+    def cost(count: int) -> int:
+        board = Board({f"f{n}": 5 for n in range(count)})
+        for n in range(count - 20):
+            board.hear(sample(f"f{n}", 5, 5, status="success", completed_files=n + 1, total_files=count))
+        board.view()
+        board.hear(sample("f90", 3, 5, completed_files=count - 20, total_files=count))
+        return steps(board.view)
+
+    assert cost(5_000) <= cost(100) + 100
+
+
+def steps(work: Callable[[], object]) -> int:
+    """Lines that were run."""
+    count, before = 0, sys.gettrace()
+
+    def trace(*_: object) -> Callable[..., object]:
+        nonlocal count
+        count += 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_a_file_that_stops_and_goes_on_has_one_row_at_its_place() -> None:
+    board = Board({f"f{n:02}": 5 for n in range(30)})
+    for _ in range(3):
+        seen(board, sample("f20", 2, 5, total_files=30))
+        seen(board, sample("f20", 2, 5, status="paused", total_files=30))
+        stopped = seen(board, sample("f25", 2, 5, total_files=30))
+        on = seen(board, Fact("started", "m", "fetching m").to_wire())
+    assert [(row.name, row.state) for row in stopped.rows[:3]] == [
+        ("f20", "paused"), ("f25", "downloading"), ("f00", "waiting"),
+    ]  # fmt: skip
+    names = [row.name for row in on.rows]
+    assert names == ["f25", *(f"f{n:02}" for n in range(MOST_ROWS - 1))]
+    assert (on.whole.here, on.whole.size, on.whole.state) == (4, 150, "downloading")
 
 
 def test_rows_of_a_few_files_never_change_places() -> None:

@@ -21,10 +21,7 @@ class Sum:
         self._sizes = dict(sizes or {})
         self._expected = 0
         self._here: dict[str, int] = {}
-
-    @property
-    def here(self) -> int:
-        return sum(self._here.values())
+        self.here = 0
 
     @property
     def total(self) -> int | None:
@@ -39,6 +36,7 @@ class Sum:
     def add(self, file: str, here: int, total: int, resumed: bool = False) -> int:
         """Takes a sample of a file; returns how many of its bytes did not come, but were here."""
         before = here - self._here.get(file, 0) if resumed or file not in self._here else 0
+        self.here += here - self._here.get(file, 0)
         self._here[file] = here
         self._sizes[file] = total or self._sizes.get(file)
         return before
