@@ -5,6 +5,7 @@ was proven, and the next request does only what is left. Leaves to others: one t
 (`tally`), what is told of it (`announcing`), hits (`fetching`).
 """
 
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from modelcache.tally import Tally
 from modelcache.transfer.control import Control
 from modelcache.units import part_of
 
+log = logging.getLogger(__name__)
 WAIT_S = 0.2
 STOP_WITHIN_S = 1.5
 MOST_LINE = 400  # characters of an error, in a notebook
@@ -205,7 +207,7 @@ class Download:
     def when_ended(self, tell: Callable[[End], None]) -> Callable[[], None]:
         """Calls this at each end, before `result` returns, in the thread that ended it; at once if it has ended.
 
-        What it returns ends that. It must be quick, and must not raise.
+        What it returns ends that. It must be quick; what it raises is logged.
         """
         with self._changed:
             self._tell = (*self._tell, tell)
@@ -334,7 +336,10 @@ class Download:
             end = self._end_told = End(state, self._result, error)
             listeners = self._tell
         for tell in listeners:
-            tell(end)
+            try:
+                tell(end)
+            except Exception:  # an event loop that was closed; a download does not fail for who listens
+                log.exception("a listener failed at the end of a download")
 
     def _set_ended(self, state: State, error: BaseException | None) -> None:
         with self._changed:
