@@ -25,7 +25,6 @@ class Told:
     messages: list[Message] = field(default_factory=list)
     displayed: dict[str, Message] = field(default_factory=dict)
     text: str = ""  # what it printed
-    stderr: str = ""
     error: str = ""  # the name of what it raised
 
     def hear(self, message: Message) -> None:
@@ -35,8 +34,6 @@ class Told:
             self.displayed[content["transient"].get("display_id", "")] = content["data"]
         elif kind == "stream" and content["name"] == "stdout":
             self.text += content["text"]
-        elif kind == "stream":
-            self.stderr += content["text"]
         elif kind == "error":
             self.error = content["ename"]
 

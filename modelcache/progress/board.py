@@ -53,6 +53,7 @@ class View:
     whole: Row
     files: int = 0
     done: int = 0
+    failed: int = 0
     hidden: int = 0
     hidden_done: int = 0
     note: str = ""
@@ -214,7 +215,10 @@ class Board:
         shown_done = sum(row.state == "done" for row in shown)
         hidden = files - len(shown)
         whole = self._whole(rows, files)
-        return View(shown, whole, files, done, hidden, max(0, done - shown_done), self._note, tuple(self._hosts))
+        failed = sum(row.state == "failed" for row in rows)
+        return View(
+            shown, whole, files, done, failed, hidden, max(0, done - shown_done), self._note, tuple(self._hosts)
+        )
 
     def _move(self, key: Key, event: Event, *, was_here: bool = False) -> None:
         here, at_ms = event["bytesDownloaded"], event["timestamp"]

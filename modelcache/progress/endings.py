@@ -54,8 +54,9 @@ def took(files: int, size: int, ran_s: float, fetched: int) -> str:
 def read(title: str, view: View, ran_s: float) -> Line:
     """Of something that read files, of any number of models."""
     words = took(view.done, view.whole.here, ran_s, 0)
-    wrong = max(0, view.files - view.done)
-    return Line(title, f"{words}; {wrong:,} not right" if wrong else words, "failed" if wrong else "done")
+    return Line(
+        title, f"{words}; {view.failed:,} not right" if view.failed else words, "failed" if view.failed else "done"
+    )
 
 
 def broken(title: str, error: BaseException) -> Line:

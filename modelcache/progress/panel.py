@@ -18,6 +18,7 @@ from modelcache.progress.board import Board, View
 from modelcache.progress.drawn import Line, Phase
 from modelcache.progress.endings import ending
 from modelcache.progress.gauge import Sizes
+from modelcache.progress.lines import host
 from modelcache.progress.surfaces import Bundle, Html, Output, Picture, Surface, Widgets
 
 if TYPE_CHECKING:
@@ -78,9 +79,11 @@ class Panel:
     def follow(self, title: str, download: "Download") -> None:
         """The same, for a download: its state is shown from now on, and each of its ends."""
         self._title, self._download = title, download
-        if not download.has_ended:
-            self.appear(title)
-        download.when_ended(self._ended)
+        try:
+            if not download.has_ended:
+                self.appear(title)
+        finally:  # also where the stop button came in between
+            download.when_ended(self._ended)
 
     def end(self, line: Line, *, stays: bool = False) -> None:
         """Returns when that is painted, by whoever paints."""
@@ -106,7 +109,9 @@ class Panel:
     def _ended(self, end: "End") -> None:
         assert self._download is not None
         how_on = "run the cell again" if self._waits else "" if self._level == "widget" else "call its resume()"
-        line = ending(self._title, end, self._download.progress, self.view.hosts, self.ran_s, how_on)
+        files = [file for file in self._download.files if file.source not in ("", "cache")]
+        hosts = tuple(dict.fromkeys([*self.view.hosts, *(host(file.gateway) for file in files)]))
+        line = ending(self._title, end, self._download.progress, hosts, self.ran_s, how_on)
         self.end(line, stays=not self._waits and line.phase in BUTTONS)
 
     # -- painting -----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelcache.download import Download
 
 DRAIN_S = 1.5
+PANEL_DRAIN_S = 30.0  # it is never slow: only a machine that is busy makes it late
 MODES = ("auto", "widget", "html", "text", "off")
 
 
@@ -106,5 +107,5 @@ def shown(progress: Show, dispatcher: Dispatcher, model: str, sizes: Sizes) -> I
     try:
         yield
     finally:
-        dispatcher.drain(DRAIN_S)
+        dispatcher.drain(PANEL_DRAIN_S if isinstance(progress, Panel) else DRAIN_S)
         unsubscribe()
