@@ -215,9 +215,16 @@ class Board:
         shown_done = sum(row.state == "done" for row in shown)
         hidden = files - len(shown)
         whole = self._whole(rows, files)
-        failed = sum(row.state == "failed" for row in rows)
         return View(
-            shown, whole, files, done, failed, hidden, max(0, done - shown_done), self._note, tuple(self._hosts)
+            shown,
+            whole,
+            files,
+            done,
+            rows.states["failed"],
+            hidden,
+            max(0, done - shown_done),
+            self._note,
+            tuple(self._hosts),
         )
 
     def _move(self, key: Key, event: Event, *, was_here: bool = False) -> None:
