@@ -2,7 +2,7 @@
 
 Responsible for: the five scenes, and checking that each thing that is announced did happen: else the demo fails and
 says which. Everything printed is measured. Leaves to others: servers, folders and notes (`demostage`), the bars
-(`progress`), all of the work (`cache`).
+(`progress`), all of the work (`caching`).
 """
 
 import filecmp

@@ -1,7 +1,7 @@
 """The queue: many things to fetch, a few at a time, the most urgent first, whatever happens to this process.
 
 Responsible for: fetching what waits, within `parallel_models`, and following what others change meanwhile.
-Leaves to others: the list itself (`store.waitlist`), fetching one (`cache`).
+Leaves to others: the list itself (`store.waitlist`), fetching one (`caching`).
 """
 
 import logging
