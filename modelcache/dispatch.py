@@ -19,12 +19,16 @@ Show = bool | Subscriber | None  # `progress` as users give it: see `progress.sh
 Kept = Fact | DownloadComplete | Note
 Sink = Callable[[Sequence[Kept]], None]
 _Letter = tuple[Event | Note, Subscriber | None]
+IDLE_S = 5.0
 log = logging.getLogger(__name__)
 logging.getLogger("modelcache").addHandler(logging.NullHandler())  # else Python prints warnings on stderr, unasked
 
 
 class Dispatcher:
-    """Subscribers get each event in its wire form (product H). All methods may be called from any thread."""
+    """Subscribers get each event in its wire form (product H). All methods may be called from any thread.
+
+    Its thread ends when there has been nothing to tell for a while, and begins again.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -119,7 +123,9 @@ class Dispatcher:
                 self._busy = self._stuck = False
                 self._changed.notify_all()
                 while not (self._facts or self._progress):
-                    self._changed.wait()
+                    if not self._changed.wait(IDLE_S) and not (self._facts or self._progress):
+                        self._thread = None  # the next event begins one: a cache that nobody holds any more can go
+                        return
                 letters = [*self._facts, *self._progress.values()]
                 self._facts, self._progress, self._busy = [], {}, True
                 subscribers, sinks = list(self._subscribers.values()), self._sinks

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from modelcache.dispatch import Dispatcher, Kept
 from modelcache.events import Fact, Progress
 from modelcache.history import Use
@@ -17,7 +19,7 @@ def test_a_sink_gets_facts_and_notes_in_order_as_values_and_no_progress() -> Non
     dispatcher.note(wanted[1])
     dispatcher.publish(Progress("m", "downloading"))
     dispatcher.publish(wanted[2])
-    dispatcher.drain(5)
+    dispatcher.drain(60)
     assert got == wanted
 
 
@@ -36,7 +38,7 @@ def test_what_gathered_while_a_sink_was_busy_comes_at_once() -> None:
     for _ in range(5):
         dispatcher.note(Use("more"))
     may_go.set()
-    dispatcher.drain(5)
+    dispatcher.drain(60)
     assert sizes == [1, 5]
 
 
@@ -46,7 +48,7 @@ def test_notes_are_not_for_subscribers_and_wake_nobody_without_a_sink() -> None:
     dispatcher.note(Use("m"))
     dispatcher.attach(lambda kept: None)
     dispatcher.note(Use("m"))
-    dispatcher.drain(5)
+    dispatcher.drain(60)
     assert told == []
 
 
@@ -60,7 +62,7 @@ def test_a_sink_that_fails_harms_nobody() -> None:
     dispatcher.attach(got.extend)
     dispatcher.note(Use("m"))
     dispatcher.note(Use("n"))
-    dispatcher.drain(5)
+    dispatcher.drain(60)
     assert len(got) == 2
 
 
@@ -87,3 +89,16 @@ def test_progress_that_nobody_has_looked_at_is_overwritten_and_facts_are_not() -
     dispatcher.drain(10)
     kind = "model_download_progress"
     assert seen == [("started", 0), (kind, 4), (kind, 7), ("file_ready", 0), (kind, 9), (kind, 8)]
+
+
+def test_its_thread_ends_when_there_is_nothing_to_tell_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelcache.dispatch.IDLE_S", 0.01)
+    dispatcher, tellers = Dispatcher(), list[threading.Thread]()
+    dispatcher.subscribe(lambda event: tellers.append(threading.current_thread()))
+    for count in (1, 2):
+        dispatcher.publish(Fact("started", "m", "one"))
+        dispatcher.drain(60)
+        assert len(tellers) == count
+        tellers[-1].join(60)
+        assert not tellers[-1].is_alive()
+    assert tellers[0] is not tellers[1]
