@@ -55,8 +55,8 @@ def run(line: str) -> Any:
 def _words(line: str) -> list[str]:
     try:
         words = shlex.split(line)
-    except ValueError as error:
-        raise _in_one_line(UsageError(f"{line!r}: {error}")) from None
+    except ValueError as error:  # the line itself may hold a secret
+        raise _in_one_line(UsageError(f"what follows {MAGIC} cannot be read: {error}")) from None
     if "-" in words:
         raise _in_one_line(UsageError("- is for pipes, which a notebook has not", next_step="name a file"))
     return words or ["--help"]

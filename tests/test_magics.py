@@ -102,6 +102,11 @@ def test_an_error_is_one_line_and_can_be_caught(line: str, error: str, told: str
     assert caught["shown"]["text/plain"] == repr(error)
 
 
+def test_words_that_cannot_be_read_are_not_told_for_a_url_may_hold_a_secret(home: Path) -> None:
+    (raised,) = ran("url = 'http://127.0.0.1:9/m.bin?token=hunter2'\n%modelcache fetch '{url}")
+    assert "No closing quotation" in raised["printed"] and "hunter2" not in raised["printed"]
+
+
 def test_with_debug_an_error_says_where_it_came_from(home: Path) -> None:
     (home / "models").write_text("no folder")
     plain, debugged = ran("%modelcache ls", "%modelcache ls --debug")

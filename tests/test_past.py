@@ -212,6 +212,19 @@ def test_requests_are_counted_hits_included(cache: Cache, origin: Origin) -> Non
     assert row["model_id"].startswith("url--m.bin--")
 
 
+@pytest.mark.parametrize("column", ["requests", "last_used"])
+@pytest.mark.parametrize("garbage", ["many", None, b"\xff", 0.5])
+def test_what_is_no_count_of_requests_is_left_out(
+    cache: Cache, cache_root: Path, origin: Origin, column: str, garbage: object
+) -> None:
+    cache.fetch(origin.url("m.bin"), sha256=FILE.sha256)
+    assert len(cache.usage()) == 1
+    (place,) = cache_root.glob("state/*.db")
+    with contextlib.closing(sqlite3.connect(place, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE usage SET {column} = ?", (garbage,))
+    assert list(cache.usage()) == []
+
+
 def test_a_gateway_that_failed_is_asked_last_next_time(cache: Cache, origin: Origin) -> None:
     with Origin({"m.bin": FILE, "n.bin": FILE}) as broken, Origin({"m.bin": FILE, "n.bin": FILE}) as good:
         broken.faults(Status(500))

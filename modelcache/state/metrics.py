@@ -84,8 +84,12 @@ def put_size(connection: "Connection", size: Size) -> None:
 
 
 def ranking(connection: "Connection | None") -> Iterator[dict[str, Any]]:
-    """Most requested first (product H)."""
-    rows = connection.execute("SELECT * FROM usage ORDER BY requests DESC, last_used DESC, model") if connection else ()
+    """Most requested first (product H). SQLite keeps anything anywhere: what is no count is left out."""
+    query = (
+        "SELECT * FROM usage WHERE typeof(model) = 'text' AND typeof(requests) = 'integer'"
+        " AND typeof(last_used) = 'integer' ORDER BY requests DESC, last_used DESC, model"
+    )
+    rows = connection.execute(query) if connection else ()
     for rank, row in enumerate(rows, 1):
         yield {"model_id": row[0], "request_count": row[1], "rank": rank, "last_used": row[2]}
 
