@@ -28,10 +28,8 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture(autouse=True)
-def _home(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _home(home: Path) -> None:
     home.mkdir()
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
 
 
 def ran(*cells: str) -> list[dict[str, Any]]:
