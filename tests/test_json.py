@@ -197,6 +197,7 @@ WRONG = {
         "", "walk", "run", "run no-such", "run verify --set share",
         "run verify --slot yesterday", "history --last x", "history no-such",
     ],
+    "notebooks": ["", "copy", "copy x y", "take x"],
     "report": ["x", "--since yesterday", "--since 5x", "--by colour", "--by"],
     "ls": ["x"], "clean": ["x"], "doctor": ["x"], "demo": ["x"],
 }  # fmt: skip
