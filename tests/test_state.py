@@ -28,7 +28,7 @@ from modelcache.events import now_ms
 from modelcache.health import Health
 from modelcache.history import Attempt, DownloadRecord, Standing, Use
 from modelcache.state import histogram
-from modelcache.state.database import VERSION
+from modelcache.state.database import VERSION, WAIT_S
 from modelcache.state.place import Place, is_on_network
 from modelcache.state.state import MOST_KEPT, MOST_KEPT_BYTES, State
 from modelcache.state.uses import MOST, Uses
@@ -339,7 +339,7 @@ def test_a_lock_that_another_process_holds_for_long_slows_nobody_and_costs_no_ro
         for _ in range(50):
             state([TRY])
         state.scores()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 25 * WAIT_S  # and not that for each
         other.execute("ROLLBACK")
     state.close()
     assert len(rows(state, "attempts")) == 51
