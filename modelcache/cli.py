@@ -109,15 +109,21 @@ def _failed(error: ModelCacheError, arguments: Sequence[str]) -> int:
 
 
 def _show_trace(error: BaseException, arguments: Sequence[str]) -> None:
-    """Where an error came from. Of foreign errors only the kind: their texts hold whole URLs, with secrets (I22)."""
-    if "--debug" not in arguments:
-        return
+    if "--debug" in arguments:
+        print(*trace_of(error), sep="\n", file=sys.stderr)
+
+
+def trace_of(error: BaseException) -> list[str]:
+    """Where an error came from, what it followed from first. Of foreign errors only the kind: their texts hold whole
+    URLs, with secrets (I22)."""
     import traceback
 
+    lines = []
     for each in reversed(_chain(error)):
-        print("".join(traceback.format_tb(each.__traceback__)), end="", file=sys.stderr)
         text = f": {each.message}" if isinstance(each, ModelCacheError) else ""
-        print(f"{type(each).__module__}.{type(each).__qualname__}{text}\n", file=sys.stderr)
+        trace = "".join(traceback.format_tb(each.__traceback__))
+        lines.append(f"{trace}{type(each).__module__}.{type(each).__qualname__}{text}\n")
+    return lines
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -58,6 +58,12 @@ class ModelCacheError(Exception):
         kept = kept and f"{kept} kept"
         return "; ".join(" ".join(clause.split()) for clause in (self.message, kept, self.advice) if clause)
 
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks an error how it wants to be shown: below a cell our internals are of no use."""
+        from modelcache.traces import told
+
+        return told(self, self.line())
+
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}" if number else ""

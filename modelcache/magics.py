@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from modelcache.api import cache
-from modelcache.cli import parser
+from modelcache.cli import parser, trace_of
 from modelcache.commands.common import Host
 from modelcache.errors import ModelCacheError, PausedError, UsageError, told
 from modelcache.store.disk import store_error
@@ -46,9 +46,11 @@ def run(line: str) -> Any:
         with contextlib.redirect_stderr(sys.stdout):  # notes are no errors, and a notebook would show them as such
             _run(words, host)
     except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in words:
-            raise
-        raise _in_one_line(_ours(error)) from None
+        if "--debug" not in words:
+            raise _in_one_line(_ours(error)) from None
+        if isinstance(error, ModelCacheError):
+            _rendered(error, trace_of(error))
+        raise
     return host.results[0] if len(host.results) == 1 else host.results or None
 
 
@@ -82,8 +84,13 @@ def _ours(error: BaseException) -> ModelCacheError:
 
 
 def _in_one_line(error: ModelCacheError) -> ModelCacheError:
-    """IPython asks an error how it wants to be shown."""
-    error._render_traceback_ = lambda: [f"{NAME}: {error.line()}"]  # type: ignore[attr-defined]
+    """The cell is that line: where in it the error comes from is no question."""
+    return _rendered(error, [f"{NAME}: {error.line()}"])
+
+
+def _rendered(error: ModelCacheError, lines: list[str]) -> ModelCacheError:
+    """The same error, that IPython shows so and not otherwise."""
+    error._render_traceback_ = lambda: lines  # type: ignore[method-assign]
     return error
 
 
