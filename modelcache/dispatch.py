@@ -1,14 +1,16 @@
 """Who is told what: one thread that runs subscribers and sinks, so that a slow one never slows a download.
 
 Responsible for: order, overwriting progress that nobody has looked at yet, never dropping a fact, and outliving a
-subscriber that fails. Subscribers are the user's and get events; sinks are ours (state, logs) and get facts and notes
-as values, many at a time. Leaves to `events` and `history`: what is told.
+subscriber that fails. Subscribers are the user's and get events (what is Prompt is ours, and waits for none of them);
+sinks are ours (state, logs) and get facts and notes as values, many at a time. Leaves to `events` and `history`: what
+is told.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from modelcache.events import DownloadComplete, Event, Fact, Progress
@@ -22,6 +24,16 @@ _Letter = tuple[Event | Note, Subscriber | None]
 IDLE_S = 5.0
 log = logging.getLogger(__name__)
 logging.getLogger("modelcache").addHandler(logging.NullHandler())  # else Python prints warnings on stderr, unasked
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A subscriber of ours that only takes note: it is told at once, in the thread where it happens."""
+
+    show: Subscriber
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.show(event)
 
 
 class Dispatcher:
@@ -75,11 +87,17 @@ class Dispatcher:
     def publish(self, event: Event, also: Subscriber | None = None) -> None:
         """Tells all subscribers, and `also` this one; the sinks, too, unless it is progress. Returns at once.
 
+        What is Prompt has been told by then.
+
         Progress that nobody has looked at yet is overwritten; facts and the last event of a model never are.
         """
+        told = [*self._subscribers.values(), *([also] if also else [])]
+        for subscriber in told:
+            if isinstance(subscriber, Prompt):
+                _call(subscriber, event)
         with self._changed:
             is_for_sinks = self._sinks and not isinstance(event, Progress)
-            if not (self._subscribers or also or is_for_sinks):
+            if not is_for_sinks and all(isinstance(subscriber, Prompt) for subscriber in told):
                 return
             if isinstance(event, Progress) and not event.done:
                 self._progress[id(also), event.model, event.file] = (event, also)
@@ -132,8 +150,9 @@ class Dispatcher:
             for event, also in letters:
                 if isinstance(event, Event):
                     for subscriber in [*subscribers, also] if also else subscribers:
-                        _call(subscriber, event)
-                        self._stuck = False
+                        if not isinstance(subscriber, Prompt):
+                            _call(subscriber, event)
+                            self._stuck = False
             kept = [event for event, _ in letters if not isinstance(event, Progress)]
             for sink in sinks if kept else ():
                 _fill(sink, kept)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelcache.dispatch import Dispatcher, Kept
+from modelcache.dispatch import Dispatcher, Kept, Prompt
 from modelcache.events import Fact, Progress
 from modelcache.history import Use
 
@@ -102,3 +102,22 @@ def test_its_thread_ends_when_there_is_nothing_to_tell_and_begins_again(monkeypa
         tellers[-1].join(60)
         assert not tellers[-1].is_alive()
     assert tellers[0] is not tellers[1]
+
+
+def test_what_is_prompt_has_been_told_while_another_subscriber_is_stuck() -> None:
+    dispatcher, told = Dispatcher(), list[str]()
+    entered, may_go = threading.Event(), threading.Event()
+
+    def stuck(event: dict[str, Any]) -> None:
+        entered.set()
+        assert may_go.wait(60)
+
+    dispatcher.subscribe(stuck)
+    dispatcher.subscribe(Prompt(lambda event: told.append(event["message"])))
+    dispatcher.publish(Fact("started", "m", "one"))
+    assert entered.wait(60)
+    dispatcher.publish(Fact("completed", "m", "two"), Prompt(lambda event: told.append("also")))
+    assert told == ["one", "two", "also"]
+    may_go.set()
+    dispatcher.drain(60)
+    assert told == ["one", "two", "also"]  # and not again

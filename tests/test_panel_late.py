@@ -84,3 +84,11 @@ def test_what_was_pressed_is_not_told_any_more_once_it_goes_on(cells: Kernel) ->
         "hold.release.set()\nprint(d.result(60).id)"
     )
     assert (ended.error, ended.text) == ("", "1 True\nwhisper\n")
+
+
+def test_a_panel_of_several_says_what_is_so_while_a_subscriber_is_stuck(cells: Kernel) -> None:
+    cells.run("cache.fetch(wanted, progress=False)\ngate = threading.Event()\n")
+    told = cells.run("forget = cache.on_event(lambda event: gate.wait(60))\nreport = cache.verify('whisper')")
+    cells.run("gate.set()\nforget()")
+    (panel,) = told.panels
+    assert panel["text/plain"].startswith("✓ Verify whisper: 1 file, 585.9 KiB in "), panel["text/plain"]

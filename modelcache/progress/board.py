@@ -120,7 +120,7 @@ class Rows:
 
 
 class Board:
-    """Hears events in the dispatcher's thread, and only keeps the newest; whoever paints works out what they say.
+    """Hears events in any thread, and only keeps the newest; whoever paints works out what they say.
 
     `sizes` are those of the files of the one model, as far as they are known; None where more models may come.
     """
@@ -142,7 +142,7 @@ class Board:
         self._rows: Rows | None = None  # from the first look on
         self._hosts: dict[str, None] = {}  # those that brought bytes, in the order of their first
 
-    # -- in the dispatcher's thread -----------------------------------------------------------------------------------
+    # -- in any thread ------------------------------------------------------------------------------------------------
 
     def hear(self, event: Event) -> None:
         with self._lock:

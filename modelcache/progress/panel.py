@@ -60,7 +60,7 @@ class Panel:
         self._began, self._ran_s = 0.0, 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """In the dispatcher's thread."""
+        """In the dispatcher's thread, or where it happens."""
         if event["type"] == "download_complete" or (self._model and event["modelId"] != self._model):
             return
         if event["type"] == "started":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from modelcache.dispatch import Dispatcher, Show, Subscriber
+from modelcache.dispatch import Dispatcher, Prompt, Show, Subscriber
 from modelcache.errors import UsageError
 from modelcache.progress import kernel
 from modelcache.progress.bars import Bars
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from modelcache.download import Download
 
 DRAIN_S = 1.5
-PANEL_DRAIN_S = 30.0  # it is never slow: only a machine that is busy makes it late
 MODES = ("auto", "widget", "html", "text", "off")
 
 
@@ -39,7 +38,8 @@ def subscriber_for(
     UsageError for a MODELCACHE_PROGRESS that is none.
     """
     if callable(progress):
-        return _only(model, progress)
+        only = _only(model, progress)
+        return Prompt(only) if isinstance(progress, Panel) else only  # what it says at the end has to be all of it
     mode = _mode()
     if (level := _level(progress)) is not None:
         return Panel(model, sizes, level, waits=waits)
@@ -107,5 +107,5 @@ def shown(progress: Show, dispatcher: Dispatcher, model: str, sizes: Sizes) -> I
     try:
         yield
     finally:
-        dispatcher.drain(PANEL_DRAIN_S if isinstance(progress, Panel) else DRAIN_S)
+        dispatcher.drain(DRAIN_S)
         unsubscribe()
