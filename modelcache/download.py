@@ -81,6 +81,7 @@ class Download:
         self._goes_on = False  # `resume` was called while a pause was still taking effect
         self._cancelled = False
         self._is_held = False
+        self._waiting = 0  # tasks that await it
         self._thread: threading.Thread | None = None
         self._end_told: End | None = None  # from when it is told, a moment before it counts
         self._tell: tuple[Callable[[End], None], ...] = ()  # at each end
@@ -173,11 +174,25 @@ class Download:
     def __await__(self) -> Generator[Any, None, Result]:
         """As `result`, in an event loop; but a pause is waited through, until somebody goes on or cancels.
 
-        Whoever cancels the task that waits pauses the download: what was written is kept.
+        When the last task that waits is cancelled, that pauses the download: what was written is kept, and who awaits
+        it again goes on with it. What `pause` was called for goes on when `resume` is.
         """
         return self._awaited().__await__()
 
     async def _awaited(self) -> Result:
+        import asyncio
+
+        try:
+            end = await self._next_end()
+        except asyncio.CancelledError:
+            if not self._waiting:
+                self.interrupt()
+                await asyncio.to_thread(self.wait_stopped, STOP_WITHIN_S)
+            raise
+        return end.outcome()
+
+    async def _next_end(self) -> End:
+        """That is no pause which is to be waited through."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -188,21 +203,27 @@ class Download:
                 future.set_result(end)
 
         def tell(end: End) -> None:
-            if not (self._is_held and end.is_pause):
+            if not (end.is_pause and (self._is_held or self._goes_on)):
                 loop.call_soon_threadsafe(settle, end)
 
-        forget = self.when_ended(tell)
+        with self._changed:  # nothing goes on, or ends, in between
+            self._waiting += 1
+            self._go_on_unless_held()
+            forget = self.when_ended(tell)
         try:
             while not future.done():  # a kernel's loop hears of its stop button when it next wakes
                 await asyncio.wait((future,), timeout=WAIT_S)
-            end = future.result()
-        except asyncio.CancelledError:
-            self.pause()
-            await asyncio.to_thread(self.wait_stopped, STOP_WITHIN_S)
-            raise
+            return future.result()
         finally:
             forget()
-        return end.outcome()
+            with self._changed:
+                self._waiting -= 1
+
+    def _go_on_unless_held(self) -> None:
+        """With what nobody waited for any more."""
+        is_interrupted = self._control.stopped and not self._cancelled and self._ended in (None, State.PAUSED)
+        if is_interrupted and not self._is_held:
+            self.resume()
 
     def when_ended(self, tell: Callable[[End], None]) -> Callable[[], None]:
         """Calls this at each end, before `result` returns, in the thread that ended it; at once if it has ended.

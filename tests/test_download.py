@@ -1,5 +1,6 @@
 """A download under way: its states, its ends, and what subscribers are told of it (product A9, A12, A13, H, I15)."""
 
+import asyncio
 import gc
 import hashlib
 import os
@@ -207,6 +208,59 @@ def test_closing_a_cache_pauses_what_runs(cache: Cache, origin: Origin, hold: Ho
     assert hold.reached.wait(60)
     cache.close()
     assert download.state is State.PAUSED
+
+
+# -- awaited ----------------------------------------------------------------------------------------------------------
+
+
+def test_who_awaits_again_goes_on_with_what_a_cancelled_await_paused(cache: Cache, origin: Origin, hold: Hold) -> None:
+    async def twice() -> File:
+        download = cache.fetch(origin.url("m.gguf"), wait=False)
+        assert await asyncio.to_thread(hold.reached.wait, 60)
+        waiter = asyncio.ensure_future(download)
+        await asyncio.sleep(0)
+        waiter.cancel()
+        await asyncio.wait([waiter])
+        assert (await asyncio.to_thread(download.wait_stopped, 60), download.state) == (True, State.PAUSED)
+        hold.release.set()
+        return await asyncio.wait_for(download, 60)
+
+    assert asyncio.run(twice()).size == CONTENT.size
+    assert origin.requests[-1].range is not None
+
+
+def test_only_the_last_task_that_is_cancelled_pauses(cache: Cache, origin: Origin, hold: Hold) -> None:
+    async def two() -> tuple[State, File]:
+        download = cache.fetch(origin.url("m.gguf"), wait=False)
+        first, second = asyncio.ensure_future(download), asyncio.ensure_future(download)
+        assert await asyncio.to_thread(hold.reached.wait, 60)
+        first.cancel()
+        await asyncio.wait([first])
+        state = download.state
+        hold.release.set()
+        return state, await asyncio.wait_for(second, 60)
+
+    state, file = asyncio.run(two())
+    assert (state, file.size, len(origin.requests)) == (State.DOWNLOADING, CONTENT.size, 1)
+
+
+def test_what_a_person_paused_waits_for_resume_though_it_is_awaited_again(
+    cache: Cache, origin: Origin, hold: Hold
+) -> None:
+    async def again() -> tuple[bool, State, File]:
+        download = cache.fetch(origin.url("m.gguf"), wait=False)
+        assert await asyncio.to_thread(hold.reached.wait, 60)
+        download.pause()
+        assert await asyncio.to_thread(download.wait_stopped, 60)
+        hold.release.set()
+        waiter = asyncio.ensure_future(download)
+        await asyncio.sleep(0)
+        was = waiter.done(), download.state
+        download.resume()
+        return *was, await asyncio.wait_for(waiter, 60)
+
+    done, state, file = asyncio.run(again())
+    assert (done, state, file.size) == (False, State.PAUSED, CONTENT.size)
 
 
 # -- events ---------------------------------------------------------------------------------------------------------
