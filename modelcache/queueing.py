@@ -164,8 +164,16 @@ class Queue:
         """
         from modelcache.progress.show import gathered
 
-        with gathered(progress, "Queue") as show:
-            _Run(self._cache, show, ended or _nothing, waiting or _nothing, threading.Event()).until_empty()
+        wrong: list[str] = []
+
+        def told(one: Ended) -> None:
+            if one.error is not None and not isinstance(one.error, PausedError):
+                wrong.append(_failure(one))
+            if ended:
+                ended(one)
+
+        with gathered(progress, "Queue", wrong) as show:
+            _Run(self._cache, show, told, waiting or _nothing, threading.Event()).until_empty()
 
     def start(self) -> None:
         """Runs in the background until `stop`, or the end of the process. Returns at once."""
@@ -314,6 +322,11 @@ def _outcome(download: "Download") -> tuple[Any, BaseException | None]:
 
 
 def _nothing(_: object) -> None: ...
+
+
+def _failure(one: Ended) -> str:
+    line = line_of(one.error)
+    return line if line.startswith(one.ref) else f"{one.ref}: {line}"
 
 
 def _advised(error: BaseException, entry_id: str) -> BaseException:

@@ -14,7 +14,7 @@ from modelcache.outcome import File, Model
 from modelcache.progress import drawn
 from modelcache.progress.board import MOST_ROWS, Board, View
 from modelcache.progress.drawn import Line
-from modelcache.progress.endings import ending
+from modelcache.progress.endings import ending, read
 from modelcache.states import State
 
 MIB = 1 << 20
@@ -242,6 +242,19 @@ def test_a_full_disk_is_a_failure_and_a_cancel_is_none() -> None:
 def test_a_foreign_error_is_told_by_its_kind_alone() -> None:
     line = end_of(RuntimeError("https://host/?token=secret"))
     assert line.words == "a bug in modelcache: RuntimeError; 3.0 of 6.0 MiB kept"
+
+
+def test_where_most_was_here_the_end_says_how_much_of_it_was_fetched() -> None:
+    file = File("/c/a", "a", 48 * MIB, "", "fetched", "sha256", "http", MIB)
+    line = ending("m", End(State.READY, file, None), FAR, (), 0.4, "")
+    assert line.words == "1 file, 1.0 of 48.0 MiB fetched in 0.4 s (2.5 MiB/s)"
+
+
+def test_of_several_that_went_wrong_the_end_names_the_first_and_counts_the_rest() -> None:
+    line = read("Queue", Board(None).view(), 1.0, ["a: 404", "b: 404", "c: 404"])
+    assert (line.phase, line.words) == ("failed", "0 files, 0 B in 1.0 s; 3 not right")
+    assert line.more == ("a: 404, and 2 more",)
+    assert read("Queue", Board(None).view(), 1.0).phase == "done"
 
 
 def test_success_says_how_much_how_fast_from_where_and_verified_by_what() -> None:

@@ -245,6 +245,22 @@ def test_a_queue_has_one_panel_for_everything(cells: Kernel) -> None:
     assert re.match(r"✓ Queue: \d files, ", shown(told)["text/plain"])
 
 
+def test_a_queue_whose_entry_failed_says_which_in_one_line(cells: Kernel) -> None:
+    told = cells.run(
+        "from modelcache.queueing import Queue\nqueue = Queue(cache)\nentry = queue.add(origin.url('none.bin'))\n"
+        "queue.run()\nqueue.remove(entry)"
+    )
+    assert re.match(r"✗ Queue: 0 files, 0 B in .*; 1 not right\n  .*none\.bin.*404", shown(told)["text/plain"])
+    assert 'data-state="failed"' in shown(told)["text/html"]
+
+
+def test_a_sweep_that_finds_something_says_so_as_verify_does(cells: Kernel) -> None:
+    cells.run("model = cache.fetch(wanted, progress=False)\nos.remove(model['f1.bin'])")
+    told = cells.run("report = cache.sweep(share='full', older_than=0)\nprint(report.findings)")
+    assert told.text == "1\n"
+    assert re.match(r"✗ Sweep: .*; 1 not right\n  whisper/f1\.bin: missing", shown(told)["text/plain"])
+
+
 def test_a_child_that_was_forked_has_no_panel(cells: Kernel) -> None:
     told = cells.run(
         "from modelcache.progress import kernel\nread, write = os.pipe()\nchild = os.fork()\n"

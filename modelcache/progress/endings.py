@@ -12,10 +12,13 @@ from modelcache.events import Progress
 from modelcache.outcome import UNVERIFIED, File, Model
 from modelcache.progress.board import View
 from modelcache.progress.drawn import Line
-from modelcache.units import as_clock, in_units, part_of
+from modelcache.units import as_clock, in_units, part_of, short
 
 if TYPE_CHECKING:
     from modelcache.download import End
+
+
+MOST_WRONG = 240  # characters of what went wrong
 
 
 def ending(title: str, end: "End", far: Progress, hosts: Sequence[str], ran_s: float, how_on: str) -> Line:
@@ -44,18 +47,23 @@ def _arrived(title: str, result: Model | File, hosts: Sequence[str], ran_s: floa
 
 
 def took(files: int, size: int, ran_s: float, fetched: int) -> str:
-    """`3 files, 6.0 MiB in 4.2 s (1.4 MiB/s)`; the speed is that of what was fetched."""
+    """`3 files, 6.0 MiB in 4.2 s (1.4 MiB/s)`; the speed is that of what was fetched, and where that is not all of it,
+    `3 files, 1.0 of 6.0 MiB fetched in 4.2 s (0.2 MiB/s)`."""
     count = "1 file" if files == 1 else f"{files:,} files"
     time = f"{ran_s:.1f} s" if ran_s < 60 else as_clock(ran_s)
     speed = f" ({in_units(fetched / ran_s)}/s)" if fetched and ran_s > 0 else ""
-    return f"{count}, {in_units(size)} in {time}{speed}"
+    amount = f"{part_of(fetched, size).replace('/', ' of ')} fetched" if 0 < fetched < size else in_units(size)
+    return f"{count}, {amount} in {time}{speed}"
 
 
-def read(title: str, view: View, ran_s: float) -> Line:
-    """Of something that read files, of any number of models."""
-    words = took(view.done, view.whole.here, ran_s, 0)
+def read(title: str, view: View, ran_s: float, wrong: Sequence[str] = ()) -> Line:
+    """Of something that read files, of any number of models. `wrong` names what failed, as far as that is known."""
+    words, failed = took(view.done, view.whole.here, ran_s, 0), max(view.failed, len(wrong))
+    if not failed:
+        return Line(title, words, "done")
+    rest = f", and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
     return Line(
-        title, f"{words}; {view.failed:,} not right" if view.failed else words, "failed" if view.failed else "done"
+        title, f"{words}; {failed:,} not right", "failed", (f"{short(wrong[0], MOST_WRONG)}{rest}",) if wrong else ()
     )
 
 

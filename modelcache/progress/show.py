@@ -6,7 +6,7 @@ stderr goes. Leaves to `events`: what is told; to `panel`, `bars` and `lines`: s
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +72,11 @@ def appear(show: Subscriber | None, title: str, download: "Download") -> None:
 
 
 @contextmanager
-def gathered(progress: Show, title: str) -> Iterator[Show]:
+def gathered(progress: Show, title: str, wrong: Sequence[str] = ()) -> Iterator[Show]:
     """In a notebook one panel for all models that are worked on while the block runs; it is what they show.
 
-    Elsewhere what was given. The panel has no buttons, for whoever called waits.
+    Elsewhere what was given. The panel has no buttons, for whoever called waits. `wrong` is asked at the end: what the
+    caller found to have failed, one line each, whatever events told of it.
     """
     level = _level(progress)
     if level is None:
@@ -88,7 +89,7 @@ def gathered(progress: Show, title: str) -> Iterator[Show]:
     except BaseException as error:
         panel.end(broken(title, error))
         raise
-    panel.end(read(title, panel.view, panel.ran_s))
+    panel.end(read(title, panel.view, panel.ran_s, wrong))
 
 
 def _only(model: str, show: Subscriber) -> Subscriber:

@@ -95,11 +95,14 @@ class _Tally:
     findings: int = 0
     is_over: bool = False
     notes: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)  # each finding in words
 
     def add(self, found: Iterable[Found], where: str) -> None:
         for one in found:
             self.rows.append(one.to_row(where))
             self.findings += one.is_finding
+            if one.is_finding:
+                self.wrong.append(one.in_words)
             is_read = not one.is_known and one.audit.finding != "missing"
             self.files += is_read
             self.size += one.audit.size if is_read else 0
@@ -129,7 +132,8 @@ def sweep(
     refused: list[StoreError] = []
     tally, pace = _Tally(), Pace(stop or threading.Event(), plan.time_limit_s, plan.rate)
     manner = pace.manner(clock or time.time, strict=plan.strict)
-    with suppress(PausedError), gathered(progress, "Sweep") as show:
+    wrong: list[str] = []
+    with suppress(PausedError), gathered(progress, "Sweep", wrong) as show:
         for shop in shops:
             try:
                 _sweep(shop, plan, show, pace, manner, tally)
@@ -138,6 +142,7 @@ def sweep(
                 refused.append(error)
                 tally.notes.append(f"left out: {error.message}")
         tally.is_over = True
+        wrong += tally.wrong
     if len(refused) == len(shops):
         raise refused[-1]
     return tally.report()

@@ -35,6 +35,11 @@ class Found:
         """Whether somebody has to act upon it."""
         return self.audit.finding != "whole" and not self.is_repaired
 
+    @property
+    def in_words(self) -> str:
+        audit = self.audit
+        return f"{audit.model}/{audit.path}: {audit.finding}: {self.reason or audit.reason}"
+
     def to_row(self, where: str) -> dict[str, Any]:
         row = {"where": where, **self.audit.to_row(), "repaired": self.is_repaired}
         return row | {"bytes_fetched": self.bytes_fetched, "reason": self.reason or self.audit.reason}
