@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from modelcache.configuration import checked, root_of
 from modelcache.dispatch import Show
 from modelcache.errors import ModelCacheError, ModelNotAvailableError, UsageError
-from modelcache.fetching import begun, check_order, fetched, laid_out, unpacked, waited
+from modelcache.fetching import afetched, begun, check_order, fetched, laid_out, unpacked, waited
 from modelcache.model import Manifest
 from modelcache.names import checked_path
 from modelcache.outcome import File, Model
@@ -23,7 +23,7 @@ from modelcache.refs import Ref
 from modelcache.roots import Roots, model_of, ref_of
 from modelcache.rows import Report, joined
 from modelcache.settings import Settings
-from modelcache.wish import Wish, chosen_of, digests_of
+from modelcache.wish import Wish, wish_of
 
 if TYPE_CHECKING:
     from threading import Event
@@ -148,9 +148,9 @@ class Cache:
         place = None if output is None else os.fspath(output)
         if (unpack or layout) and not (wait and cache):
             raise UsageError(f"{'unpacking' if unpack else 'a layout'} waits for the file and needs the cache")
-        wish = Wish(
-            digests_of(sha256, checksum), size, None if unpack or layout else place, tuple(mirrors),
-            dict(headers or {}), cache, strict, require_digest, prefer, chosen_of(files),
+        wish = wish_of(
+            sha256, checksum, size, None if unpack or layout else place, mirrors, headers, cache, strict,
+            require_digest, prefer, files,
         )  # fmt: skip
         if layout:
             return laid_out(self._roots, ref, wish, progress, layout, place)
@@ -177,7 +177,7 @@ class Cache:
         **options: "Unpack[_OfOneFile]",
     ) -> Model | File: ...  # fmt: skip
 
-    async def afetch(self, ref: str | Manifest, **options: Any) -> Model | File:
+    async def afetch(self, ref: str | Manifest, *, progress: Show = None, **options: Any) -> Model | File:
         """`fetch` in an event loop, which is free meanwhile: in a notebook the buttons of the panel work.
 
         Takes what `fetch` takes, but for `wait`, `unpack` and `layout`, and raises as it does; but a pause is no end:
@@ -186,7 +186,7 @@ class Cache:
         """
         if refused := sorted({"wait", "unpack", "layout"} & set(options)):
             raise UsageError(f"afetch takes no {refused[0]}")
-        return await self.fetch(ref, wait=False, **options)
+        return await afetched(self._roots, ref, wish_of(**options), progress)
 
     def begin(self, ref: str | Manifest, wish: Wish, progress: Show) -> "Download":
         """What `fetch(wait=False)` gives, for a wish that was made before."""

@@ -106,12 +106,28 @@ class Request:
 
 def fetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result:
     """Waits until it is here. Raises as a download ends."""
-    order, here = Request(roots.own, ref, wish).at_hand(progress)
-    somebody_listens = callable(progress) or roots.own.has_subscribers
-    if here is not None and not somebody_listens:
-        roots.own.count(order, here)
+    here = _unheard(roots, ref, wish, progress)
+    return waited(begun(roots, ref, wish, progress, waits=True)) if here is None else here
+
+
+async def afetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result:
+    """The same, in an event loop; but a pause is waited through. The loop waits for no disk."""
+    from asyncio import to_thread
+
+    here = await to_thread(_unheard, roots, ref, wish, progress)
+    if here is not None:
         return here
-    return waited(begun(roots, ref, wish, progress, waits=True))
+    # What is cancelled by then has begun nothing. A panel has to appear in the thread that calls, for it is its cell's.
+    return await _under_way(*await to_thread(_made, roots, ref, wish, progress, waits=False))
+
+
+def _unheard(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result | None:
+    """What is here, where nobody listens to how it comes."""
+    order, here = Request(roots.own, ref, wish).at_hand(progress)
+    if here is None or callable(progress) or roots.own.has_subscribers:
+        return None
+    roots.own.count(order, here)
+    return here
 
 
 def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show, *, waits: bool = False) -> "Download":
@@ -119,7 +135,14 @@ def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show, *, wait
 
     `waits`: whoever calls does nothing else before the end.
     """
-    from modelcache.progress.show import appear, subscriber_for
+    return _under_way(*_made(roots, ref, wish, progress, waits=waits))
+
+
+def _made(
+    roots: Roots, ref: str | Manifest, wish: Wish, progress: Show, *, waits: bool
+) -> "tuple[Runtime, Download, Subscriber | None]":
+    """Not begun yet, or ended already; and what shows it."""
+    from modelcache.progress.show import subscriber_for
 
     request = Request(roots.own, ref, wish)
     order, here = request.at_hand(progress)
@@ -130,18 +153,13 @@ def begun(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show, *, wait
     download = _download(request, order, here, show)
     if here is not None:
         download.be_ready(here)
-        return download
-    if order.cached:
+    elif order.cached:
         with suppress(StoreError):  # whoever writes there first says so
             request.runtime.make_root()
-    download.begin()
-    with _paused_by_interrupt(download):
-        appear(show, order.name or order.ref, download)
-    return download
+    return request.runtime, download, show
 
 
 def _download(request: Request, order: Order, here: Result | None, show: Subscriber | None) -> "Download":
-    """Not begun yet, but known to this process."""
     from modelcache.again import to_text
     from modelcache.download import Download
 
@@ -151,8 +169,18 @@ def _download(request: Request, order: Order, here: Result | None, show: Subscri
         runtime.check_at_start()
     if request.wish.counted:
         runtime.count(order, here)
-    download = Download(order, runtime.shop, request.renewed, show, to_text(request.ref, request.wish))
+    return Download(order, runtime.shop, request.renewed, show, to_text(request.ref, request.wish))
+
+
+def _under_way(runtime: Runtime, download: "Download", show: Subscriber | None) -> "Download":
+    """Begun, unless it has ended, and known to this process."""
+    from modelcache.progress.show import appear
+
     runtime.runs(download)
+    if not download.has_ended:
+        download.begin()
+        with _paused_by_interrupt(download):
+            appear(show, download.order.name or download.order.ref, download)
     return download
 
 

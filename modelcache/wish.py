@@ -3,6 +3,7 @@
 Responsible for: the value, and making it of what is typed. Leaves to others: what it means for a ref (`ordering`).
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -38,6 +39,27 @@ class Wish:
         for name, value in self.headers.items():
             if not (isinstance(name, str) and isinstance(value, str)):
                 raise UsageError(f"header {name!r}: its name and its value must be text")
+
+
+def wish_of(
+    sha256: str | None = None,
+    checksum: str | None = None,
+    size: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    mirrors: Iterable[str] = (),
+    headers: Mapping[str, str] | None = None,
+    cache: bool = True,
+    strict: bool = False,
+    require_digest: bool = False,
+    prefer: str = "",
+    files: Iterable[str] | str = (),
+) -> Wish:
+    """Of what `Cache.fetch` takes, which says what it means. UsageError."""
+    place = None if output is None else os.fspath(output)
+    return Wish(
+        digests_of(sha256, checksum), size, place, tuple(mirrors), dict(headers or {}), cache, strict, require_digest,
+        prefer, chosen_of(files),
+    )  # fmt: skip
 
 
 def digests_of(sha256: str | None, checksum: str | None) -> tuple[Digest, ...]:

@@ -16,9 +16,12 @@ import pytest
 from caches import Events, manifest_of, partials
 
 from modelcache.caching import Cache
+from modelcache.dispatch import Show
 from modelcache.errors import AllSourcesFailedError, CancelledError, PausedError, UsageError
+from modelcache.fetching import Request
 from modelcache.filefetch import FileFetch
-from modelcache.outcome import File
+from modelcache.order import Order
+from modelcache.outcome import File, Model
 from modelcache.states import EVENT_STATUS, RECORD_STATUS, REST_STATUS, STAGE, State, stage_text
 from modelcache.testing import Content, Corrupt, Cut, Hold, Origin, Slow, Status
 from modelcache.transfer.transfer import Transfer
@@ -211,6 +214,66 @@ def test_closing_a_cache_pauses_what_runs(cache: Cache, origin: Origin, hold: Ho
 
 
 # -- awaited ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """A disk that answers when the second is set; the first is, when it is asked."""
+    asked, answers = threading.Event(), threading.Event()
+    at_hand = Request.at_hand
+
+    def slow(request: Request, progress: Show) -> tuple[Order, Model | File | None]:
+        asked.set()
+        assert answers.wait(30)
+        return at_hand(request, progress)
+
+    monkeypatch.setattr(Request, "at_hand", slow)
+    yield asked, answers
+    answers.set()
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+def test_an_event_loop_waits_for_no_disk_while_a_fetch_begins(
+    cache: Cache, origin: Origin, request: pytest.FixtureRequest, is_here: bool
+) -> None:
+    if is_here:
+        cache.fetch(origin.url("m.gguf"))
+    asked, answers = request.getfixturevalue("looking")
+
+    async def begins() -> File:
+        task = asyncio.create_task(cache.afetch(origin.url("m.gguf")))
+        assert await asyncio.to_thread(asked.wait, 60)
+        answers.set()  # nobody would, if the loop waited
+        file = await task
+        assert isinstance(file, File)
+        return file
+
+    assert asyncio.run(begins()).status == ("hit" if is_here else "fetched")
+
+
+def test_a_task_that_is_cancelled_while_its_fetch_begins_leaves_nothing_under_way(
+    cache: Cache, origin: Origin, looking: tuple[threading.Event, threading.Event]
+) -> None:
+    asked, answers = looking
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(cache.afetch(origin.url("m.gguf")))
+        assert await asyncio.to_thread(asked.wait, 60)
+        task.cancel()
+        await asyncio.wait([task])
+        answers.set()
+
+    asyncio.run(cancelled())  # its threads have ended then
+    assert (cache._roots.running(), origin.requests) == ([], [])
+
+
+def test_what_is_here_is_given_to_a_task_without_a_download_or_a_database(cache: Cache, origin: Origin) -> None:
+    url = origin.url("m.gguf")
+    cache.fetch(url)
+    child = f"import asyncio, modelcache, sys; print(asyncio.run(modelcache.afetch({url!r})).status, *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout.split()
+    assert done[0] == "hit"
+    assert set(done).isdisjoint({"requests", "filelock", "sqlite3", "modelcache.download"})
 
 
 def test_who_awaits_again_goes_on_with_what_a_cancelled_await_paused(cache: Cache, origin: Origin, hold: Hold) -> None:
