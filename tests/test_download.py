@@ -22,6 +22,7 @@ from modelcache.fetching import Request
 from modelcache.filefetch import FileFetch
 from modelcache.order import Order
 from modelcache.outcome import File, Model
+from modelcache.runtime import Runtime
 from modelcache.states import EVENT_STATUS, RECORD_STATUS, REST_STATUS, STAGE, State, stage_text
 from modelcache.testing import Content, Corrupt, Cut, Hold, Origin, Slow, Status
 from modelcache.transfer.transfer import Transfer
@@ -252,9 +253,10 @@ def test_an_event_loop_waits_for_no_disk_while_a_fetch_begins(
 
 
 def test_a_task_that_is_cancelled_while_its_fetch_begins_leaves_nothing_under_way(
-    cache: Cache, origin: Origin, looking: tuple[threading.Event, threading.Event]
+    cache: Cache, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, answers = looking
+    asked, answers = threading.Event(), threading.Event()
+    monkeypatch.setattr(Runtime, "make_root", lambda _: (asked.set(), answers.wait(30)))
 
     async def cancelled() -> None:
         task = asyncio.create_task(cache.afetch(origin.url("m.gguf")))
