@@ -87,18 +87,22 @@ class Download:
         self._tell: tuple[Callable[[End], None], ...] = ()  # at each end
 
     def __repr__(self) -> str:
-        return f"<Download {self.order.ref} {self._ended or self._tally.stage}>"
+        stands = "cancelled" if self._is_cancelled else self._ended or self._tally.stage
+        return f"<Download {self.order.ref} {stands}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: how it stands now."""
         from modelcache.markup import framed, name
 
         now, label = self._tally.sample(self.state), name(self.order.ref)
-        here = f"{part_of(now.bytes_downloaded, now.total_bytes)}, {now.completed_files} of {now.total_files} files"
-        bar = f'<progress max="100" value="{now.percent}" aria-label="{self.id}"></progress>'
+        here = f"{now.completed_files} of {now.total_files} files"
+        bar = ""
+        if not self._is_cancelled:  # nothing of what was under way is kept
+            here = f"{part_of(now.bytes_downloaded, now.total_bytes)}, {here}"
+            bar = f'<progress max="100" value="{now.percent}" aria-label="{self.id}"></progress> '
         tone = "bad" if self.state is State.FAILED else "soft"
         error = f'<p class="{tone}">{name(line_of(self._error), MOST_LINE)}</p>' if self._error else ""
-        stands = f'<p>{name(self.state_text)}</p><p data-state="{self.state}">{bar} {here}</p>'
+        stands = f'<p>{name(self.state_text)}</p><p data-state="{"cancelled" if self._is_cancelled else self.state}">{bar}{here}</p>'
         return framed(f"<h3>{label}</h3>{stands}{error}")
 
     # -- for users ----------------------------------------------------------------------------------------------------
@@ -113,6 +117,11 @@ class Download:
         return self._ended or self._tally.state
 
     @property
+    def _is_cancelled(self) -> bool:
+        """Whether it has ended so, and nobody has begun it anew since."""
+        return isinstance(self._error, CancelledError)
+
+    @property
     def has_ended(self) -> bool:
         return self._ended is not None
 
@@ -125,6 +134,8 @@ class Download:
     def state_text(self) -> str:
         """The stage in words for people (product D3)."""
         is_image = self.order.ref.startswith(("ollama:", "oci:"))
+        if self._is_cancelled:
+            return "Cancelled"
         return stage_text(self.state, self._tally.where, "model layers" if is_image else "files")
 
     @property
@@ -382,6 +393,7 @@ class Download:
         except (PausedError, StoreError) as error:
             if isinstance(error, CancelledError):
                 discard_rest(self._tally, self._shop)
+                error.kept_bytes = 0
             elif isinstance(error, PausedError):  # of one file, as it was raised
                 error.kept_bytes = self._tally.kept_bytes
             return State.PAUSED, error  # also when the disk refuses: it goes on when that is mended (A8)
