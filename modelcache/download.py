@@ -102,7 +102,8 @@ class Download:
             bar = f'<progress max="100" value="{now.percent}" aria-label="{self.id}"></progress> '
         tone = "bad" if self.state is State.FAILED else "soft"
         error = f'<p class="{tone}">{name(line_of(self._error), MOST_LINE)}</p>' if self._error else ""
-        stands = f'<p>{name(self.state_text)}</p><p data-state="{"cancelled" if self._is_cancelled else self.state}">{bar}{here}</p>'
+        state = "cancelled" if self._is_cancelled else self.state
+        stands = f'<p>{name(self.state_text)}</p><p data-state="{state}">{bar}{here}</p>'
         return framed(f"<h3>{label}</h3>{stands}{error}")
 
     # -- for users ----------------------------------------------------------------------------------------------------
