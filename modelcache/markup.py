@@ -24,7 +24,12 @@ def name(value: object, most: int = 60) -> str:
     whole = str(value)
     if len(whole) <= most:
         return text(whole)
-    return f'<span title="{text(_cut(whole, MOST_TITLE))}">{text(_cut(whole, most))}</span>'
+    return f'<span title="{title(whole)}">{text(_cut(whole, most))}</span>'
+
+
+def title(value: object) -> str:
+    """A text of any length, as the value of an attribute."""
+    return text(_cut(str(value), MOST_TITLE))
 
 
 def _cut(whole: str, most: int) -> str:

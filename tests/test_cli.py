@@ -192,6 +192,29 @@ def test_what_cannot_be_meant_is_exit_2(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["ls", "https://me:hunter2@h/x?token=hunter2"], "unrecognized arguments: https://h/x;"),
+        (
+            ["ls", "--token", "hunter2", "--key=hunter2", "y#hunter2"],
+            "unrecognized arguments: --token ... --key=... y;",
+        ),
+        (["ls", "--header", "Authorization: hunter2"], "unrecognized arguments: --header ...;"),
+        (["fetch", "x", "--size", "https://h/x?token=a hunter2"], "invalid int value: 'https://h/x;"),
+        (["fetch", "x", "--limit-rate", "https://h/x?token=hunter2"], "'https://h/x;"),
+        (["https://me:hunter2@h/x"], "invalid choice: 'https://h/x"),
+    ],
+)
+def test_a_word_that_is_not_understood_is_told_without_secrets(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(arguments)
+    said = capsys.readouterr()
+    check_error(subprocess.CompletedProcess(arguments, code, said.out, said.err), 2, complaint)
+    assert "hunter2" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
     ("case", "code"),
     [("wrong bytes", 3), ("gone", 4), ("refused", 4), ("dead", 5), ("broken", 5), ("local", 6), ("absent id", 4)],
 )
@@ -219,6 +242,7 @@ def test_wrong_environment_is_one_line(origin: Origin) -> None:
     check_error(run("fetch", origin.url("m.gguf"), MODELCACHE_CONNECTIONS="0"), 2, "connections = 0")
     check_error(run("fetch", origin.url("m.gguf"), MODELCACHE_CONFIG="/no/such"), 2, "MODELCACHE_CONFIG names /no/such")
     check_error(run("fetch", origin.url("m.gguf"), MODELCACHE_PROGRESS="loud"), 2, "MODELCACHE_PROGRESS")
+    assert run("fetch", origin.url("m.gguf"), MODELCACHE_PROGRESS="").returncode == 0  # as if it were not set
 
 
 # -- interrupts -----------------------------------------------------------------------------------------------------

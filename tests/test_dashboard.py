@@ -276,6 +276,12 @@ def test_whatever_names_there_are_they_stay_text(cache: Cache, home: Path, origi
     assert "\u202e" not in page + plain and "\x1b" not in page + plain
 
 
+def test_a_name_or_an_error_without_end_is_cut_in_the_line_of_a_download() -> None:
+    endless = "m" * 100_000
+    line = sections.interrupted_line(overview.Interrupted("id", endless, "failed", 1, 2, True, now_ms(), endless))
+    assert 'aria-label="mmm' in line and "Failed just now" in line and len(line) < 6_000
+
+
 def test_long_lists_are_cut_and_say_by_how_much() -> None:
     held = overview.Held("m", "1", 5, 1, "ready", None, None, "given", False)
     waiting = overview.Queued("0", "n", "", "waiting", 0, 0, "", "")

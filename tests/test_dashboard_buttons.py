@@ -2,7 +2,9 @@
 when it ends. Outside a kernel ipywidgets talks to nobody; all else is as it is in one."""
 
 import contextlib
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -270,6 +272,35 @@ def test_clean_shows_what_would_go_before_it_goes(cache: Cache, cache_root: Path
     assert not left.exists() and eventually(lambda: not board.live.view.html["would go"].value)
     board.press("Clean…")
     board.says("There is nothing to clean")
+
+
+def test_clean_asks_again_when_it_would_remove_other_things_by_now(cache: Cache, home: Path, opened: Opened) -> None:
+    def old_log(name: str, days: int) -> Path:
+        path = home / "logs" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}\n")
+        os.utime(path, (time.time() - days * 86_400,) * 2)
+        return path
+
+    def label(count: int) -> str:
+        words = f"Remove these {count} ("
+        assert eventually(lambda: any(each.startswith(words) for each in board.buttons()))
+        return next(each for each in board.buttons() if each.startswith(words))
+
+    first, board = old_log("first", 200), opened()
+    board.press("Clean…")
+    board.says("This is what clean would remove")
+    second = old_log("second", 200)
+    board.press(label(1))
+    board.says("has changed")
+    assert first.exists() and second.exists()
+    assert eventually(lambda: "second.jsonl" in board.live.view.html["would go"].value)
+    old_log("first", 300)  # it is the same, only older
+    words = label(2)
+    board.press(words)
+    board.press(f"Sure? {words}")
+    board.says("2 removed")
+    assert not first.exists() and not second.exists()
 
 
 # -- what all buttons owe ---------------------------------------------------------------------------------------------

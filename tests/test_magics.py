@@ -101,8 +101,12 @@ def test_an_error_is_one_line_and_can_be_caught(line: str, error: str, told: str
 
 
 def test_words_that_cannot_be_read_are_not_told_for_a_url_may_hold_a_secret(home: Path) -> None:
-    (raised,) = ran("url = 'http://127.0.0.1:9/m.bin?token=hunter2'\n%modelcache fetch '{url}")
-    assert "No closing quotation" in raised["printed"] and "hunter2" not in raised["printed"]
+    raised, surplus = ran(
+        "url = 'http://127.0.0.1:9/m.bin?token=hunter2'\n%modelcache fetch '{url}",
+        "%modelcache ls {url} --token hunter2",
+    )
+    assert "No closing quotation" in raised["printed"] and "hunter2" not in raised["printed"] + surplus["printed"]
+    assert "unrecognized arguments: http://127.0.0.1:9/m.bin --token ...;" in surplus["printed"]
 
 
 def test_with_debug_an_error_says_where_it_came_from(home: Path) -> None:

@@ -212,6 +212,12 @@ def test_each_bar_has_a_name_for_who_cannot_see_it_and_only_one_line_is_read_alo
     assert drawn.status(Line("m", "Downloading files…", "running")).count('role="status" aria-live="polite"') == 1
 
 
+def test_a_name_without_end_does_not_fill_the_page_again_and_again() -> None:
+    name = "m" * 100_000
+    view = seen(Board({name: 9}), sample(name, 3, 9))
+    assert 'aria-label="mmm' in drawn.files(view) and len(drawn.files(view)) < 4_000
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 FAR = Progress("m", "paused", bytes_downloaded=3 * MIB, total_bytes=6 * MIB)

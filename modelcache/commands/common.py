@@ -5,11 +5,12 @@ Responsible for: the words of options that several commands have. Leaves to each
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from modelcache.errors import UsageError
+from modelcache.urls import without_secrets
 
 _UNITS = ("", "K", "M", "G")
 SETTINGS = ("connections", "parallel_files", "limit_rate", "prefer")  # that may be given as options
@@ -31,8 +32,27 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **named)
         self.commands: dict[str, argparse.ArgumentParser] = {}
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, surplus = self.parse_known_args(args, namespace)
+        if surplus:
+            self.error(f"unrecognized arguments: {' '.join(_fit_to_tell(surplus))}")
+        return options
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, next_step=f"see `{self.prog} --help`")
+        """What is wrong is often a word that was typed, and that may be a URL."""
+        raise UsageError(without_secrets(message), next_step=f"see `{self.prog} --help`")
+
+
+def _fit_to_tell(words: Sequence[str]) -> Iterator[str]:
+    """Of what nobody understands: no secret of a URL, and nothing that may be the value of an option."""
+    is_value = False
+    for word in words:
+        if not word.startswith("-"):
+            yield "..." if is_value else without_secrets(word)
+            continue
+        option, is_given, _ = word.partition("=")
+        yield f"{option}=..." if is_given else without_secrets(option)
+        is_value = not is_given
 
 
 class Commands:

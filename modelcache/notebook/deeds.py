@@ -28,6 +28,7 @@ class Deeds:
         self._cache = cache
         self._queue = Queue(cache)
         self.would_go: Report | None = None  # what the last dry run found
+        self._is_new = False  # it is not what somebody was about to remove
 
     # -- downloads ----------------------------------------------------------------------------------------------------
 
@@ -176,13 +177,20 @@ class Deeds:
     def clean(self) -> Deed:
         found = found_in(self.would_go)
         size = in_units(sum(row["size"] for row in found))
-        return Deed(CLEAN, f"Remove these {len(found):,} ({size})", "trash", "Remove them now", "Cleaning", self._clean)
+        label = f"Remove these {len(found):,} ({size})"
+        sure = f"Sure? {label}" if self._is_new else ""  # the second click of a double one is not meant for it
+        return Deed(CLEAN, label, "trash", "Remove them now", "Cleaning", self._clean, sure)
 
     def _look(self, _: Tell) -> str:
-        self.would_go = self._cache.clean(dry_run=True)
+        self.would_go, self._is_new = self._cache.clean(dry_run=True), False
         return "This is what clean would remove" if found_in(self.would_go) else "There is nothing to clean"
 
     def _clean(self, _: Tell) -> str:
+        """Only what was shown: what else is found by now is shown first."""
+        now = self._cache.clean(dry_run=True)
+        if _things(now) != _things(self.would_go):
+            self.would_go, self._is_new = now, True
+            return "What clean would remove has changed: look at it, and press again"
         removed = self._cache.clean()
         self.would_go = None
         gone = [row for row in removed if row["removed"]]
@@ -193,6 +201,11 @@ class Deeds:
 def found_in(report: Report | None) -> list[dict[str, Any]]:
     """What would go; a row of the budget says only what is over it."""
     return [row for row in report or () if row["kind"] != "budget"]
+
+
+def _things(report: Report | None) -> list[tuple[object, ...]]:
+    """What they are; a reason tells an age, which grows while it is read."""
+    return sorted((row["kind"], row["model"], row["path"], row["size"]) for row in found_in(report))
 
 
 def _target(one: Held) -> Target:

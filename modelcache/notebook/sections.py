@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from modelcache.events import now_ms
-from modelcache.markup import framed, name, table, text
+from modelcache.markup import framed, name, table, text, title
 from modelcache.notebook.overview import (
     Disk,
     Held,
@@ -175,11 +175,11 @@ def _bar(label: str, here: int, total: int, *more: str) -> str:
     """Without a value where nobody knows how much there is to come: then it moves to and fro."""
     value = f' value="{min(here, total)}" max="{total}"' if total else ""
     words = " · ".join(filter(None, (part_of(here, total), *more)))
-    return f'<progress{value} aria-label="{text(label)}"></progress><span class="soft">{text(words)}</span>'
+    return f'<progress{value} aria-label="{title(label)}"></progress><span class="soft">{text(words)}</span>'
 
 
 def _line(state: str, what: str, note: str, beside: str) -> str:
-    about = f'<b>{name(what)}</b> <span class="soft" title="{text(note)}">{text(note)}</span>'
+    about = f'<b>{name(what)}</b> <span class="soft" title="{title(note)}">{title(note)}</span>'
     return f'<div class="line" data-state="{text(state)}"><span>{about}</span> <span>{beside}</span></div>'
 
 

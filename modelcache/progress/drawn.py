@@ -7,7 +7,7 @@ Leaves to others: what they say (`board`, `panel`), the frame and its colours (`
 from dataclasses import dataclass
 from typing import Literal
 
-from modelcache.markup import framed, name, text
+from modelcache.markup import framed, name, text, title
 from modelcache.progress.board import Row, View
 from modelcache.units import short
 
@@ -84,7 +84,7 @@ def _row(row: Row, kind: str = "file") -> str:
     known = f' max="{row.size}" value="{min(row.here, row.size)}"' if row.size else ""
     if not row.size and row.state in ("waiting", "done"):
         known = f' max="1" value="{int(row.state == "done")}"'
-    bar = f'<progress data-state="{row.state}" aria-label="{text(row.name)}"{known}></progress>'
+    bar = f'<progress data-state="{row.state}" aria-label="{title(row.name)}"{known}></progress>'
     numbers = (row.amount, row.percent, row.speed, row.left)
     cells = "".join(f'<td class="n">{text(each)}</td>' for each in numbers)
     return (

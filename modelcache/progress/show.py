@@ -52,7 +52,7 @@ def subscriber_for(
 
 
 def _mode() -> str:
-    mode = os.environ.get("MODELCACHE_PROGRESS", "auto")
+    mode = os.environ.get("MODELCACHE_PROGRESS") or "auto"
     if mode not in MODES:
         raise UsageError(f"MODELCACHE_PROGRESS = {mode!r}: one of {', '.join(MODES)}")
     return mode
