@@ -15,6 +15,8 @@ from modelcache.progress import drawn
 from modelcache.progress.board import MOST_ROWS, Board, View
 from modelcache.progress.drawn import Line
 from modelcache.progress.endings import ending, read
+from modelcache.progress.panel import Panel
+from modelcache.progress.surfaces import Bundle, Output
 from modelcache.states import State
 
 MIB = 1 << 20
@@ -273,3 +275,20 @@ def test_success_says_how_much_how_fast_from_where_and_verified_by_what() -> Non
     assert drawn.plain(line) == (
         "✓ m: 2 files, 6.0 MiB in 2.0 s (3.0 MiB/s) from one, two\n  verified by blake3, sha256 · /c"
     )
+
+
+def test_a_front_end_that_refuses_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: list[Any] = []
+
+    def refuse(output: Output, bundle: Bundle) -> None:
+        refused.append(bundle)
+        raise OSError
+
+    monkeypatch.setattr(Output, "put", refuse)
+    panel = Panel("m", {}, "html", waits=True)
+    panel.appear("m")
+    panel.end(Line("m", "", "done"))
+    assert len(refused) == 2
+    assert [record.name for record in caplog.records] == ["modelcache.progress.panel"]

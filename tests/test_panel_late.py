@@ -92,3 +92,24 @@ def test_a_panel_of_several_says_what_is_so_while_a_subscriber_is_stuck(cells: K
     cells.run("gate.set()\nforget()")
     (panel,) = told.panels
     assert panel["text/plain"].startswith("✓ Verify whisper: 1 file, 585.9 KiB in "), panel["text/plain"]
+
+
+def test_where_no_thread_is_to_be_had_a_fetch_goes_on_and_its_summary_comes_at_the_end(cells: Kernel) -> None:
+    told = cells.run(
+        "start = threading.Thread.start\n"
+        "def refused(thread):\n    if thread.name == 'modelcache-panel':\n"
+        '        raise RuntimeError("can\'t start new thread")\n    start(thread)\n'
+        "threading.Thread.start = refused\nmodel = cache.fetch(wanted)\nthreading.Thread.start = start"
+    )
+    assert told.error == ""
+    (panel,) = told.panels
+    assert "✓ whisper: 1 file" in panel["text/plain"]
+
+
+def test_widgets_that_are_there_and_broken_leave_a_panel_of_html(cells: Kernel) -> None:
+    told = cells.run("import sys\nsys.modules['ipywidgets'] = None\nmodel = cache.fetch(wanted)")
+    assert (told.error, told.count("comm_open")) == ("", 0)
+    first = next(each["content"]["data"] for each in told.messages if each["msg_type"] == "display_data")
+    assert "<progress" in first["text/html"]
+    (panel,) = told.panels
+    assert "✓ whisper: 1 file" in panel["text/plain"]

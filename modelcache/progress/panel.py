@@ -57,6 +57,7 @@ class Panel:
         self._last: Line | None = None  # how it ended
         self._stays = False  # alive though it ended: it can be gone on with here
         self._painter: threading.Thread | None = None
+        self._is_refused = False  # the front end has, once
         self._began, self._ran_s = 0.0, 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -89,7 +90,7 @@ class Panel:
         """Returns when that is painted, by whoever paints."""
         with self._turning:
             self._ran_s = self.ran_s
-            painter, self._painter = self._painter, None
+            painter, self._painter, self._began = self._painter, None, 0.0
             self._last, self._stays, self._asked = line, stays, ""
             self._stop.set()
         if painter is not None and painter.is_alive():
@@ -104,7 +105,7 @@ class Panel:
     @property
     def ran_s(self) -> float:
         """Without the time in which it was paused."""
-        return self._ran_s + (time.monotonic() - self._began if self._painter else 0.0)
+        return self._ran_s + (time.monotonic() - self._began if self._began else 0.0)
 
     def _ended(self, end: "End") -> None:
         assert self._download is not None
@@ -128,8 +129,12 @@ class Panel:
 
     def _begin(self) -> None:
         self._last, self._began, self._stop = None, time.monotonic(), threading.Event()
-        self._painter = threading.Thread(target=self._run, args=(self._stop,), name="modelcache-panel", daemon=True)
-        self._painter.start()
+        painter = threading.Thread(target=self._run, args=(self._stop,), name="modelcache-panel", daemon=True)
+        try:
+            painter.start()
+            self._painter = painter
+        except RuntimeError as error:  # the end is painted all the same
+            log.warning("a panel does not move: %s", error)
 
     def _run(self, stop: threading.Event) -> None:
         hz = Widgets.hz if self._level == "widget" else Html.hz
@@ -144,12 +149,15 @@ class Panel:
         try:
             paint()
         except Exception:
-            log.exception("a panel could not be painted")
+            if not self._is_refused:
+                log.exception("a panel could not be painted")
+            self._is_refused = True
 
     def _paint(self) -> None:
+        picture = self._picture()
         if self._surface is None:
-            self._surface = self._new_surface()
-        self._surface.paint(self._picture())
+            self._surface = self._new_surface(picture)
+        self._surface.paint(picture)
 
     def _paint_end(self) -> None:
         if self._last is None:  # it goes on already
@@ -162,14 +170,21 @@ class Panel:
             self._surface.close()
             self._surface = None
 
-    def _new_surface(self) -> Surface:
-        if self._level == "html":
-            return Html(self._output)
+    def _new_surface(self, picture: Picture) -> Surface:
+        if self._level == "widget":
+            try:
+                return Widgets(self._output, self._buttons(), picture)
+            except Exception:  # ipywidgets that are there, and broken
+                log.warning("a panel has no widgets", exc_info=True)
+                self._level = "html"
+        return Html(self._output)
+
+    def _buttons(self) -> dict[str, Callable[[], None]]:
         download = self._download
         if download is None or self._waits:
-            return Widgets(self._output, {})
+            return {}
         acts = {"Pause": download.pause, "Resume": download.resume, "Retry": download.retry, "Cancel": download.cancel}
-        return Widgets(self._output, {word: partial(self._press, word, act) for word, act in acts.items()})
+        return {word: partial(self._press, word, act) for word, act in acts.items()}
 
     def _press(self, word: str, act: Callable[[], None]) -> None:
         """In whichever thread the kernel has for it."""

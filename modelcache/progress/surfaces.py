@@ -78,18 +78,19 @@ TIPS = {
 
 
 class Widgets:
-    """Sends what has changed alone: one message a repaint, and one more when the line or the buttons change."""
+    """Sends what has changed alone: one message a repaint, and one more when the line or the buttons change.
+
+    Displays the picture. Raises whatever an ipywidgets does that cannot be imported or used here.
+    """
 
     hz = 5.0
 
-    def __init__(self, output: Output, press: Mapping[str, Callable[[], None]]) -> None:
+    def __init__(self, output: Output, press: Mapping[str, Callable[[], None]], picture: Picture) -> None:
         self._output = output
         self._press = press  # what each button does
-        self._root: Any = None
+        self._make(picture)
 
     def paint(self, picture: Picture) -> None:
-        if self._root is None:
-            self._make(picture)
         self._status.value = framed(picture.status)
         self._files.value = f'<div class="modelcache">{picture.files}</div>'
         for word, button in self._buttons.items():
@@ -118,10 +119,7 @@ class Widgets:
 
     def close(self) -> None:
         """Else they would stay in the kernel, and in the page, for good."""
-        if self._root is None:
-            return
         for widget in (*self._buttons.values(), self._status, self._files, *self._root.children[2:], self._root):
             for part in (getattr(widget, "style", None), widget.layout, widget):
                 if part is not None:
                     part.close()
-        self._root = None
