@@ -8,6 +8,8 @@ others: what they say.
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
+from modelcache.printing import printable
+
 Shown = Callable[[str, object], str]  # (key, value) as people read it
 MOST_CELL = 200  # characters of a cell, before the middle of it goes
 MOST_IN_LINE = 40  # and of one that is not broken
@@ -16,7 +18,7 @@ MOST_TITLE = 1000  # and of what a browser shows to whoever points at it
 
 def text(value: object) -> str:
     """What may be anything, as text of a page: no mark-up, and nothing that cannot be seen or turns it round."""
-    return escape("".join(each if each.isprintable() else " " for each in str(value)))
+    return escape(printable(str(value)))
 
 
 def name(value: object, most: int = 60) -> str:

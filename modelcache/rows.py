@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from modelcache.printing import printable
 from modelcache.units import DIGEST_SHOWN, as_percent, in_units, moment, short, short_version
 
 if TYPE_CHECKING:
@@ -110,9 +111,8 @@ class Report:
         printer.text(f"{replace(self, rows=self.rows[:MOST_ROWS])}\n{_left(len(self.rows), MOST_ROWS)}".rstrip("\n"))
 
     def __str__(self) -> str:
-        notes = "".join(f"\n{note}" for note in self.notes)
-        table = f"\n{_table(self.rows, self._shown_keys)}" if self.rows else ""
-        return f"{self._headline}{notes}{table}"
+        table = [_table(self.rows, self._shown_keys)] if self.rows else []
+        return "\n".join([*map(printable, (self._headline, *self.notes)), *table])
 
     @property
     def _headline(self) -> str:
@@ -158,7 +158,7 @@ def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
 class _Column:
     def __init__(self, key: str, values: Sequence[Any]) -> None:
         self.key = key
-        self._set([shown(key, value) for value in values])
+        self._set([printable(shown(key, value)) for value in values])
         known = [value for value in values if value is not None]
         self.is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
         self.is_number = self.is_number and bool(known) and not _is_moment(key)
@@ -173,7 +173,7 @@ class _Column:
 
     @property
     def title(self) -> str:
-        return self.key.replace("_", " ")
+        return printable(self.key.replace("_", " "))
 
     @property
     def head(self) -> str:

@@ -9,14 +9,15 @@ import traceback
 from collections.abc import Iterator
 from itertools import takewhile
 
+from modelcache.printing import printable
+
 OURS = __name__.partition(".")[0]
 RUNNERS = ("IPython", "ipykernel", "asyncio", "concurrent", "threading")  # run the user's code, or wait for it
 
 
 def told(error: BaseException, line: str) -> list[str]:
     """Lines of text; `line` says what happened."""
-    plain = "".join(each if each.isprintable() else " " for each in line)
-    return [*_frames(error), f"{type(error).__name__}: {plain}"]
+    return [*_frames(error), f"{type(error).__name__}: {printable(line)}"]
 
 
 def _frames(error: BaseException) -> Iterator[str]:

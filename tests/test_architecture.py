@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "modelcache"
 
 LINES = [  # from the bottom up; `store.*` is the package `store` with all its modules, `modelcache` the package root
+    "printing",
     "traces",
     "errors",
     "urls units markup sheets",

@@ -1,6 +1,7 @@
 """What is said to people who meant something else: each answer names what helps."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,3 +143,22 @@ def test_a_report_is_a_sequence_of_rows() -> None:
     assert (len(report), report[0], report[-1], list(report)) == (2, {"n": 1}, {"n": 2}, [{"n": 1}, {"n": 2}])
     with pytest.raises(IndexError):
         report[2]
+
+
+@pytest.mark.parametrize("columns", ["", "20"])  # as one line, and as what does not fit below it
+def test_a_table_shows_nothing_that_drives_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    wild = "a\x1b[2J\r\n\u202eb\udcff\x9b1m"
+    report = Report(wild, ({"file": wild, wild: wild, "why": [wild], "url": wild},), notes=(wild,))
+    assert all(each.isprintable() for each in str(report).split("\n")) and str(report).count("[2J") >= 4
+    assert report[0]["file"] == wild
+    assert "\x1b" not in str(Report(wild, (), none=wild))
+
+
+def test_a_file_with_an_escape_in_its_name_is_listed_without_it(cache: Cache, cache_root: Path) -> None:
+    wild = cache_root / "logs" / "x\x1b[2J.jsonl"
+    wild.parent.mkdir(parents=True, exist_ok=True)
+    wild.write_text("{}")
+    os.utime(wild, (1, 1))
+    found = cache.clean(dry_run=True)
+    assert any(row["path"] == str(wild) for row in found) and "\x1b" not in str(found) and "x [2J.jsonl" in str(found)

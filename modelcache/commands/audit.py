@@ -13,9 +13,9 @@ from modelcache.commands.common import (
     is_taken,
     named,
     print_json,
-    printable,
 )
 from modelcache.errors import UsageError
+from modelcache.printing import printable
 from modelcache.rows import joined
 
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first

@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import Any
 
-from modelcache.commands.common import Commands, add_json, add_model, cache_of, is_taken, named, print_json, printable
+from modelcache.commands.common import Commands, add_json, add_model, cache_of, is_taken, named, print_json
 from modelcache.errors import StoreError, UsageError
+from modelcache.printing import printable
 from modelcache.rows import Report
 from modelcache.units import in_bytes
 

@@ -143,8 +143,3 @@ def print_report(report: Iterable[Any], options: argparse.Namespace) -> int:
     elif not is_taken(report, options):
         print(report)
     return 0
-
-
-def printable(text: str) -> str:
-    """What is on a disk may have any name, and a log may hold anything."""
-    return "".join(character if character.isprintable() else " " for character in text)

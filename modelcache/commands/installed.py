@@ -15,9 +15,9 @@ from modelcache.commands.common import (
     is_taken,
     print_json,
     print_report,
-    printable,
 )
 from modelcache.errors import VerificationError
+from modelcache.printing import printable
 from modelcache.units import in_bytes
 
 MOST_NAMED = 5

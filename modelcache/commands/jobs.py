@@ -7,8 +7,9 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json, printable
+from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json
 from modelcache.errors import ModelCacheError, UsageError
+from modelcache.printing import printable
 from modelcache.rows import Report
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ import argparse
 import sys
 from dataclasses import replace
 
-from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json, printable
+from modelcache.commands.common import Commands, add_json, cache_of, is_taken, print_json
 from modelcache.errors import UsageError
+from modelcache.printing import printable
 
 
 def add_to(commands: Commands) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from types import TracebackType
 
+from modelcache.printing import printable
 from modelcache.urls import without_secrets
 
 MOST_WORDS = 300  # characters of a message
@@ -30,7 +31,7 @@ def what(error: BaseException) -> str:
     said = _QUERY.sub("", _URL.sub(lambda found: without_secrets(found[0]), said[: 10 * MOST_WORDS]))
     if found := _SECRET.search(said):
         said = said[: found.start()] + found[0] + " ..."
-    said = "".join(letter if letter.isprintable() else " " for letter in said[:MOST_WORDS])
+    said = printable(said[:MOST_WORDS])
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 

@@ -22,6 +22,7 @@ from modelcache.errors import UsageError
 from modelcache.jobs.cron import Cron
 from modelcache.jobs.job import BUILT_IN
 from modelcache.jobs.localtime import local_time
+from modelcache.printing import printable
 from modelcache.store.modes import is_shared
 from modelcache.urls import checked_url
 
@@ -191,4 +192,4 @@ def _checked(name: str, value: object) -> Any:
 
 
 def _shown(name: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in name[:64])
+    return printable(name[:64])

@@ -24,6 +24,7 @@ from modelcache.notebook.overview import (
     Source,
     Told,
 )
+from modelcache.printing import printable
 from modelcache.progress.lines import host
 from modelcache.rows import Report
 from modelcache.units import as_age, as_clock, as_percent, in_units, moment, part_of, short_version
@@ -314,7 +315,7 @@ def plain(now: Overview) -> str:
         INSTALLED.plain(now.store.installed), *map(_plain_disk, now.store.disk.rows),
         REQUESTED.plain(now.lists.requested), SOURCES.plain(now.lists.sources), JOBS.plain(now.lists.jobs),
     ]  # fmt: skip
-    return "".join(each if each.isprintable() or each == "\n" else " " for each in "\n\n".join(filter(None, parts)))
+    return "\n".join(map(printable, "\n\n".join(filter(None, parts)).split("\n")))
 
 
 def _plain_disk(one: Disk) -> str:

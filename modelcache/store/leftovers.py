@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from modelcache.errors import LockedError
+from modelcache.printing import printable
 from modelcache.store.claim import holes
 from modelcache.store.disk import CREATE, READ, disk_errors, random_name, remove_tree
 from modelcache.store.installed import RECORD, Installed
@@ -330,4 +331,4 @@ def removed(path: str) -> int:
 
 def shown(text: str) -> str:
     """Text from a file that may hold anything, fit for a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text[:MOST_SHOWN])
+    return printable(text[:MOST_SHOWN], "?")
