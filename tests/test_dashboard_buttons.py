@@ -396,6 +396,21 @@ def test_the_store_is_not_looked_through_again_until_it_has_changed(cache: Cache
     assert reader.now.store is not before.store
 
 
+def test_what_another_one_finds_wrong_shows_with_the_next_lists(cache: Cache, origin: Origin, clock: Clock) -> None:
+    model = cache.fetch(manifest_of(origin, {"m.bin": FILE}), progress=False)
+    reader = Reader(cache, clock)
+    rot(model["m.bin"].path, 7)
+    with start("verify", "m") as other:
+        other.communicate()
+    clock.now += LISTS_EVERY_S
+    reader.read(anew=False)
+    assert [row.status for row in reader.now.store.installed.rows] == ["error"] and reader.now.worries
+    cache.repair(progress=False)
+    clock.now += LISTS_EVERY_S
+    reader.read(anew=False)
+    assert [row.status for row in reader.now.store.installed.rows] == ["ready"] and not reader.now.worries
+
+
 def test_a_store_that_takes_long_to_look_through_is_looked_through_seldom(cache: Cache) -> None:
     """A clock on which each look at it takes ten seconds."""
     clock = Clock()

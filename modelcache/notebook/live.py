@@ -1,8 +1,8 @@
 """A dashboard that follows its cache: one thread that reads and paints, and what can be pressed.
 
 Responsible for: when each part is read. What runs is looked at twice a second, which costs nothing; the lists are read
-every ten seconds, and when something began, ended or was done; the store when it has changed, but for no more than a
-tenth of the time, and else for no more than a hundredth of it. Leaves to others: what is read (`overview`), the widgets
+every ten seconds, and when something began, ended or was done; the store when it has changed, by whichever process,
+but for no more than a tenth of the time, and else for no more than a hundredth of it. Leaves to others: what is read (`overview`), the widgets
 (`view`), where they are displayed (`dashboard`).
 """
 
@@ -31,7 +31,7 @@ class Reader:
     """What is known of a cache, read again when it is due."""
 
     def __init__(self, cache: Cache, clock: Callable[[], float]) -> None:
-        began = clock()
+        began, self._mark = clock(), overview.mark(cache)
         self.now = overview.overview(cache)
         self._cache = cache
         self._clock = clock
@@ -49,6 +49,7 @@ class Reader:
         if has_changed or self._clock() - self._read_at >= LISTS_EVERY_S:
             self.now = replace(self.now, lists=overview.lists(self._cache))
             self._read_at = self._clock()
+            self._is_changed |= overview.mark(self._cache) != self._mark
         if self._clock() - self._store_at >= self._store_every_s:
             self._read_store()
 
@@ -60,6 +61,7 @@ class Reader:
 
     def _read_store(self) -> None:
         began, self._is_changed = self._clock(), False
+        self._mark = overview.mark(self._cache)  # before: what changes meanwhile is another change
         self.now = replace(self.now, store=overview.store(self._cache))
         self._store_at = self._clock()
         self._store_took_s = self._store_at - began

@@ -222,6 +222,19 @@ def store(cache: Cache) -> Store:
     )  # fmt: skip
 
 
+def mark(cache: Cache) -> tuple[object, ...]:
+    """Another one after any process has installed, removed, or found right or wrong what is here. A stat a root."""
+    return tuple(_stamp(Layout(root).registry) for root in dict.fromkeys((cache.root, _root(cache))))
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def _told(ask: Callable[[], Iterable[T]]) -> Told[T]:
     try:
         return Told(tuple(ask()))
