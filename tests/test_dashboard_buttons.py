@@ -117,9 +117,31 @@ def test_a_download_is_paused_and_goes_on(cache: Cache, origin: Origin, opened: 
     assert download.state == "paused" and partials(cache)
     origin.heal()
     board.press("Resume")
-    board.says("m.bin goes on")
-    assert eventually(lambda: download.state == "ready")
+    board.says("m.bin is here")
+    assert download.state == "ready" and "goes on" not in board.said
     assert eventually(lambda: "m.bin" in board.live.view.html["installed"].value)
+
+
+def test_that_it_goes_on_is_said_no_longer_than_it_does(
+    cache: Cache, origin: Origin, opened: Opened, one_connection: None
+) -> None:
+    cut_at_half(cache, origin)
+    board = opened()
+    origin.faults(Stall(1_600_000))
+    board.press("Resume")
+    board.says("m.bin goes on")
+    assert eventually(lambda: bool(cache.running and cache.running[0].progress.bytes_downloaded))
+    cache.running[0].pause()  # as another cell does
+    assert eventually(lambda: "goes on" not in board.said)
+
+
+def test_what_goes_on_and_fails_says_why(cache: Cache, origin: Origin, opened: Opened) -> None:
+    cut_at_half(cache, origin)
+    origin.faults(Status(410))
+    board = opened()
+    board.press("Resume")
+    board.says("410")
+    assert "goes on" not in board.said and "bad" in board.said
 
 
 def test_cancelling_takes_two_presses(cache: Cache, origin: Origin, opened: Opened, one_connection: None) -> None:
@@ -187,6 +209,20 @@ def test_the_queue_is_paused_and_goes_on_and_is_run_here(cache: Cache, origin: O
     assert eventually(lambda: not queue.is_paused)
     board.press("Fetch now")
     assert eventually(lambda: len(queue) == 0) and len(cache.models()) == 1
+
+
+def test_what_came_of_fetching_what_waits_is_said(cache: Cache, origin: Origin, opened: Opened) -> None:
+    queue = Queue(cache)
+    queue.add(origin.url("other.bin"), sha256=OTHER.sha256)
+    queue.add(origin.url("nowhere.bin"))
+    board = opened()
+    board.press("Fetch now")
+    board.says("1 fetched, 1 failed: ")
+    assert "nowhere.bin" in board.said and "404" in board.said and "in this kernel" not in board.said
+    queue.remove(queue.entries()[0]["id"])
+    queue.add(origin.url("m.bin"), sha256=FILE.sha256)
+    board.press("Fetch now")
+    board.says(">1 fetched<")
 
 
 def test_what_waits_is_taken_out_with_two_presses(cache: Cache, origin: Origin, opened: Opened) -> None:

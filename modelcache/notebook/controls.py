@@ -18,7 +18,7 @@ from modelcache.errors import ModelCacheError, told
 SURE_S = 5.0  # within which the second press has to come
 Target = tuple[str, ...]  # what it is done to
 Tell = Callable[[str], None]  # how far it is, for people
-Work = Callable[[Tell], str]  # returns what came of it
+Work = Callable[[Tell], str]  # returns what came of it; nothing where there is nothing to say
 log = logging.getLogger(__name__)
 
 
@@ -57,9 +57,10 @@ class Works:
 
     @property
     def said(self) -> Said:
-        """What goes on, else what came of the last."""
+        """What came of the last, until another one begins, and what goes on."""
         with self._guard:
-            return Said("; ".join(self._going.values())) if self._going else self._said
+            texts = filter(None, (self._said.text, *self._going.values()))
+            return Said("; ".join(texts), self._said.is_error)
 
     def is_busy(self, target: Target) -> bool:
         return target in self._going
@@ -68,6 +69,7 @@ class Works:
         with self._guard:
             if deed.target in self._going:
                 return
+            self._said = Said()
             self._going[deed.target] = f"{deed.words}…"
         thread = threading.Thread(target=self._run, args=(deed,), name="modelcache-dashboard-work", daemon=True)
         try:
@@ -94,7 +96,7 @@ class Works:
     def _end(self, target: Target, said: Said) -> None:
         with self._guard:
             del self._going[target]
-            self._said = said
+            self._said = said if said.text else self._said
             self.ended += 1
         self.changed()
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from modelcache.caching import Cache
-from modelcache.errors import UsageError
+from modelcache.errors import ModelCacheError, PausedError, UsageError, line_of
 from modelcache.notebook.controls import Deed, Target, Tell
 from modelcache.notebook.overview import Held, Interrupted, Queued, Running
 from modelcache.progress.gauge import Sum
-from modelcache.queueing import Queue
+from modelcache.queueing import Ended, Queue
 from modelcache.rows import Report
 from modelcache.store.waitlist import HIGHEST
 from modelcache.units import in_units, part_of
@@ -41,7 +41,9 @@ class Deeds:
         )  # fmt: skip
 
     def of_interrupted(self, one: Interrupted) -> tuple[Deed, ...]:
-        resume = Deed((one.id,), "Resume", "play", "Go on from where it stopped", f"Resuming {one.name}",
+        label, icon, tip = ("Resume", "play", "Go on from where it stopped") if one.here else (
+            "Try again", "refresh", "Ask for it once more")  # fmt: skip
+        resume = Deed(("resume", one.id), label, icon, tip, f"{one.name} goes on",
                       lambda _: self._resume(one.id, one.name))  # fmt: skip
         discard = Deed((one.id,), "Discard", "trash", "Remove what is here of it", f"Discarding {one.name}",
                        lambda _: self._cancel(one.id, one.name), "Sure? Discard")  # fmt: skip
@@ -51,8 +53,12 @@ class Deeds:
         return f"Paused: {in_units(self._cache.pause(download_id).downloaded_bytes)} are kept"
 
     def _resume(self, download_id: str, name: str) -> str:
-        self._cache.resume(download_id, wait=False, progress=False)
-        return f"{name} goes on"
+        """Until it ends. Whoever pauses or cancels it says so himself."""
+        try:
+            self._cache.resume(download_id, progress=False)
+        except PausedError:
+            return ""
+        return f"{name} is here"
 
     def _cancel(self, download_id: str, name: str) -> str:
         self._cache.cancel(download_id)
@@ -82,8 +88,8 @@ class Deeds:
 
     @property
     def start(self) -> Deed:
-        tip = "Fetch what waits, in this kernel, until it ends"
-        return Deed(QUEUE, "Fetch now", "download", tip, "Starting the queue", self._start)
+        tip = "Fetch what waits, in this kernel"
+        return Deed(("fetch",), "Fetch now", "download", tip, "What waits is fetched in this kernel", self._fetch)
 
     def _moved(self, entry_id: str, by: int) -> str:
         for row in self._queue.entries():
@@ -110,9 +116,16 @@ class Deeds:
         self._queue.resume()
         return "The queue goes on where somebody runs it"
 
-    def _start(self, _: Tell) -> str:
-        self._queue.start()
-        return "What waits is fetched in this kernel"
+    def _fetch(self, _: Tell) -> str:
+        """Until nothing waits, or the queue is paused."""
+        ended: list[Ended] = []
+        self._queue.run(progress=False, ended=ended.append)
+        failed = [one for one in ended if one.error is not None]
+        fetched = f"{len(ended) - len(failed):,} fetched"
+        if failed:
+            message = f"{fetched}, {len(failed):,} failed: {failed[-1].ref}: {line_of(failed[-1].error)}"
+            raise ModelCacheError(message)
+        return fetched if ended else ""
 
     # -- what is installed --------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 Responsible for: when each part is read. What runs is looked at twice a second, which costs nothing; the lists are read
 every ten seconds, and when something began, ended or was done; the store when it has changed, by whichever process,
-but for no more than a tenth of the time, and else for no more than a hundredth of it. Leaves to others: what is read (`overview`), the widgets
-(`view`), where they are displayed (`dashboard`).
+but for no more than a tenth of the time, and else for no more than a hundredth of it. Leaves to others: what is read
+(`overview`), the widgets (`view`), where they are displayed (`dashboard`).
 """
 
 import logging
