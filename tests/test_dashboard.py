@@ -85,6 +85,37 @@ def test_what_failed_half_way_says_how_much_is_here_until_it_is_cancelled(cache:
     assert overview.lists(cache).interrupted.rows == () == overview.overview(cache).worries
 
 
+def test_what_lacks_files_is_one_worry_where_it_failed_and_none_where_it_was_paused(
+    cache: Cache, origin: Origin
+) -> None:
+    now = overview.overview(cache)
+    held = overview.Held("m", "1", 9, 2, "incomplete", None, None, "listed", False)
+    failed = overview.Interrupted("i", "hf:m", "failed", 3, 9, True, 1, "no route", ("m", "1"))
+    store = replace(now.store, installed=overview.Told((held,)))
+    cases: tuple[tuple[tuple[overview.Interrupted, ...], str], ...] = (
+        ((), "m lacks files: fetch it again"),
+        ((failed,), "hf:m failed: no route"),
+        ((replace(failed, status="paused"),), ""),
+        ((replace(failed, status="paused", of=("m", "2")),), "m lacks files: fetch it again"),
+    )
+    for left, worry in cases:
+        lists = replace(now.lists, interrupted=overview.Told(left))
+        assert "".join(replace(now, store=store, lists=lists).worries) == worry
+    cut_at_half(cache, origin)
+    (row,) = overview.lists(cache).interrupted.rows
+    assert row.of[0]
+
+
+def test_what_never_began_says_so_and_a_long_reason_is_cut_between_words(cache: Cache, origin: Origin) -> None:
+    with pytest.raises(ModelCacheError):
+        cache.fetch(origin.url("nowhere.bin"), sha256=FILE.sha256, progress=False)
+    (row,) = overview.lists(cache).interrupted.rows
+    line = sections.interrupted_line(row)
+    assert "nothing of it is here" in line and "progress" not in line and "can resume" not in line
+    line = sections.interrupted_line(replace(row, error="reason " * 100))
+    assert "reason …</span>" in line
+
+
 def test_the_queue_is_told_in_its_order(cache: Cache, origin: Origin) -> None:
     queue = Queue(cache)
     queue.add(origin.url("m.bin"))

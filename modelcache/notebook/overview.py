@@ -92,6 +92,7 @@ class Interrupted:
     can_resume: bool
     ended_at: int
     error: str
+    of: tuple[str, str] = ("", "")  # which model, and version
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +265,7 @@ def _elsewhere(row: dict[str, Any]) -> Running:
 def _interrupted(row: dict[str, Any]) -> Interrupted:
     return Interrupted(
         row["id"], _named(row), row["status"], row["downloaded_bytes"], row["total_bytes"], row["canResume"],
-        row["lastAttempt"], row["error_message"],
+        row["lastAttempt"], row["error_message"], (str(row["model"]), str(row["version"])),
     )  # fmt: skip
 
 
@@ -361,8 +362,10 @@ def _plots(cache: Cache) -> list[str]:
 
 
 def _worries(now: Overview) -> Iterator[str]:
+    told = {one.of for one in now.lists.interrupted.rows}  # what was paused is nobody's worry, what failed has its own
     for held in now.store.installed.rows:
-        if held.status != "ready":
+        is_told = held.status == "incomplete" and (held.model, held.version) in told
+        if held.status != "ready" and not is_told:
             what = "lacks files: fetch it again" if held.status == "incomplete" else "is not as it was: repair it"
             yield f"{held.model} {what}"
     for one in now.lists.interrupted.rows:

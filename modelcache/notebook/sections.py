@@ -8,6 +8,7 @@ name is escaped, whoever gave it. Leaves to others: the numbers (`overview`), co
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from textwrap import shorten
 from typing import Generic, TypeVar
 
 from modelcache.events import now_ms
@@ -32,6 +33,7 @@ from modelcache.units import as_age, as_clock, as_percent, in_units, moment, par
 MOST_ROWS = 20  # of a table
 MOST_LINES = 8  # of what has buttons
 MOST_WORRIES = 5
+MOST_WORDS = 320  # characters of a line that says what is wrong
 T = TypeVar("T")
 PROOFS = {"given": "digest given", "listed": "listed by its hub", "cid": "its CID", "first_use": "none: first use"}
 
@@ -42,6 +44,11 @@ _STYLE = """
 .modelcache .line > span { min-width: 0; }
 .modelcache .line :is(b, .soft) { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .modelcache .line .soft { font-size: 12px; }
+.modelcache .line .why { white-space: normal; overflow-wrap: anywhere; }
+.modelcache .pair { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.modelcache :is(.x2, .x4, .x6) { container-type: inline-size; }
+@container (max-width: 46rem) { .modelcache :is(.x2 :is(th, td):nth-child(2), .x4 :is(th, td):nth-child(4),
+  .x6 :is(th, td):nth-child(6)) { display: none; } }
 .modelcache .line progress { margin: 6px 0 5px; }
 .modelcache progress { appearance: none; -webkit-appearance: none; display: block; width: 100%; height: 6px; border: 0;
   border-radius: 3px; overflow: hidden; background: var(--hint); color: var(--hue); --hue: var(--c0); }
@@ -81,12 +88,18 @@ def head(now: Overview) -> str:
     worries = now.worries
     what = "thing needs attention" if len(worries) == 1 else "things need attention"
     lead = f'<span class="bad">{len(worries)} {what}</span>' if worries else '<span class="good">All is well</span>'
-    rows = "".join(f"<li>{name(worry, 160)}</li>" for worry in worries[:MOST_WORRIES])
+    rows = "".join(f"<li>{_in_words(worry)}</li>" for worry in worries[:MOST_WORRIES])
     more = len(worries) - MOST_WORRIES
     rest = f"<li>and {more:,} more</li>" if more > 0 else ""
     where = f'<span class="soft">{name(now.place)} on {text(now.host)}</span>'
     listed = f'<ul class="worries">{rows}{rest}</ul>' if worries else ""
     return f'<div class="head"><h3>Model cache</h3>{where} {lead}</div>{listed}'
+
+
+def _in_words(line: str) -> str:
+    """Where it is long, its beginning, cut between words."""
+    cut = shorten(line, MOST_WORDS, placeholder=" …")
+    return f'<span title="{title(line)}">{text(cut)}</span>' if len(cut) > MOST_WORDS // 2 else name(line, MOST_WORDS)
 
 
 # -- downloads: a line each, beside which a dashboard has buttons -----------------------------------------------------
@@ -149,7 +162,9 @@ def _note_of_running(one: Running) -> str:
 
 
 def interrupted_line(one: Interrupted) -> str:
-    return _line(one.status, one.name, _note_of_interrupted(one), _bar(one.name, one.here, one.total, _can(one)))
+    is_begun = one.here or one.total
+    beside = _bar(one.name, one.here, one.total, _can(one)) if is_begun else f'<span class="soft">{_can(one)}</span>'
+    return _line(one.status, one.name, _note_of_interrupted(one), beside)
 
 
 def _note_of_interrupted(one: Interrupted) -> str:
@@ -158,6 +173,8 @@ def _note_of_interrupted(one: Interrupted) -> str:
 
 
 def _can(one: Interrupted) -> str:
+    if not one.here:
+        return "nothing of it is here"
     return "can resume" if one.can_resume else "cannot resume"
 
 
@@ -180,7 +197,7 @@ def _bar(label: str, here: int, total: int, *more: str) -> str:
 
 
 def _line(state: str, what: str, note: str, beside: str) -> str:
-    about = f'<b>{name(what)}</b> <span class="soft" title="{title(note)}">{title(note)}</span>'
+    about = f'<b>{name(what)}</b> <span class="soft why">{_in_words(note)}</span>'
     return f'<div class="line" data-state="{text(state)}"><span>{about}</span> <span>{beside}</span></div>'
 
 
@@ -196,6 +213,7 @@ class Table(Generic[T]):
     cells: Callable[[T], Sequence[object]]
     empty: str = ""  # what is said where there are none; else the whole section is left out
     most: int = MOST_ROWS
+    spare: str = ""  # the columns that are left out where it is narrow, as classes
 
     def html(self, told: Told[T]) -> str:
         if told.fault:
@@ -203,6 +221,7 @@ class Table(Generic[T]):
         if not told.rows:
             return heading(self.title) + f'<p class="soft">{self.empty}</p>' if self.empty else ""
         drawn = table(self.columns, map(self.cells, told.rows[: self.most]), _shown)
+        drawn = f'<div class="{self.spare}">{drawn}</div>' if self.spare else drawn
         return heading(self.title) + drawn + more(len(told.rows), self.most)
 
     def plain(self, told: Told[T]) -> str:
@@ -238,7 +257,7 @@ def _of_job(one: Job) -> Sequence[object]:
 
 INSTALLED: Table[Held] = Table(
     "Installed", ("model", "version", "size", "last used", "last verified", "proof", "status", "pin"), _of_installed,
-    "Nothing is installed yet.",
+    "Nothing is installed yet.", spare="x2 x4 x6",
 )  # fmt: skip
 REQUESTED: Table[Requested] = Table(
     "Most requested", ("rank", "model", "requests", "last"),
@@ -250,7 +269,7 @@ SOURCES: Table[Source] = Table(
         one.gateway, one.layer, one.success_rate, one.throughput or None, ago(one.last_success), one.last_error,
     ),
 )  # fmt: skip
-JOBS: Table[Job] = Table("Jobs", ("job", "when", "last run", "ended", "next run"), _of_job)
+JOBS: Table[Job] = Table("Jobs", ("job", "when", "last run", "ended", "next run"), _of_job, spare="x2")
 RUNNING: Table[Running] = Table(
     "Running", ("name", "here", "state"), lambda one: (one.name, part_of(one.here, one.total), _note_of_running(one))
 )
