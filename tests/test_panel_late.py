@@ -106,10 +106,13 @@ def test_where_no_thread_is_to_be_had_a_fetch_goes_on_and_its_summary_comes_at_t
     assert "✓ whisper: 1 file" in panel["text/plain"]
 
 
-def test_widgets_that_are_there_and_broken_leave_a_panel_of_html(cells: Kernel) -> None:
+def test_widgets_that_are_there_and_broken_leave_a_panel_and_a_dashboard_of_html(cells: Kernel) -> None:
     told = cells.run("import sys\nsys.modules['ipywidgets'] = None\nmodel = cache.fetch(wanted)")
     assert (told.error, told.count("comm_open")) == ("", 0)
     first = next(each["content"]["data"] for each in told.messages if each["msg_type"] == "display_data")
     assert "<progress" in first["text/html"]
     (panel,) = told.panels
     assert "✓ whisper: 1 file" in panel["text/plain"]
+    told = cells.run("import modelcache\nmodelcache.dashboard(cache)")
+    (board,) = (each["content"]["data"] for each in told.messages if each["msg_type"] == "display_data")
+    assert (told.error, sorted(board)) == ("", ["text/html", "text/plain"])

@@ -4,6 +4,7 @@ Responsible for: where it is displayed, that there is one live dashboard of a ca
 Leaves to others: what it tells (`overview`), how that looks (`sections`), keeping it up to date (`live`).
 """
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from modelcache.notebook.overview import overview
 from modelcache.notebook.sections import page, plain
 from modelcache.progress import kernel
 
+log = logging.getLogger(__name__)
 _VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -38,10 +40,19 @@ class Dashboard:
             return
         from IPython.display import display
 
-        if kernel.has_widgets():
-            self._handles.append(display(self._begin(), raw=True, display_id=True))
+        live = self._alive() if kernel.has_widgets() else None
+        if live is not None:
+            self._handles.append(display(live, raw=True, display_id=True))
         else:
             display(self._as_it_is(), raw=True)
+
+    def _alive(self) -> dict[str, Any] | None:
+        """None where ipywidgets is there, and broken."""
+        try:
+            return self._begin()
+        except Exception:
+            log.warning("a dashboard has no widgets", exc_info=True)
+            return None
 
     def _begin(self) -> dict[str, Any]:
         """What is displayed: the widgets and, for viewers that have none, what is so now."""
