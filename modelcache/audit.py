@@ -66,13 +66,9 @@ def sampler_of(shop: Workshop, record: Installed) -> Sampler:
 def read(
     shop: Workshop, record: Installed, control: Control, sampler: Sampler, manner: Manner | None = None
 ) -> list[Audit]:
-    """All that `reading` finds, in the order of the record."""
+    """All that `reading` finds, in the order of the record. What was never fetched is not wrong."""
     found = {audit.path: audit for audit in reading(shop, [(record, sampler)], control, manner)}
-    audits = [found[file.path] for file in record.files]
-    for path in record.missing:
-        place = os.path.join(record.folder, path)
-        audits.append(Audit(record.id, record.version, path, place, 0, "missing", reason="never fetched"))
-    return audits
+    return [found[file.path] for file in record.files]
 
 
 def reading(

@@ -35,7 +35,7 @@ def verify(chosen: Iterable[Held], *, strict: bool, progress: Show) -> Report:
         for held in models:
             with _shown(show, held) as shop:
                 audits += verify(shop, held[1], Control(), Manner(strict))
-    return Report("verified files", tuple(audit.to_row() for audit in audits))
+    return Report("verified files", tuple(audit.to_row() for audit in audits), notes=_lacking(models))
 
 
 def repair(chosen: Iterable[Held], wish: Wish, progress: Show) -> Report:
@@ -47,7 +47,14 @@ def repair(chosen: Iterable[Held], wish: Wish, progress: Show) -> Report:
         for held in models:
             with _shown(show, held) as shop:
                 rows += repair(shop, held[1], wish)
-    return Report("repaired files", tuple(rows))
+    return Report("repaired files", tuple(rows), notes=_lacking(models))
+
+
+def _lacking(models: Iterable[Held]) -> tuple[str, ...]:
+    """What no repair brings, for it was never fetched: notes, with the fetch that does."""
+    from modelcache.findings import incomplete
+
+    return tuple(note for runtime, record in models for note in incomplete(runtime.shelf, [record]))
 
 
 def clean(roots: Roots, *, dry_run: bool, foreign: bool, stop: "threading.Event | None") -> Report:

@@ -16,6 +16,7 @@ from modelcache.store.installed import Installed
 from modelcache.store.leftovers import shown
 from modelcache.store.resolved import Resolved
 from modelcache.store.shelf import Shelf
+from modelcache.units import short_version
 
 MOST_NAMED = 3
 WITH_MANIFEST = "fetch it again, with its manifest"
@@ -62,6 +63,18 @@ def completing(shelf: Shelf, record: Installed) -> str:
     """What `fetch_of` says, as the advice of an error."""
     remedy = fetch_of(shelf, record)
     return f"it is incomplete: {remedy if remedy == WITH_MANIFEST else f'run `{remedy}`'}"
+
+
+def incomplete(shelf: Shelf, records: Sequence[Installed]) -> tuple[str, ...]:
+    """A note for each model of which files were never fetched, with what completes it; of many for the first ones."""
+    lacking = [record for record in records if record.missing]
+    notes = [
+        f"{record.id}@{short_version(record.version)} is incomplete, it lacks {some(record.missing)}: "
+        f"{remedy if (remedy := fetch_of(shelf, record)) == WITH_MANIFEST else f'run `{remedy}`'}"
+        for record in lacking[:MOST_NAMED]
+    ]
+    left = len(lacking) - MOST_NAMED
+    return (*notes, *([f"{left:,} more are incomplete: `modelcache doctor` names them"] if left > 0 else []))
 
 
 def _name_in_catalog(shelf: Shelf, record: Installed) -> str:

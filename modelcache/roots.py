@@ -77,8 +77,9 @@ class Roots:
         return [(runtime, runtime.shelf.present(ref))]
 
     def corrupt(self) -> list[Held]:
-        """What an earlier look found wrong, and what is missing or changed since."""
-        return [(runtime, record) for runtime, record in self.models() if runtime.shelf.status(record) != "ready"]
+        """What an earlier look found wrong, and what is gone or changed since. What only a fetch completes is not."""
+        fine = ("ready", "incomplete")
+        return [(runtime, record) for runtime, record in self.models() if runtime.shelf.status(record) not in fine]
 
     def close(self) -> None:
         if self._fallback:

@@ -289,16 +289,15 @@ def test_a_verify_learns_the_pieces_that_are_not_known(cache: Cache, model: str)
     assert next(row for row in cache.verify() if row["file"] == "big.bin")["wrong_bytes"] == f"0-{PIECE - 1}"
 
 
-def test_a_file_that_was_never_fetched_is_said_to_be_missing(cache: Cache, origin: Origin) -> None:
+def test_a_file_that_was_never_fetched_is_no_finding_but_a_note(cache: Cache, origin: Origin) -> None:
     origin.faults(Status(404), path="small.json")
     manifest = manifest_of(origin, {"big.bin": BIG, "small.json": SMALL})
     with pytest.raises(Exception, match=r"small\.json could not be fetched"):
         cache.fetch(manifest)
-    assert findings(cache) == {"big.bin": "whole", "small.json": "missing"}
-    (row,) = cache.repair()
-    assert (row["file"], row["repaired"]) == ("small.json", False)
-    assert row["kind"] == "not_found"
-    assert "fetch the model once more" in str(row["reason"])
+    assert findings(cache) == {"big.bin": "whole"}
+    (note,) = cache.verify().notes
+    assert "is incomplete, it lacks small.json: " in note and "fetch" in note
+    assert len(cache.repair()) == 0
 
 
 def test_what_cannot_be_read_is_not_called_corrupt(cache: Cache, model: str) -> None:

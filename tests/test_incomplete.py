@@ -123,6 +123,21 @@ def test_what_is_incomplete_and_rotten_is_wrong(hub: Hub, cache: Cache) -> None:
     assert "modelcache repair" in unavailable(cache, REF).advice
 
 
+def test_reading_what_is_incomplete_finds_nothing_and_says_which_fetch_completes_it(hub: Hub, cache: Cache) -> None:
+    refused(hub, cache)
+    note = f"{ID}@{COMMIT[:12]} is incomplete, it lacks big.bin: run `modelcache fetch {REF}@{COMMIT}`"
+    for report in (cache.verify(), cache.sweep(share="full", older_than=0), cache.sweep(), cache.repair([REF])):
+        assert (report.findings, report.notes) == (0, (note,))
+        assert all(row["finding"] == "whole" for row in report if "finding" in row)
+    for command in (("verify",), ("verify", REF), ("verify", "--share", "full"), ("repair", REF), ("repair",)):
+        done = run(*command)
+        assert (done.returncode, "never fetched" in done.stderr) == (0, False), done.stderr
+        assert note in done.stderr or command == ("repair",)
+    job = run("jobs", "run", "verify")
+    assert job.returncode == 0 and "modelcache repair" not in job.stdout + job.stderr
+    assert f"modelcache fetch {REF}@{COMMIT}" in job.stdout + job.stderr
+
+
 def test_what_was_incomplete_before_is_so_after_one_more_failure(hub: Hub, cache: Cache) -> None:
     refused(hub, cache)
     refused(hub, cache)

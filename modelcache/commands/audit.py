@@ -16,7 +16,7 @@ from modelcache.commands.common import (
 )
 from modelcache.errors import UsageError
 from modelcache.printing import printable
-from modelcache.rows import joined
+from modelcache.rows import Report, joined
 
 FINDING_CODES = {"corrupt": 3, "unreadable": 6, "missing": 4}  # the gravest first
 MOST_SPANS = 4  # of a file, in a line for people
@@ -57,7 +57,14 @@ def _verify(options: argparse.Namespace) -> int:
     is_taken(report, options)
     rows = list(report)
     names = dict.fromkeys(named(row["model"], row["version"]) for row in rows)
-    return findings(rows, options, ", ".join(names) if options.models else cache.root)
+    code = findings(rows, options, ", ".join(names) if options.models else cache.root)
+    _print_notes(report)
+    return code
+
+
+def _print_notes(report: Report) -> None:
+    for note in report.notes:
+        print(printable(note), file=sys.stderr)
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -85,8 +92,8 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"{cache.root}: no file was due", file=sys.stderr)
     for where in dict.fromkeys(row["where"] for row in left):
         told([row for row in left if row["where"] == where], printable(where) or cache.root)
-    for line in (*map(printable, report.notes), report.title):
-        print(line, file=sys.stderr)
+    _print_notes(report)
+    print(report.title, file=sys.stderr)
     return _code(left)
 
 
@@ -135,6 +142,7 @@ def _repair(options: argparse.Namespace) -> int:
     for row in report:
         done = f"repaired, {row['bytes_fetched']:,} of {row['size']:,} bytes fetched"
         print(f"{_subject(row)}: {done if row['repaired'] else row['reason']}", file=sys.stderr)
+    _print_notes(report)
     if not len(report):
         print("nothing is known to be wrong; `modelcache verify` reads every byte", file=sys.stderr)
     return 0 if all(row["repaired"] for row in report) else 3

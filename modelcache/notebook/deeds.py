@@ -153,7 +153,7 @@ class Deeds:
         wrong = [row for row in audits if row["finding"] != "whole"]
         if wrong:
             return f"{one.model}: {len(wrong):,} of {_files(len(audits))} {wrong[0]['finding']}: press Repair"
-        return f"{one.model} is right: {_files(len(audits))} read from end to end"
+        return "; ".join((f"{one.model} is right: {_files(len(audits))} read from end to end", *audits.notes))
 
     def _repair(self, one: Held, tell: Tell) -> str:
         rows = self._cache.repair([f"{one.model}@{one.version}"], progress=_how_far(one.size, tell))
@@ -161,7 +161,7 @@ class Deeds:
         if left:
             return f"{one.model}: {left[0]['file']} is not repaired: {left[0]['reason']}"
         if not rows:
-            return f"Nothing is wrong with {one.model}"
+            return "; ".join((f"Nothing is wrong with {one.model}", *rows.notes))
         return f"{one.model} is repaired: {in_units(sum(row['bytes_fetched'] for row in rows))} fetched"
 
     def _pin(self, one: Held) -> str:

@@ -55,6 +55,7 @@ class StoreWard:
         self._keep_at = 0.0
         self._looked = looks.of("")
         self._known: dict[str, Found] = {}
+        self.lacking: dict[_Model, Installed] = {}  # of which files were never fetched: no finding
 
     @property
     def _now_ms(self) -> int:
@@ -95,8 +96,8 @@ class StoreWard:
         record = self._note(model)
         if record is None:
             return
-        for path in record.missing:
-            self._know(_audit(record, path, 0, "missing", "never fetched"))
+        if record.missing:
+            self.lacking[model] = record
         for file in record.files:
             if (due := self._due_file(record, file)) is not None:
                 yield due

@@ -18,6 +18,7 @@ from modelcache.audit import Manner
 from modelcache.dispatch import Show
 from modelcache.due import Due, chosen, in_turn, share_of
 from modelcache.errors import PausedError, StoreError, UsageError
+from modelcache.findings import incomplete
 from modelcache.foreign.hubcache import HubCache
 from modelcache.foreign.ollama import OllamaStore
 from modelcache.foreign.tier import Claim
@@ -33,6 +34,7 @@ from modelcache.store.disk import is_full
 from modelcache.store.installed import RECORD
 from modelcache.store.layout import Layout
 from modelcache.store.locks import Patience, Subject, locked
+from modelcache.store.shelf import Shelf
 from modelcache.sweeps.claims import ClaimsWard, FolderWard
 from modelcache.sweeps.store import StoreWard
 from modelcache.sweeps.ward import Found, Pace, Ward
@@ -153,13 +155,14 @@ def _sweep(shop: Workshop, plan: Plan, progress: Show, pace: Pace, manner: Manne
     with _alone(shop.layout), Looks.opened(place.looks) as looks:
         if not looks.is_kept:
             tally.notes.append(FORGETS.format(place.looks))
-        wards: list[Ward] = [StoreWard(shop, looks, pace, manner, progress, repairs=plan.repairs)]
-        wards += [ward_of(each, shop.layout, looks, pace, manner) for each in plan.also]
+        store = StoreWard(shop, looks, pace, manner, progress, repairs=plan.repairs)
+        wards: list[Ward] = [store, *(ward_of(each, shop.layout, looks, pace, manner) for each in plan.also)]
         try:
             _go_through(wards, plan, round(1000 * (manner.clock() - plan.older_than_s)), tally)
         finally:
             for ward in wards:
                 tally.add(ward.known(), ward.name)
+            tally.notes += incomplete(Shelf(shop.layout), list(store.lacking.values()))
 
 
 @contextmanager
