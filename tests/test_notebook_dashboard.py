@@ -11,6 +11,7 @@ from lab import Lab, Notebook, every_kernel, expect, faint_texts, held
 
 from modelcache.caching import Cache
 from modelcache.errors import AllSourcesFailedError
+from modelcache.notebook import overview, sections
 from modelcache.queueing import Queue
 from modelcache.testing import Content, CutAt, Origin, Status
 
@@ -193,3 +194,15 @@ def test_every_text_of_a_dashboard_stands_out_from_its_ground(
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "JupyterLab Light").lower())
     expect(output.get_by_role("cell", name="model.gguf").first).to_be_visible()
     assert faint_texts(output) == []
+
+
+def test_where_it_is_narrow_what_matters_least_is_left_out(chromium: Any, cache: Cache, installed: Path) -> None:
+    page = chromium.new_page()
+    page.set_content(sections.page(overview.overview(cache)))
+    for width, is_wide in ((1100, True), (700, False)):
+        page.set_viewport_size({"width": width, "height": 700})
+        for column in ("model", "size", "status", "pin"):
+            expect(page.get_by_role("columnheader", name=column, exact=True).first).to_be_in_viewport()
+        for column in ("version", "proof", "last used"):
+            expect(page.get_by_role("columnheader", name=column)).to_be_visible(visible=is_wide)
+    page.close()
