@@ -5,6 +5,7 @@ errors in one line; what can be completed. Leaves to others: all that a command 
 installed here, and nothing ends the process.
 """
 
+import argparse
 import contextlib
 import re
 import shlex
@@ -96,9 +97,17 @@ def _rendered(error: ModelCacheError, lines: list[str]) -> ModelCacheError:
 
 def complete(_shell: Any, event: Any) -> list[str]:
     """What can follow: a command; then its options, and names of models."""
-    words, commands = event.line.split()[1:], parser(MAGIC).commands
-    if len(words) - (event.symbol != "") < 1:
+    *words, last = event.line.split(" ")
+    words, commands = [word for word in words if word][1:], parser(MAGIC).commands
+    if not words:
         return [*commands]
     known = commands.get(words[0])
     options = sorted(set(_OPTION.findall(known.format_help()))) if known else []
-    return options + cache._ipython_key_completions_()
+    found = options + (_actions(known) if known and len(words) == 1 else []) + cache._ipython_key_completions_()
+    typed = last.removesuffix(event.symbol)  # a `:` begins a new symbol, and what stands before it stays
+    return [each.removeprefix(typed) for each in found if each.startswith(typed)]
+
+
+def _actions(command: argparse.ArgumentParser) -> list[str]:
+    """What the first word after a command can be."""
+    return [str(each) for action in command._actions if not action.option_strings for each in action.choices or ()]

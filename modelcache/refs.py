@@ -68,6 +68,8 @@ class Ref:
         scheme, colon, rest = text.partition(":")
         if colon and (parse := _HUBS.get(scheme)):
             return parse(rest)
+        if not text:
+            raise UsageError("what is wanted is not named: the ref is empty", next_step=_SCHEMES)
         if colon:
             raise UsageError(f"unknown scheme {scheme[:40] + ':'!r}", next_step=_SCHEMES)
         if _REPOSITORY_OF_A_HUB.fullmatch(text):

@@ -106,6 +106,8 @@ def test_what_is_not_installed_is_a_key_error_that_says_what_is(cache: Cache, or
     cache.fetch(manifest_of(origin, FILES), progress=False)
     with pytest.raises(KeyError, match="here are: m"):
         cache["unknown"]
+    with pytest.raises(KeyError, match="run `modelcache fetch hf:org/name`; here are: m"):
+        cache["hf:org/name"]
     with pytest.raises(UsageError):
         cache["hf:org/name/config.json"]
 

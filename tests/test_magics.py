@@ -157,6 +157,15 @@ def test_commands_options_and_models_are_completed(cache: Cache, origin: Origin)
     assert "url--model.bin" in models["shown"]["text/plain"]
 
 
+def test_what_stands_before_a_colon_is_not_completed_twice_and_actions_are_offered(
+    cache: Cache, origin: Origin
+) -> None:
+    cache.fetch(url := origin.url("model.bin"), progress=False)
+    rest, actions = ran("completed('%modelcache info http:')", "completed('%modelcache jobs ')")
+    assert url.removeprefix("http:") in rest["shown"]["text/plain"] and "http:" not in rest["shown"]["text/plain"]
+    assert all(f"'{word}'" in actions["shown"]["text/plain"] for word in ("list", "run", "start", "history"))
+
+
 def test_a_name_is_completed_in_the_brackets_of_a_cache(cache: Cache, origin: Origin) -> None:
     cache.fetch(origin.url("model.bin"), progress=False)
     _, names = ran("import modelcache as mc", "completed('mc.cache[\"ur')")

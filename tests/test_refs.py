@@ -55,6 +55,7 @@ def test_a_ref_of_a_hub_names_a_model_a_revision_and_a_file(text: str, ref: Ref)
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("", "what is wanted is not named: the ref is empty; there are http://, https://, hf:, "),
         ("org/name", "'org/name' is no id of a model; of Hugging Face it is `hf:org/name`"),
         ("org/name@v1", "'org/name@v1' is no id of a model; of Hugging Face it is `hf:org/name@v1`"),
         ("hf:org/name#v1", "'hf:org/name#...' cannot be meant; write hf:org/name, hf:org/name@revision or "),

@@ -90,6 +90,8 @@ class Shelf:
         error = ModelNotAvailableError(ref.id, ref.version or ref.alias or None, reason, next_step=next_step)
         if whole := self.whole(ref):
             error.next_step = f"name the whole version: {whole}"
+        elif ref.scheme and reason == "not_installed" and not next_step:
+            error.next_step = f"run `modelcache fetch {ref.shown}`"
         elif near := self._near(ref):
             error.next_step = f"did you mean {near}? Else {error.next_step}"
         return error
