@@ -19,6 +19,7 @@ from modelcache import __version__
 from modelcache.commands import audit, bundle, care, downloads, fetch, installed, jobs, notebooks, queue, report
 from modelcache.commands.common import Commands, Parser, print_json
 from modelcache.errors import AllSourcesFailedError, ModelCacheError, PausedError
+from modelcache.printing import printable
 from modelcache.store.disk import store_error
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -104,7 +105,7 @@ def _failed(error: ModelCacheError, arguments: Sequence[str]) -> int:
             "kept_bytes": error.kept_bytes, "next": error.advice,
         }  # fmt: skip
         print_json(story)
-    print(f"modelcache: {error.line()}", file=sys.stderr)
+    print(f"modelcache: {printable(error.line())}", file=sys.stderr)
     return error.exit_code
 
 

@@ -106,7 +106,7 @@ class Request:
 
 def fetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result:
     """Waits until it is here. Raises as a download ends."""
-    here = _unheard(roots, ref, wish, progress)
+    here = _at_once(roots, ref, wish, progress)
     return waited(begun(roots, ref, wish, progress, waits=True)) if here is None else here
 
 
@@ -114,14 +114,14 @@ async def afetched(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show
     """The same, in an event loop; but a pause is waited through. The loop waits for no disk."""
     from asyncio import to_thread
 
-    here = await to_thread(_unheard, roots, ref, wish, progress)
+    here = await to_thread(_at_once, roots, ref, wish, progress)
     if here is not None:
         return here
     # What is cancelled by then has begun nothing. A panel has to appear in the thread that calls, for it is its cell's.
     return await _under_way(*await to_thread(_made, roots, ref, wish, progress, waits=False))
 
 
-def _unheard(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result | None:
+def _at_once(roots: Roots, ref: str | Manifest, wish: Wish, progress: Show) -> Result | None:
     """What is here, where nobody listens to how it comes."""
     order, here = Request(roots.own, ref, wish).at_hand(progress)
     if here is None or callable(progress) or roots.own.has_subscribers:

@@ -524,3 +524,10 @@ def test_progress_is_told_where_somebody_asked_for_it(origin: Origin) -> None:
     told = run("fetch", origin.url("m.gguf"), "--sha256", CONTENT.sha256, MODELCACHE_PROGRESS="text")
     assert "m.gguf: fetched, verified by sha256" in told.stderr
     assert hashlib.sha256(Path(told.stdout.strip()).read_bytes()).hexdigest() == CONTENT.sha256
+
+
+def test_an_error_shows_nothing_that_drives_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundle", "import", str(tmp_path / "a\x1b[31mb")]) == 6
+    said = capsys.readouterr().err
+    assert said.startswith("modelcache: ") and said.count("\n") == 1
+    assert said.removesuffix("\n").isprintable(), said

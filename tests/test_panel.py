@@ -292,3 +292,17 @@ def test_a_front_end_that_refuses_is_told_of_once(
     panel.end(Line("m", "", "done"))
     assert len(refused) == 2
     assert [record.name for record in caplog.records] == ["modelcache.progress.panel"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (["sha256", "git-sha1"], "verified by git-sha1, sha256"),
+        (["sha256", "unverified"], "nothing vouched for 1 of 2 files"),
+        (["unverified", "unverified"], "nothing vouched for it"),
+    ],
+)
+def test_a_summary_says_of_how_many_files_nothing_vouched(kinds: list[str], words: str) -> None:
+    files = tuple(File(f"/m/{name}", name, 5, "00", "fetched", kind) for name, kind in zip("ab", kinds, strict=True))
+    line = ending("m", End(State.READY, Model("m", "m", "1", "/m", files), None), FAR, (), 1.0, "")
+    assert line.more == (f"{words} · /m",)

@@ -4,7 +4,7 @@ It is read in three parts, by what they cost: what runs in this process (no look
 files and the database), and the store (a look at every file, and all that the metrics hold).
 
 Responsible for: asking the cache, and saying in one line where an answer cannot be had, so that the other sections are
-there all the same. Leaves to others: when each part is read (`dashboard`), how it looks (`drawn`).
+there all the same. Leaves to others: when each part is read (`live`), how it looks (`sections`).
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 Responsible for: which numbers a section shows, in which words; at most so many rows, and how many more there are. Every
 name is escaped, whoever gave it. Leaves to others: the numbers (`overview`), colours and tables (`markup`), buttons
-(`dashboard`).
+(`controls`).
 """
 
 from collections.abc import Callable, Sequence

@@ -13,7 +13,6 @@ from modelcache.units import short
 
 Phase = Literal["running", "paused", "failed", "cancelled", "done"]
 MARK = {"running": "…", "paused": "‖", "failed": "✗", "cancelled": "✗", "done": "✓"}
-WORDS = {"waiting": "waiting", "downloading": "downloading", "verifying": "verifying"}  # else the state itself
 MOST_NAME = 34
 MOST_WORDS = 240
 
@@ -68,7 +67,7 @@ def plain_files(line: Line, view: View) -> str:
     """What is under way as text."""
     rows = [*view.rows, view.whole] if len(view.rows) > 1 else view.rows
     width = max((len(row.name) for row in rows), default=0)
-    told = (f"  {row.name:{width}}  {row.percent:>5}  {row.amount:>18}  {_word(row)}" for row in rows)
+    told = (f"  {row.name:{width}}  {row.percent:>5}  {row.amount:>18}  {row.state}" for row in rows)
     return "\n".join([f"{line.title}: {line.words}", *told])
 
 
@@ -89,12 +88,8 @@ def _row(row: Row, kind: str = "file") -> str:
     cells = "".join(f'<td class="n">{text(each)}</td>' for each in numbers)
     return (
         f'<tr class="{kind}" data-state="{row.state}"><td class="name">{name(row.name, MOST_NAME)}</td><td>{bar}</td>'
-        f'{cells}<td class="host">{name(row.host, 22)}</td><td class="state">{_word(row)}</td></tr>'
+        f'{cells}<td class="host">{name(row.host, 22)}</td><td class="state">{row.state}</td></tr>'
     )
-
-
-def _word(row: Row) -> str:
-    return WORDS.get(row.state, row.state)
 
 
 # The columns have widths of their own, so that nothing jumps when a number gets a digit more.

@@ -41,9 +41,14 @@ def _arrived(title: str, result: Model | File, hosts: Sequence[str], ran_s: floa
     words = took(len(files), sum(file.size for file in files), ran_s, fetched)
     if hosts:
         words += f" from {', '.join(hosts)}"
-    kinds = sorted({file.verified for file in files})
-    verified = f"verified by {', '.join(kinds)}" if UNVERIFIED not in kinds else "nothing vouched for it"
-    return Line(title, words, "done", (f"{verified} · {result}",))
+    return Line(title, words, "done", (f"{_vouched(files)} · {result}",))
+
+
+def _vouched(files: Sequence[File]) -> str:
+    bare = sum(file.verified == UNVERIFIED for file in files)
+    if bare:
+        return f"nothing vouched for {'it' if bare == len(files) else f'{bare:,} of {len(files):,} files'}"
+    return f"verified by {', '.join(sorted({file.verified for file in files}))}"
 
 
 def took(files: int, size: int, ran_s: float, fetched: int) -> str:
